@@ -1,0 +1,40 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test test-all lint types docs bench clean
+
+demo: $(INSTALLED)  ## the main job on the embedded digits: table, curves.png, results.json, results.csv in demo/
+	$(BIN)/senet compare --output demo --overwrite
+
+test: $(INSTALLED) lint types docs  ## lint, types, docs and the quick tests
+	$(BIN)/pytest
+
+test-all: $(INSTALLED) lint types docs  ## every network × every property as well
+	$(BIN)/pytest -m "not gpu"
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+docs: $(INSTALLED)
+	$(BIN)/mkdocs build --strict --quiet
+
+bench: $(INSTALLED)  ## the measurements behind the README's tables; appends to benchmarks/results/
+	$(BIN)/python benchmarks/reference_tax.py
+	$(BIN)/python benchmarks/loader.py
+
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'senet needs Python 3.11 or newer: make PYTHON=python3.12')"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo site .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,1 @@
+"""The zoo: one family a file, a registry, weights."""

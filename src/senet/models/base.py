@@ -1,0 +1,137 @@
+"""What every network of the zoo shares: stem, stages, head, features, and one initialisation for plain and SE twins."""
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from senet.errors import InputError
+from senet.nn.squeeze_excite import SEConfig, SqueezeExcite
+
+FIRST_STAGE = 2  # the paper numbers stages from the stem: conv2_x is the first with residual blocks (Table 1)
+
+
+class ConvNet(nn.Module):
+    """A convolutional classifier: ``stem`` → ``stages()`` → ``finish`` → pooling, dropout, ``fc``.
+
+    Input ``(N, in_chans, H, W)`` of any size; output ``(N, num_classes)``, or pooled features ``(N, num_features)``
+    with ``num_classes=0``, or with ``features_only`` the list of the stages' maps, highest resolution first, for
+    detectors and segmenters (``feature_channels`` and ``feature_strides`` describe them). Keys are alike in all forms.
+
+    Subclasses build their modules, then call ``finish_build``.
+    """
+
+    feature_channels: tuple[int, ...]
+    feature_strides: tuple[int, ...]
+
+    def __init__(self, num_classes: int, in_chans: int, drop_rate: float, features_only: bool) -> None:
+        super().__init__()
+        for name, value, least in (("num_classes", num_classes, 0), ("in_chans", in_chans, 1)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise InputError(f"{name}={value!r} is not allowed; it must be an integer of at least {least}")
+        if not 0 <= drop_rate < 1:
+            raise InputError(f"drop_rate={drop_rate!r} is not allowed; it must be at least 0 and below 1")
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.features_only = features_only
+        self.drop_rate = drop_rate
+        # Drawn before any module draws: twins made under one seed get the same values for all that they share.
+        self._init_seed = int(torch.randint(2**62, (), device="cpu"))
+
+    def finish_build(self, feature_channels: tuple[int, ...], feature_strides: tuple[int, ...]) -> None:
+        """Add the head behind the last stage's channels and initialise every parameter."""
+        self.feature_channels = feature_channels
+        self.feature_strides = feature_strides
+        self.num_features = feature_channels[-1]
+        self.dropout = nn.Dropout(self.drop_rate)
+        self.reset_classifier(0 if self.features_only else self.num_classes)
+        self.init_weights()
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the classifier by a new one; 0 classes: the network gives pooled features."""
+        self.num_classes = num_classes
+        self.fc = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+
+    def init_weights(self) -> None:
+        """He initialisation (arXiv 1502.01852; section 5.1 of the SE paper): convolutions first, gates last."""
+        generator_of = functools.cache(lambda device: torch.Generator(device).manual_seed(self._init_seed))
+        gates = [module for module in self.modules() if isinstance(module, SqueezeExcite)]
+        inside_gates = {id(inner) for gate in gates for inner in gate.modules()}
+        for module in self.modules():
+            parameter = next(module.parameters(recurse=False), None)
+            if id(module) in inside_gates or parameter is None or parameter.is_meta:
+                continue
+            generator = generator_of(parameter.device)
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
+            elif isinstance(module, nn.Linear):
+                # PyTorch's own default for nn.Linear, drawn from this network's generator.
+                bound = module.in_features**-0.5
+                nn.init.uniform_(module.weight, -bound, bound, generator=generator)
+                nn.init.uniform_(module.bias, -bound, bound, generator=generator)
+        for gate in gates:
+            if not gate.fc1.weight.is_meta:
+                gate.reset_parameters(generator_of(gate.fc1.weight.device))
+
+    def stem(self, x: Tensor) -> Tensor:
+        """The layers before the first stage."""
+        raise NotImplementedError
+
+    def stages(self) -> Iterable[nn.Module]:
+        """The stages in order; each halves the resolution of the one before or keeps it."""
+        raise NotImplementedError
+
+    def finish(self, x: Tensor) -> Tensor:
+        """What stands between the last stage and the pooling; nothing, except in pre-activation networks."""
+        return x
+
+    def forward_stages(self, x: Tensor) -> list[Tensor]:
+        """The map of each stage, (N, feature_channels[i], H / feature_strides[i], W / feature_strides[i])."""
+        x = self.stem(x)
+        maps = []
+        for stage in self.stages():
+            x = stage(x)
+            maps.append(x)
+        return [*maps[:-1], self.finish(maps[-1])]
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """The last map, (N, num_features, H', W')."""
+        x = self.stem(x)
+        for stage in self.stages():  # not forward_stages: it would keep every stage's map alive
+            x = stage(x)
+        return self.finish(x)
+
+    def forward_head(self, x: Tensor) -> Tensor:
+        """Global average pooling, dropout and the classifier: (N, num_features, H', W') → (N, num_classes)."""
+        return self.fc(self.dropout(x.mean((2, 3))))
+
+    def forward(self, x: Tensor) -> Any:
+        if self.features_only:
+            return self.forward_stages(x)
+        return self.forward_head(self.forward_features(x))
+
+
+def build_se(se: SEConfig | None, stage: int, *, branch: int, inside: int, entry: int) -> SqueezeExcite | None:
+    """The SE block of one residual block, or None where ``se`` wants none.
+
+    Args:
+        se: the configuration; None is the plain network.
+        stage: the paper's number of the stage (2 is the first).
+        branch: channels at the end of the branch, which are those of the shortcut and of the sum.
+        inside: channels after the 3×3 convolution that placement ``"3x3"`` follows.
+        entry: channels where the branch begins, for placement ``"pre"``.
+    """
+    if se is None or not se.in_stage(stage):
+        return None
+    return SqueezeExcite({"pre": entry, "3x3": inside}.get(se.placement, branch), se)
+
+
+def make_stage(
+    block: Callable[..., nn.Module], in_channels: int, out_channels: int, blocks: int, stride: int
+) -> nn.Sequential:
+    """``blocks`` residual blocks in a row; the first takes ``in_channels`` and has the stride."""
+    layers = [block(in_channels, stride=stride)]
+    layers += [block(out_channels, stride=1) for _ in range(blocks - 1)]
+    return nn.Sequential(*layers)

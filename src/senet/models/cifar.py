@@ -1,0 +1,177 @@
+"""The CIFAR networks: ResNet-20…110, pre-activation ResNet-164 and WRN-16-8, plain and with SE (Tables 4 and 5).
+
+The SE paper does not say how its blocks sit in them beyond "as in section 3.3", nor their reduction ratio: here SE ends
+the residual branch and r is the paper's default of 16, which leaves 1, 2 and 4 bottleneck channels in ResNet-20…110.
+"""
+
+import functools
+from collections.abc import Iterable
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from senet.models.base import FIRST_STAGE, ConvNet, build_se, make_stage
+from senet.models.registry import register_model
+from senet.models.resnet import BasicBlock
+from senet.nn.residual_tail import ResidualTail
+from senet.nn.squeeze_excite import SEConfig
+
+
+class PadShortcut(nn.Module):
+    """The parameter-free shortcut of He et al. for CIFAR (option A): take each second pixel, append zero channels."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.extra = out_channels - in_channels
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.extra))
+
+    def extra_repr(self) -> str:
+        return f"extra={self.extra}, stride={self.stride}"
+
+
+class PreActBasic(nn.Module):
+    """Pre-activation block of two 3×3 convolutions (arXiv 1603.05027, as wide ResNets use it).
+
+    Where the shape changes, norm and activation come before the split, and the shortcut is a 1×1 convolution. SE ends
+    the branch, before the addition; with placement ``"pre"`` it follows the first norm and activation, with ``"3x3"``
+    the first convolution.
+    """
+
+    expansion: ClassVar[int] = 1
+
+    def __init__(self, in_channels: int, planes: int, stride: int, stage: int, se: SEConfig | None) -> None:
+        super().__init__()
+        out_channels = planes * self.expansion
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self._add_convolutions(in_channels, planes, stride)
+        self.se = build_se(se, stage, branch=out_channels, inside=planes, entry=in_channels)
+        self.placement = None if self.se is None else self.se.config.placement
+        projects = stride != 1 or in_channels != out_channels
+        self.downsample = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False) if projects else None
+        self.tail = ResidualTail(self.placement or "standard", activation=False)
+
+    def _add_convolutions(self, in_channels: int, planes: int, stride: int) -> None:
+        self.conv1 = nn.Conv2d(in_channels, planes, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
+
+    def branch(self, h: Tensor) -> Tensor:
+        """From the first activation to the output of the last convolution."""
+        h = self._after_3x3(self.conv1(h))
+        return self.conv2(self.relu(self.bn2(h)))
+
+    def _after_3x3(self, h: Tensor) -> Tensor:
+        return self.se(h) if self.se is not None and self.placement == "3x3" else h
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.relu(self.bn1(x))
+        shortcut = x if self.downsample is None else self.downsample(h)
+        if self.se is not None and self.placement == "pre":
+            h = self.se(h)
+        return self.tail(self.branch(h), None, self.se, shortcut)
+
+
+class PreActBottleneck(PreActBasic):
+    """Pre-activation block of 1×1, 3×3 and 1×1 convolutions; the stride is in the 3×3."""
+
+    expansion: ClassVar[int] = 4
+
+    def _add_convolutions(self, in_channels: int, planes: int, stride: int) -> None:
+        self.conv1 = nn.Conv2d(in_channels, planes, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, stride, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(planes)
+        self.conv3 = nn.Conv2d(planes, planes * self.expansion, 1, bias=False)
+
+    def branch(self, h: Tensor) -> Tensor:
+        h = self.relu(self.bn2(self.conv1(h)))
+        h = self._after_3x3(self.conv2(h))
+        return self.conv3(self.relu(self.bn3(h)))
+
+
+class CifarResNet(ConvNet):
+    """A network for small images: a 3×3 convolution and three stages with strides 1, 2 and 4.
+
+    Args:
+        block: ``BasicBlock`` (ResNet-20…110), ``PreActBasic`` or ``PreActBottleneck``.
+        blocks: residual blocks in each stage.
+        width: planes of the first stage are ``16 * width``.
+        se: None is the plain network.
+    """
+
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+
+    def __init__(
+        self,
+        block: type[BasicBlock] | type[PreActBasic],
+        blocks: int,
+        width: int = 1,
+        *,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        se: SEConfig | None = None,
+        drop_rate: float = 0.0,
+        features_only: bool = False,
+    ) -> None:
+        super().__init__(num_classes, in_chans, drop_rate, features_only)
+        self.pre_activation = issubclass(block, PreActBasic)
+        self.conv1 = nn.Conv2d(in_chans, 16, 3, padding=1, bias=False)
+        self.relu = nn.ReLU(inplace=True)
+        if not self.pre_activation:
+            self.bn1 = nn.BatchNorm2d(16)
+        channels = 16
+        outputs = [16 * width * 2**index * block.expansion for index in range(3)]
+        for index, out_channels in enumerate(outputs):
+            planes = out_channels // block.expansion
+            make = functools.partial(_block, block, planes=planes, stage=index + FIRST_STAGE, se=se)
+            stride = 1 if index == 0 else 2
+            self.add_module(f"layer{index + 1}", make_stage(make, channels, out_channels, blocks, stride))
+            channels = out_channels
+        if self.pre_activation:
+            self.norm = nn.BatchNorm2d(channels)
+        self.finish_build(tuple(outputs), (1, 2, 4))
+
+    def stem(self, x: Tensor) -> Tensor:
+        x = self.conv1(x)
+        return x if self.pre_activation else self.relu(self.bn1(x))
+
+    def stages(self) -> Iterable[nn.Module]:
+        return (self.layer1, self.layer2, self.layer3)
+
+    def finish(self, x: Tensor) -> Tensor:
+        return self.relu(self.norm(x)) if self.pre_activation else x
+
+
+def _block(
+    block: type[BasicBlock] | type[PreActBasic],
+    in_channels: int,
+    *,
+    planes: int,
+    stride: int,
+    stage: int,
+    se: SEConfig | None,
+) -> nn.Module:
+    if issubclass(block, PreActBasic):
+        return block(in_channels, planes, stride, stage, se)
+    shortcut = PadShortcut(in_channels, planes, stride) if stride != 1 or in_channels != planes else None
+    return block(in_channels, planes, stride, stage, se, shortcut)
+
+
+def _register() -> None:
+    for depth in (8, 14, 20, 32, 44, 56, 110):
+        build = functools.partial(CifarResNet, BasicBlock, (depth - 2) // 6)
+        register_model(f"resnet{depth}", build, family="cifar", input_size=32, stride="first 3×3", recipe="cifar")
+    build = functools.partial(CifarResNet, PreActBottleneck, (164 - 2) // 9)
+    register_model("preresnet164", build, family="cifar", input_size=32, stride="3×3", recipe="cifar")
+    build = functools.partial(CifarResNet, PreActBasic, (16 - 4) // 6, 8)
+    register_model("wrn16_8", build, family="cifar", input_size=32, stride="first 3×3", recipe="cifar_wrn")
+
+
+_register()

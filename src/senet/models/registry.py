@@ -1,0 +1,144 @@
+"""The registry: one builder makes a plain network and its SE twin; names lead to them."""
+
+import difflib
+import fnmatch
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from senet.errors import InputError
+from senet.nn.squeeze_excite import SEConfig
+
+# Every family registers itself when imported; a new file is added here.
+FAMILIES = ("senet.models.resnet", "senet.models.cifar")
+
+Build = Callable[..., nn.Module]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What the registry knows of a network.
+
+    Attributes:
+        name: the registered name.
+        build: makes it; takes ``num_classes``, ``in_chans``, ``se`` and the family's own arguments.
+        se: the SE configuration that the name stands for; None for a plain network.
+        twin: the name of the SE form of a plain network, of the plain form of an SE network.
+        family: the group it belongs to, ``"resnet"`` say.
+        input_size: the side, in pixels, of the images it was designed for; any other works.
+        stride: in words, which convolution of a block has the stride.
+        recipe: the name of the training recipe to take when none is given.
+    """
+
+    name: str
+    build: Build
+    se: SEConfig | None
+    twin: str
+    family: str
+    input_size: int
+    stride: str
+    recipe: str
+
+
+_SPECS: dict[str, ModelSpec] = {}
+
+
+def register_model(
+    name: str,
+    build: Build,
+    *,
+    se: SEConfig | None = None,
+    se_name: str | None = None,
+    family: str = "custom",
+    input_size: int = 224,
+    stride: str = "—",
+    recipe: str = "imagenet",
+) -> None:
+    """Register a network and its SE twin, made by the same code.
+
+    Args:
+        name: of the plain network.
+        build: called as ``build(num_classes=…, in_chans=…, se=…, **kwargs)``; ``se=None`` asks for the plain network.
+        se: the twin's configuration; None is the paper's block.
+        se_name: the twin's name; None is ``se_`` before ``name``.
+        family, input_size, stride, recipe: see ``ModelSpec``.
+
+    Raises:
+        InputError: one of the two names is taken.
+    """
+    se_name = se_name or f"se_{name}"
+    config = se if se is not None else SEConfig()
+    for own, twin, own_se in ((name, se_name, None), (se_name, name, config)):
+        if own in _SPECS:
+            raise InputError(f"register_model: {own!r} is registered already; choose another name")
+        _SPECS[own] = ModelSpec(own, build, own_se, twin, family, input_size, stride, recipe)
+
+
+def _specs() -> dict[str, ModelSpec]:
+    for module in FAMILIES:
+        importlib.import_module(module)
+    return _SPECS
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """The registered names that match a shell pattern, ``"se_*"`` say; each network stands beside its twin."""
+    return fnmatch.filter(_specs(), pattern)
+
+
+def model_spec(name: str) -> ModelSpec:
+    """The registry's entry for ``name``; an unknown name raises ``InputError`` that suggests the nearest."""
+    specs = _specs()
+    if name in specs:
+        return specs[name]
+    near = [n for n in specs if n.startswith(name)] or difflib.get_close_matches(name, specs, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(map(repr, near[:3]))}?" if near else "see `senet list`"
+    raise InputError(f"there is no model {name!r}; {hint}")
+
+
+def create_model(
+    name: str,
+    num_classes: int = 1000,
+    in_chans: int = 3,
+    se: SEConfig | Literal["from name"] | None = "from name",
+    pretrained: str | None = None,
+    **kwargs: Any,
+) -> nn.Module:
+    """A network of the zoo, initialised as He et al. do or from a file.
+
+    Two networks made under the same seed share the initial values of all parameters that they share, so a network and
+    its SE twin start alike.
+
+    Args:
+        name: a registered name; ``se_resnet50``, say. ``list_models`` gives all.
+        num_classes: outputs of the classifier; 0 gives pooled features (N, num_features).
+        in_chans: channels of the input images.
+        se: another SE configuration than the name's; None is the plain network.
+        pretrained: the path of a weight file; see ``senet.models.weights.load_pretrained``.
+        **kwargs: the family's own arguments, ``features_only=True`` or ``drop_rate=0.2`` say.
+
+    Raises:
+        InputError: no such name, or an argument that the network does not take.
+    """
+    spec = model_spec(name)
+    config = spec.se if se == "from name" else se
+    if config is not None and not isinstance(config, SEConfig):
+        raise InputError(f"create_model: se={config!r} is not allowed; it must be an SEConfig or None")
+    seed = int(torch.randint(2**62, (), device="cpu"))
+    # The twins' constructors draw different amounts; outside, the generator moves by one draw for both.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        try:
+            model = spec.build(num_classes=num_classes, in_chans=in_chans, se=config, **kwargs)
+        except TypeError as error:
+            if "unexpected keyword argument" not in str(error):
+                raise
+            raise InputError(f"create_model: {name!r} takes no such argument: {error}") from error
+    if pretrained is not None:
+        from senet.models.weights import load_pretrained
+
+        load_pretrained(model, pretrained)
+    return model

@@ -1,0 +1,1 @@
+"""The SE block and the end of a residual block."""

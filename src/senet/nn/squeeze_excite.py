@@ -1,0 +1,162 @@
+"""The one Squeeze-and-Excitation block, and the configuration of every variant that the paper studies."""
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from senet.errors import InputError
+from senet.ops import reference
+
+GATE_NAMES = tuple(name for name in reference.GATES if not name.startswith("identity_"))
+PLACEMENTS = ("standard", "pre", "post", "identity", "3x3")
+
+
+def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise InputError(f"SEConfig: {name}={value!r} is not known; allowed: {', '.join(map(repr, allowed))}")
+
+
+@dataclass(frozen=True)
+class SEConfig:
+    """How a Squeeze-and-Excitation block is built; the defaults are the paper's block with FC biases.
+
+    Args:
+        reduction: the ratio r of channels to bottleneck width (section 6.1, Table 10).
+        squeeze: ``"avg"``, ``"max"`` (Table 11), or ``"none"``: NoSqueeze, 1×1 convolutions at full size (Table 16).
+        gate: ``"sigmoid"``, ``"tanh"``, ``"relu"`` (Table 12), or ``"hard_sigmoid"`` with slope 1/6.
+        bias: biases in both FCs. The released models have them, the paper's ablations do not (section 6).
+        divisor: the bottleneck width is rounded to the nearest multiple of this, and is at least this.
+        hidden: the bottleneck width itself; overrides ``reduction`` and ``divisor``.
+        placement: where the block sits in a residual unit (Fig. 5, Tables 14 and 15): ``"standard"`` on the residual
+            branch before the addition; ``"pre"`` before the residual unit, inside the branch; ``"post"`` after the
+            addition and its ReLU; ``"identity"`` on the shortcut (after its projection, where there is one);
+            ``"3x3"`` directly after the branch's 3×3 convolution and its norm.
+        stages: the stages that get a block, numbered as the paper does (2 is the first after the stem); None is all.
+        identity_init: the gate is exactly 1 at the start (2·sigmoid with the last FC zeroed), so that a network's
+            output is bit-equal to the plain network's.
+
+    Raises:
+        InputError: a value is not allowed; the message names the argument, the value and what is allowed.
+    """
+
+    reduction: float = 16
+    squeeze: str = "avg"
+    gate: str = "sigmoid"
+    bias: bool = True
+    divisor: int = 1
+    hidden: int | None = None
+    placement: str = "standard"
+    stages: tuple[int, ...] | None = None
+    identity_init: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.reduction, bool) or not (math.isfinite(self.reduction) and self.reduction > 0):
+            raise InputError(f"SEConfig: reduction={self.reduction!r} is not allowed; it must be a number above 0")
+        _one_of("squeeze", self.squeeze, reference.SQUEEZES)
+        _one_of("gate", self.gate, GATE_NAMES)
+        _one_of("placement", self.placement, PLACEMENTS)
+        for name in ("bias", "identity_init"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"SEConfig: {name}={getattr(self, name)!r} is not allowed; it must be True or False")
+        for name, optional in (("divisor", False), ("hidden", True)):
+            value = getattr(self, name)
+            if optional and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InputError(f"SEConfig: {name}={value!r} is not allowed; it must be an integer of at least 1")
+        if self.stages is not None:
+            object.__setattr__(self, "stages", _checked_stages(self.stages))
+
+    def hidden_width(self, channels: int) -> int:
+        """The bottleneck width: ``channels`` / reduction, rounded to the nearest multiple of ``divisor``."""
+        if self.hidden is not None:
+            return self.hidden
+        return max(self.divisor, int(channels / self.reduction + self.divisor / 2) // self.divisor * self.divisor)
+
+    def in_stage(self, stage: int) -> bool:
+        """Whether stage ``stage`` (2 is the first after the stem) gets a block."""
+        return self.stages is None or stage in self.stages
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON and YAML; ``SEConfig.from_dict`` takes them back."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return values | {"stages": None if self.stages is None else list(self.stages)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "SEConfig":
+        """The configuration of ``values``; an unknown name raises ``InputError`` that lists the known ones."""
+        known = [field.name for field in fields(cls)]
+        for name in values:
+            if name not in known:
+                raise InputError(f"SEConfig: there is no argument {name!r}; known: {', '.join(known)}")
+        return cls(**values)
+
+
+def _checked_stages(stages: Any) -> tuple[int, ...]:
+    message = f"SEConfig: stages={stages!r} is not allowed; give stage numbers, 2 for the first after the stem, or None"
+    if isinstance(stages, (int, str)):
+        raise InputError(message)
+    checked = tuple(stages)
+    if not checked or any(isinstance(s, bool) or not isinstance(s, int) or s < 1 for s in checked):
+        raise InputError(message)
+    return checked
+
+
+class SqueezeExcite(nn.Module):
+    """Squeeze-and-Excitation: rescales each channel by a gate computed from the whole map (section 3).
+
+    ``(N, C, *spatial)`` → the same shape, type and memory format, for one, two or three spatial axes of any size.
+    Squeeze and excitation are computed in float32 (float64 for float64 maps), also under autocast and for half-type
+    parameters; NoSqueeze, whose excitation is as large as the map, follows autocast.
+
+    The FCs are kept as 1×1 convolutions ``fc1`` and ``fc2``, so that checkpoints of timm load as they are.
+    ``config.placement`` and ``config.stages`` concern networks; the block itself does not look at them.
+
+    Args:
+        channels: C.
+        config: the variant.
+
+    Raises:
+        ValueError: ``channels`` is not a positive integer; at call, the input has another number of channels or axes.
+    """
+
+    def __init__(self, channels: int, config: SEConfig | None = None) -> None:
+        super().__init__()
+        if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
+            raise InputError(f"SqueezeExcite: channels={channels!r} is not allowed; give an integer of at least 1")
+        self.channels = channels
+        self.config = config if config is not None else SEConfig()
+        hidden = self.config.hidden_width(channels)
+        self.fc1 = nn.Conv2d(channels, hidden, 1, bias=self.config.bias)
+        self.fc2 = nn.Conv2d(hidden, channels, 1, bias=self.config.bias)
+        self.gate_name = ("identity_" if self.config.identity_init else "") + self.config.gate
+        self.reset_parameters()
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """He initialisation, biases 0; with ``identity_init`` the last FC is zeroed, so that the gate is exactly 1."""
+        for fc in (self.fc1, self.fc2):
+            nn.init.kaiming_normal_(fc.weight, mode="fan_in", nonlinearity="relu", generator=generator)
+            if fc.bias is not None:
+                nn.init.zeros_(fc.bias)
+        if self.config.identity_init:
+            nn.init.zeros_(self.fc2.weight)
+
+    def excitation(self, z_nc: Tensor) -> Tensor:
+        """The gate of squeezed channels (equation 3), (N, C) → (N, C): tables only, so that fast paths can call it."""
+        return reference.excitation(z_nc, *self._weights(), self.gate_name)
+
+    def gate(self, x: Tensor) -> Tensor:
+        """The gate of a map: (N, C, *spatial) → (N, C) in float32, or (N, C, *spatial) with ``squeeze="none"``."""
+        return reference.gate_map(x, *self._weights(), self.config.squeeze, self.gate_name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return reference.scale(x, self.gate(x))
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}, {self.config}"
+
+    def _weights(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+        return self.fc1.weight.flatten(1), self.fc1.bias, self.fc2.weight.flatten(1), self.fc2.bias

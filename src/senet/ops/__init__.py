@@ -1,0 +1,1 @@
+"""Pure tensor maths: the reference, and its fast forms. Imports torch alone."""

@@ -1,0 +1,177 @@
+"""One tester over every registered name."""
+
+import copy
+
+import pytest
+import torch
+
+import senet
+from senet import SEConfig, SqueezeExcite
+
+QUICK = {"resnet8", "se_resnet20", "resnet18", "se_resnet18", "se_resnet50_v1", "se_resnext50_32x4d", "se_preresnet164"}
+NAMES = [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in senet.list_models()]
+
+
+def small_input(name, batch=2, size=None):
+    side = size or (16 if senet.model_spec(name).input_size == 32 else 64)
+    return torch.randn(batch, 3, side, side)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_forward_backward_reaches_every_parameter(name):
+    model = senet.create_model(name, num_classes=5)
+    # A ReLU bottleneck of one or two channels may start dead: bias it open, so that no gradient means not connected.
+    for module in model.modules():
+        if isinstance(module, SqueezeExcite):
+            torch.nn.init.ones_(module.fc1.bias)
+    out = model(small_input(name))
+    assert out.shape == (2, 5)
+    out.square().sum().backward()
+    unreached = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert unreached == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_odd_sizes_batch_one_features_and_stages(name):
+    model = senet.create_model(name, num_classes=0).eval()
+    with torch.no_grad():
+        features = model(small_input(name, batch=1, size=45))
+        assert features.shape == (1, model.num_features)
+        wide = model(torch.randn(1, 3, 37, 70))
+        assert wide.shape == (1, model.num_features)
+        maps = model.forward_stages(torch.randn(1, 3, 64, 96))
+    assert [m.shape[1] for m in maps] == list(model.feature_channels)
+    assert [(64 // m.shape[2], 96 // m.shape[3]) for m in maps] == [(s, s) for s in model.feature_strides]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_features_only_gives_the_stages_with_the_same_keys(name):
+    classifier = senet.create_model(name, num_classes=3).eval()
+    trunk = senet.create_model(name, features_only=True).eval()
+    state = {k: v for k, v in classifier.state_dict().items() if not k.startswith("fc.")}
+    trunk.load_state_dict(state, strict=True)
+    x = small_input(name, batch=1)
+    with torch.no_grad():
+        maps = trunk(x)
+        torch.testing.assert_close(maps[-1], classifier.forward_features(x))
+    assert len(maps) == len(trunk.feature_strides)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_channels_last_and_deepcopy(name):
+    model = senet.create_model(name, num_classes=4).eval()
+    x = small_input(name)
+    with torch.no_grad():
+        expected = model(x)
+        last = copy.deepcopy(model).to(memory_format=torch.channels_last)
+        x_last = x.to(memory_format=torch.channels_last)
+        assert last.forward_features(x_last).is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(last(x_last), expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
+
+
+def autocast_error(model, x):
+    with torch.no_grad():
+        exact = model(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            half = model(x)
+    assert half.dtype == torch.bfloat16
+    return ((half.float() - exact).norm() / exact.norm()).item()
+
+
+@pytest.mark.parametrize("name", [p for p in NAMES if "se" in p.values[0]])
+def test_under_autocast_the_gates_add_no_rounding_trouble(name):
+    """bfloat16 alone moves an untrained deep network's logits by per cents: the plain twin says how far."""
+    torch.manual_seed(3)
+    model = senet.create_model(name, num_classes=50).eval()
+    torch.manual_seed(3)
+    plain = senet.create_model(senet.model_spec(name).twin, num_classes=50).eval()
+    x = small_input(name)
+    assert autocast_error(model, x) < 2 * autocast_error(plain, x) + 0.01
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_twin_differs_only_by_the_gates_and_starts_alike(name):
+    spec = senet.model_spec(name)
+    plain_name, se_name = (spec.name, spec.twin) if spec.se is None else (spec.twin, spec.name)
+    torch.manual_seed(3)
+    plain = senet.create_model(plain_name, num_classes=4)
+    after_plain = torch.rand(1)
+    torch.manual_seed(3)
+    se = senet.create_model(se_name, num_classes=4)
+    assert torch.equal(torch.rand(1), after_plain), "the twins leave the random generator in different states"
+    plain_state, se_state = plain.state_dict(), se.state_dict()
+    assert all(".se." in key for key in se_state.keys() - plain_state.keys())
+    assert plain_state.keys() <= se_state.keys()
+    assert se_state.keys() > plain_state.keys()
+    different = [key for key, value in plain_state.items() if not torch.equal(value, se_state[key])]
+    assert different == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_deterministic_initialisation_is_he(name):
+    torch.manual_seed(5)
+    one = senet.create_model(name, num_classes=4)
+    torch.manual_seed(5)
+    two = senet.create_model(name, num_classes=4)
+    other = senet.create_model(name, num_classes=4)
+    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
+    assert not torch.equal(one.fc.weight, other.fc.weight)
+    widest = max(
+        (m for n, m in one.named_modules() if isinstance(m, torch.nn.Conv2d) and ".se." not in n),
+        key=lambda m: m.weight.numel(),
+    )
+    fan_out = widest.out_channels * widest.kernel_size[0] ** 2 // widest.groups
+    # PyTorch's fan_out of a grouped convolution counts every group's outputs
+    fan_out *= widest.groups
+    assert abs(widest.weight.std().item() * (fan_out / 2) ** 0.5 - 1) < 0.05
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_identity_gates_leave_the_plain_networks_output_bit_equal(name):
+    spec = senet.model_spec(name)
+    torch.manual_seed(7)
+    plain = senet.create_model(name, num_classes=4, se=None)
+    torch.manual_seed(7)
+    gated = senet.create_model(name, num_classes=4, se=SEConfig(identity_init=True))
+    assert any(isinstance(m, SqueezeExcite) for m in gated.modules()), spec
+    x = small_input(name)
+    with torch.no_grad():
+        assert torch.equal(plain.eval()(x), gated.eval()(x))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_traces_and_exports(name):
+    model = senet.create_model(name, num_classes=3).eval()
+    x = small_input(name)
+    with torch.no_grad():
+        expected = model(x)
+        traced = torch.fx.symbolic_trace(model)
+        torch.testing.assert_close(traced(x), expected)
+        exported = torch.export.export(model, (x,)).module()
+        torch.testing.assert_close(exported(x), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("placement", ["standard", "pre", "post", "identity", "3x3"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet20", "preresnet164", "wrn16_8"])
+def test_every_placement_in_every_kind_of_block(name, placement):
+    config = SEConfig(reduction=4, placement=placement)
+    model = senet.create_model(name, num_classes=3, se=config)
+    out = model(small_input(name))
+    out.square().sum().backward()
+    reached = [p.grad is not None for n, p in model.named_parameters() if ".se." in n]
+    assert reached
+    assert all(reached)
+
+
+def test_chosen_stages_only():
+    model = senet.create_model("resnet50", se=SEConfig(stages=(3, 5)))
+    stages = {name.split(".")[0] for name, module in model.named_modules() if isinstance(module, SqueezeExcite)}
+    assert stages == {"layer2", "layer4"}
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_compiles_without_graph_breaks(layout):
+    model = senet.create_model("se_resnet8", num_classes=3).to(memory_format=layout)
+    x = torch.randn(2, 3, 16, 16).to(memory_format=layout)
+    explanation = torch._dynamo.explain(model)(x)
+    assert explanation.graph_break_count == 0
