@@ -26,7 +26,7 @@ docs: $(INSTALLED)
 	$(BIN)/mkdocs build --strict --quiet
 
 bench: $(INSTALLED)  ## the measurements behind the README's tables; appends to benchmarks/results/
-	$(BIN)/python benchmarks/reference_tax.py
+	$(BIN)/python benchmarks/against_timm.py
 	$(BIN)/python benchmarks/loader.py
 
 $(INSTALLED): pyproject.toml

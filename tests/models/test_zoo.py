@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import timm
 import torch
 
 import senet
@@ -78,15 +79,29 @@ def autocast_error(model, x):
     return ((half.float() - exact).norm() / exact.norm()).item()
 
 
-@pytest.mark.parametrize("name", [p for p in NAMES if "se" in p.values[0]])
-def test_under_autocast_the_gates_add_no_rounding_trouble(name):
-    """bfloat16 alone moves an untrained deep network's logits by per cents: the plain twin says how far."""
-    torch.manual_seed(3)
-    model = senet.create_model(name, num_classes=50).eval()
-    torch.manual_seed(3)
-    plain = senet.create_model(senet.model_spec(name).twin, num_classes=50).eval()
-    x = small_input(name)
-    assert autocast_error(model, x) < 2 * autocast_error(plain, x) + 0.01
+def with_timms_gates(model):
+    """The same network and weights, each gate replaced by timm's module, which computes the FCs in bfloat16."""
+    model = copy.deepcopy(model)
+    for name, gate in list(model.named_modules()):
+        if isinstance(gate, SqueezeExcite):
+            theirs = timm.layers.SEModule(gate.channels, rd_channels=gate.fc1.out_channels)
+            theirs.load_state_dict(gate.state_dict(), strict=True)
+            parent, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(parent), attribute, theirs)
+    return model
+
+
+@pytest.mark.parametrize("name", [p for p in NAMES if p.values[0].startswith("se")])
+def test_under_autocast_the_gates_are_at_least_as_exact_as_timms(name):
+    model = senet.create_model(name, num_classes=50)
+    x = small_input(name, batch=8)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        model(x)  # statistics of real maps: with fresh ones a network of 164 layers amplifies every rounding
+    model.eval()
+    assert autocast_error(model, x) < 1.5 * autocast_error(with_timms_gates(model), x) + 0.01
 
 
 @pytest.mark.parametrize("name", NAMES)

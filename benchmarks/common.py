@@ -1,0 +1,54 @@
+"""What every benchmark shares: the machine in words, and CSV rows keyed by commit, hardware and versions."""
+
+import csv
+import datetime
+import platform
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def hardware() -> str:
+    """The processor (and accelerator), and how many cores PyTorch uses."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        models = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        name = models[0] if models else name
+    gpu = f" + {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{name}, {torch.get_num_threads()} threads{gpu}"
+
+
+def commit() -> str:
+    """The checkout's commit; ``+`` marks one with uncommitted changes in the code that was measured."""
+
+    def git(*args: str) -> str:
+        return subprocess.run(["git", *args], capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
+
+    changed = git("status", "--porcelain", "--", "../src", "*.py")
+    return (git("rev-parse", "--short", "HEAD") or "unknown") + ("+" if changed else "")
+
+
+def append_row(file: str, **values: object) -> None:
+    """Add one measurement to ``results/<file>``, with when, where and by which command it was taken."""
+    row = {
+        "date": datetime.date.today().isoformat(),
+        "commit": commit(),
+        "hardware": hardware(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        **values,
+        "command": shlex.join(["python", "benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+    path = RESULTS / file
+    new = not path.exists()
+    with path.open("a", newline="") as handle:
+        writer = csv.DictWriter(handle, row)
+        if new:
+            writer.writeheader()
+        writer.writerow(row)

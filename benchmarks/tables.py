@@ -1,0 +1,102 @@
+"""Writes the generated tables of README and docs from the registry and from `benchmarks/results/*.csv`.
+
+A table stands between `<!-- begin: NAME -->` and `<!-- end: NAME -->`. `--check` writes nothing and fails when one is stale.
+"""
+
+import argparse
+import csv
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import senet
+from senet.measure.cost import model_cost
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def rows_of(file: str) -> list[dict[str, str]]:
+    with (RESULTS / file).open(newline="") as handle:
+        return list(csv.DictReader(handle))
+
+
+def latest(rows: list[dict[str, str]], *keys: str) -> list[dict[str, str]]:
+    """The last row of each combination of ``keys``: results are appended, the newest counts."""
+    return list({tuple(row[key] for key in keys): row for row in rows}.values())
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def zoo() -> str:
+    rows = []
+    for name in senet.list_models():
+        spec = senet.model_spec(name)
+        if spec.se is not None:
+            continue
+        plain, se = (model_cost(n, num_classes=10 if spec.input_size == 32 else 1000) for n in (name, spec.twin))
+        rows.append(
+            [
+                f"`{name}`, `{spec.twin}`",
+                spec.stride,
+                str(spec.input_size),
+                f"{plain.params / 1e6:.2f} → {se.params / 1e6:.2f}",
+                f"{plain.mult_adds / 1e9:.3f} → {se.mult_adds / 1e9:.3f}",
+            ]
+        )
+    header = ["network, with SE", "stride in", "size", "parameters, millions", "multiply-adds, billions"]
+    return markdown(header, rows)
+
+
+def against_timm() -> str:
+    rows = latest(rows_of("against_timm.csv"), "mode", "numerator", "denominator")
+    header = ["ResNet-50, CPU", "time ratio, median (quartiles)", "target"]
+    return markdown(
+        header,
+        [
+            [
+                f"{row['mode']}, batch {row['batch']}: {row['numerator']} ÷ {row['denominator']}",
+                f"{float(row['ratio']):.3f} ({float(row['q25']):.3f}–{float(row['q75']):.3f})",
+                f"≤ {row['target']}" if row["target"] else "—",
+            ]
+            for row in rows
+        ],
+    )
+
+
+TABLES: dict[str, Callable[[], str]] = {"zoo": zoo, "against_timm": against_timm}
+
+
+def fill(text: str) -> str:
+    def replace(match: re.Match[str]) -> str:
+        name = match[1]
+        if name not in TABLES:
+            raise SystemExit(f"there is no table {name!r}; there are {', '.join(TABLES)}")
+        return f"<!-- begin: {name} -->\n{TABLES[name]()}\n<!-- end: {name} -->"
+
+    return re.sub(r"<!-- begin: (\w+) -->\n.*?<!-- end: \1 -->", replace, text, flags=re.DOTALL)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    args = parser.parse_args()
+    stale = []
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        old = path.read_text()
+        new = fill(old)
+        if new != old:
+            stale.append(str(path.relative_to(ROOT)))
+            if not args.check:
+                path.write_text(new)
+    if stale:
+        print(("stale: " if args.check else "written: ") + ", ".join(stale))
+    return int(args.check and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

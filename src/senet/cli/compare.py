@@ -1,0 +1,80 @@
+"""``senet compare``: does SE help on this data?"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from senet.cli import options as opt
+
+DEFAULT_MODEL = "se_resnet14"
+
+
+def command(
+    data: Annotated[str, typer.Option(help="A folder of <class>/*, or digits, cifar10, ...")] = "digits",
+    model: Annotated[str, typer.Option(help="The SE network (or its plain twin) from `senet list`.")] = DEFAULT_MODEL,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the results; must be new.")] = Path("comparison"),
+    seeds: Annotated[int, typer.Option(help="Runs of each network; one gives no interval.")] = 3,
+    recipe: opt.RecipeOption = None,
+    epochs: opt.EpochsOption = None,
+    changes: opt.SetOption = None,
+    se: opt.SEOption = None,
+    seed: Annotated[int, typer.Option(help="The first seed.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the comparison in --output.")] = False,
+    overwrite: opt.OverwriteOption = False,
+    device: opt.DeviceOption = "auto",
+    workers: opt.WorkersOption = None,
+    root: opt.RootOption = None,
+    val_fraction: opt.FractionOption = 0.2,
+    on_bad_image: opt.OnBadOption = "skip",
+    limit_batches: opt.LimitOption = None,
+) -> None:
+    """Train an SE network and its plain twin alike, and say whether SE helps.
+
+    Example: [cyan]senet compare --data photos --model se_resnet20 --seeds 3 --epochs 30[/]
+    """
+    from rich.console import Console
+
+    from senet.cli.tables import comparison_table
+    from senet.training.compare import compare
+    from senet.training.interrupt import Interrupted
+    from senet.training.recipe import load_recipe
+    from senet.training.run import RunSettings, default_recipe
+
+    settings = RunSettings(
+        data=data,
+        model=model,
+        seed=seed,
+        se=opt.key_values(se, "--se"),
+        val_fraction=val_fraction,
+        limit_batches=limit_batches,
+        on_bad_image=on_bad_image,
+        root=root,
+        workers=workers,
+        device=device,
+    )
+    chosen = load_recipe(recipe or default_recipe(data, model), opt.recipe_changes(epochs, changes))
+    try:
+        comparison = compare(
+            settings,
+            chosen,
+            output,
+            seeds=seeds,
+            resume=resume,
+            overwrite=overwrite,
+            console=Console(stderr=True),
+        )
+    except Interrupted as stop:
+        print(f"{stop}; continue with: {_resume_command()}", file=sys.stderr)
+        raise
+    comparison_table(comparison, Console())
+
+
+def _resume_command() -> str:
+    """The command as it was given, with --resume in place of --overwrite."""
+    words = [word for word in sys.argv[1:] if word not in ("--overwrite", "--resume")]
+    return shlex.join(["senet", *words, "--resume"])

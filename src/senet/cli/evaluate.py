@@ -1,0 +1,51 @@
+"""``senet eval``: the errors of a saved network."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from senet.cli import options as opt
+
+
+def command(
+    data: Annotated[str, typer.Option(help="A folder of <class>/*, or digits, cifar10, ...")],
+    checkpoint: opt.CheckpointOption,
+    crops: opt.CropsOption = "center",
+    size: opt.SizeOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    batch_size: opt.BatchOption = 64,
+    device: opt.DeviceOption = "auto",
+    workers: opt.WorkersOption = None,
+    root: opt.RootOption = None,
+    on_bad_image: opt.OnBadOption = "skip",
+) -> None:
+    """Top-1 and top-5 error with 95 % confidence intervals.
+
+    The folder that a run was trained on gives its validation images only.
+
+    Example: [cyan]senet eval --data photos/val --checkpoint run/best.safetensors --crops ten[/]
+    """
+    import json
+
+    from rich.console import Console
+
+    from senet.cli.tables import evaluation_table
+    from senet.training.evaluate import evaluate
+
+    result = evaluate(
+        checkpoint,
+        data,
+        crops=crops,
+        size=size,
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+        root=root,
+        on_bad_image=on_bad_image,
+    )
+    if as_json:
+        print(json.dumps(result.to_dict(), indent=2, ensure_ascii=False))
+    else:
+        evaluation_table(result, Console())

@@ -1,0 +1,61 @@
+"""Options that several commands share, and how KEY=VALUE is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from senet.errors import InputError
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+OnBad = Literal["skip", "fail"]
+Crops = Literal["center", "ten"]
+
+DeviceOption = Annotated[Device, typer.Option(help="Where to compute.")]
+DevicesOption = Annotated[int, typer.Option(help="Devices of each machine; the recipe's batch is divided among them.")]
+NodesOption = Annotated[int, typer.Option("--num-nodes", help="Machines (start one process on each, or use torchrun).")]
+WorkersOption = Annotated[
+    int | None, typer.Option(help="Processes that load images. Default: one a core up to 4; none for tiny images.")
+]
+RootOption = Annotated[str | None, typer.Option(help="Where torchvision data sets are kept. Default: data")]
+OnBadOption = Annotated[OnBad, typer.Option("--on-bad-image", help="Skip and name unreadable images, or fail.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe: lr=0.1, schedule.name=cosine. Repeatable."),
+]
+SEOption = Annotated[
+    list[str] | None,
+    typer.Option("--se", metavar="KEY=VALUE", help="Change the SE block: reduction=8, gate=tanh. Repeatable."),
+]
+EpochsOption = Annotated[int | None, typer.Option(help="Epochs; the schedule keeps its shape. Default: the recipe's.")]
+RecipeOption = Annotated[str | None, typer.Option(help="Recipe by name or .yaml file. Default: what fits model and data.")]
+LimitOption = Annotated[int | None, typer.Option("--limit-batches", help="Stop every epoch early, for a dry run.")]
+FractionOption = Annotated[float, typer.Option(help="Share of each class to validate on, if the data has no split.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier command left in --output.")]
+CheckpointOption = Annotated[Path, typer.Option("--checkpoint", "-c", help="Weights of `senet train`: RUN/best.safetensors.")]
+CropsOption = Annotated[Crops, typer.Option(help="One centre crop, or the mean over ten crops.")]
+SizeOption = Annotated[int | None, typer.Option(help="Side of the crop in pixels. Default: as in training.")]
+BatchOption = Annotated[int, typer.Option("--batch-size", help="Images at a time.")]
+
+
+def key_values(entries: list[str] | None, option: str) -> tuple[tuple[str, Any], ...]:
+    """``["reduction=8", "bias=false"]`` → ``(("reduction", 8), ("bias", False))``: values are read as YAML."""
+    import yaml
+
+    pairs: dict[str, Any] = {}
+    for entry in entries or []:
+        key, equals, text = entry.partition("=")
+        if not equals or not key.strip():
+            raise InputError(f"{option} {entry!r} is not KEY=VALUE")
+        try:
+            pairs[key.strip()] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise InputError(f"{option} {entry!r}: the value cannot be read") from None
+    return tuple(pairs.items())
+
+
+def recipe_changes(epochs: int | None, changes: list[str] | None) -> list[str]:
+    """The recipe's overrides in order; ``--epochs`` is a short form of ``--set epochs=``."""
+    return ([] if epochs is None else [f"epochs={epochs}"]) + list(changes or [])

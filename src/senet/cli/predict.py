@@ -1,0 +1,47 @@
+"""``senet predict``: what a saved network sees in image files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from senet.cli import options as opt
+
+
+def command(
+    files: Annotated[list[Path], typer.Argument(help="Image files, or folders of images.")],
+    checkpoint: opt.CheckpointOption,
+    top_k: Annotated[int, typer.Option("--top-k", "-k", help="Classes to name for each image.")] = 1,
+    csv: Annotated[str | None, typer.Option(metavar="FILE", help="Write CSV to a file, or to - (the output).")] = None,
+    crops: opt.CropsOption = "center",
+    size: opt.SizeOption = None,
+    batch_size: opt.BatchOption = 64,
+    device: opt.DeviceOption = "auto",
+    workers: opt.WorkersOption = None,
+) -> int:
+    """Name the classes of images; unreadable files are named and the rest is done (exit code 1).
+
+    Example: [cyan]senet predict --checkpoint run/best.safetensors photo.jpg holiday/ --top-k 3 --csv -[/]
+    """
+    from rich.console import Console
+
+    from senet.cli.tables import prediction_table, predictions_csv
+    from senet.training.evaluate import predict
+
+    predictions = predict(
+        checkpoint,
+        files,
+        top_k=top_k,
+        crops=crops,
+        size=size,
+        batch_size=batch_size,
+        device=device,
+        workers=workers,
+    )
+    if csv is None:
+        prediction_table(predictions, Console())
+    else:
+        predictions_csv(predictions, csv)
+    return 1 if predictions.bad else 0

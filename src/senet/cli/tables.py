@@ -1,0 +1,169 @@
+"""What the commands print: tables for people, JSON and CSV for programs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from senet.training.compare import Comparison
+    from senet.training.evaluate import Evaluation, Predictions
+    from senet.training.run import RunResult
+
+_CIFAR_SIDE = 32
+
+
+def run_summary(result: RunResult) -> str:
+    """A few lines on a finished run."""
+    top5 = "" if result.val_top5_error is None else f", top-5 {result.val_top5_error:.2f} %"
+    return (
+        f"{result.model}: validation error {result.val_error:.2f} %{top5} after {result.epochs} epochs "
+        f"(best {result.best_val_error:.2f} % in epoch {result.best_epoch}; {result.val_images} images)\n"
+        f"weights in {result.folder}/best.safetensors and last.safetensors, curves in {result.folder}/curves.png"
+    )
+
+
+def comparison_table(comparison: Comparison, console: Console) -> None:
+    """The comparison as a table, the verdict, and where the files are."""
+    plain, se = comparison.plain, comparison.se
+    seeds = len(se.runs)
+    table = Table(title=f"{se.model} against {plain.model}, {seeds} seed{'s' if seeds > 1 else ''}", title_justify="left")
+    for name in ("", plain.model, se.model, "SE against plain"):
+        table.add_column(name, justify="left" if not name else "right")
+    _cost_row(table, "parameters", plain.cost.params, se.cost.params)
+    _cost_row(table, "multiply-adds", plain.cost.mult_adds, se.cost.mult_adds)
+    table.add_row("validation error, %", str(plain.val_error), str(se.val_error), _points(comparison))
+    table.add_row(
+        "training error, %",
+        str(plain.train_error),
+        str(se.train_error),
+        f"{se.train_error.mean - plain.train_error.mean:+.2f} points",
+    )
+    ratio = comparison.step_ratio
+    table.add_row(
+        f"training step of {comparison.step_batch}, ms",
+        *(f"{1000 * side.step_seconds:.2f}" for side in (plain, se)),
+        f"× {ratio.median:.2f} ({ratio.q25:.2f} to {ratio.q75:.2f})",
+    )
+    table.add_section()
+    table.add_row("verdict", "", "", f"[bold]{comparison.verdict}[/]")
+    console.print(table)
+    console.print(f"SE [bold]{comparison.verdict}[/]: {comparison.sentence}" if comparison.verdict in ("helps", "hurts")
+                  else f"[bold]{comparison.verdict.capitalize()}[/]: {comparison.sentence}", highlight=False)
+    console.print(
+        "Errors are those of the last epoch (choosing the best epoch on the validation images would be optimistic); "
+        "± is the 95 % Student-t interval over seeds; step times are median and quartiles of rounds in turn.",
+        style="dim",
+        highlight=False,
+    )
+    console.print(f"data: {escape(comparison.split)}", style="dim", highlight=False)
+    files = ", ".join(str(Path(comparison.folder) / name) for name in ("curves.png", "results.json", "results.csv"))
+    console.print(f"written: {escape(files)}", highlight=False, soft_wrap=True)
+
+
+def _points(comparison: Comparison) -> str:
+    difference = comparison.difference
+    if difference.half_width is None:
+        return f"{difference.mean:+.2f} points"
+    return f"{difference.mean:+.2f} ± {difference.half_width:.2f} points"
+
+
+def _cost_row(table: Table, name: str, plain: int, se: int) -> None:
+    table.add_row(name, f"{plain:,}", f"{se:,}", f"{100 * (se / plain - 1):+.2f} %")
+
+
+def evaluation_table(result: Evaluation, console: Console) -> None:
+    """Errors with their intervals; top-5 is a dash below six classes."""
+    table = Table(title=f"{result.model} on {result.images:,} images", title_justify="left")
+    for name in ("", "error, %", "95 % interval"):
+        table.add_column(name, justify="left" if not name else "right")
+    table.add_row("top-1", f"{result.top1_error:.2f}", _range(result.top1_interval))
+    top5 = "—" if result.top5_error is None else f"{result.top5_error:.2f}"
+    table.add_row("top-5", top5, "—" if result.top5_interval is None else _range(result.top5_interval))
+    console.print(table)
+    crops = "ten crops" if result.crops == "ten" else "centre crop"
+    console.print(f"{escape(result.data)}; {crops} of {result.size} pixels", style="dim", highlight=False)
+    if result.skipped:
+        console.print(f"{len(result.skipped)} unreadable images were left out", highlight=False)
+
+
+def _range(interval: tuple[float, float]) -> str:
+    return f"{interval[0]:.2f} to {interval[1]:.2f}"
+
+
+def prediction_table(predictions: Predictions, console: Console) -> None:
+    """One row a class; an image's name stands at its likeliest one."""
+    table = Table("image", "class")
+    table.add_column("probability", justify="right")
+    for row in predictions:
+        for rank, (label, probability) in enumerate(zip(row.classes, row.probabilities, strict=True)):
+            table.add_row(escape(row.name) if rank == 0 else "", escape(label), f"{probability:.4f}")
+    if table.row_count:
+        console.print(table)
+
+
+def predictions_csv(predictions: Predictions, target: str) -> None:
+    """``image,rank,class,probability``; a file is replaced only when all is done."""
+    text = sys.stdout if target == "-" else io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image", "rank", "class", "probability"])
+    for row in predictions:
+        for rank, (label, probability) in enumerate(zip(row.classes, row.probabilities, strict=True), 1):
+            writer.writerow([row.name, rank, label, f"{probability:.6f}"])
+    if isinstance(text, io.StringIO):
+        from senet.models.weights import write_atomically
+
+        write_atomically(target, text.getvalue().encode("utf-8", errors="surrogateescape"))
+
+
+def zoo_table(names: list[str], console: Console) -> None:
+    """The zoo, with progress on a terminal while the networks are counted."""
+    from rich.progress import track
+
+    table = Table(title="multiply-adds and parameters at the network's own input size", title_justify="left")
+    for name in ("model", "parameters", "multiply-adds", "input", "stride in", "twin", "recipe"):
+        table.add_column(name, justify="right" if name in ("parameters", "multiply-adds", "input") else "left")
+    errors = Console(stderr=True)
+    for name in track(names, "counting", console=errors, transient=True, disable=not errors.is_terminal):
+        row = _zoo_row(name)
+        table.add_row(
+            name,
+            f"{row['parameters'] / 1e6:,.2f} M",
+            f"{row['mult_adds'] / 1e9:,.3f} G",
+            str(row["input_size"]),
+            row["stride"],
+            row["twin"],
+            row["recipe"],
+        )
+    console.print(table)
+
+
+def zoo_json(names: list[str]) -> str:
+    """The zoo for programs."""
+    return json.dumps([_zoo_row(name) for name in names], indent=2, ensure_ascii=False)
+
+
+def _zoo_row(name: str) -> dict[str, Any]:
+    from senet.measure.cost import model_cost
+    from senet.models.registry import model_spec
+
+    spec = model_spec(name)
+    cost = model_cost(name, num_classes=10 if spec.input_size == _CIFAR_SIDE else 1000)
+    return {
+        "model": name,
+        "family": spec.family,
+        "parameters": cost.params,
+        "mult_adds": cost.mult_adds,
+        "input_size": spec.input_size,
+        "stride": spec.stride,
+        "twin": spec.twin,
+        "recipe": spec.recipe,
+    }

@@ -1,0 +1,87 @@
+"""``senet train``: train one network."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from senet.cli import options as opt
+from senet.errors import InputError
+
+
+def command(
+    run: Annotated[Path | None, typer.Argument(help="With --resume: the run's folder.", show_default=False)] = None,
+    data: Annotated[str | None, typer.Option(help="A folder of <class>/*, or digits, cifar10, ...")] = None,
+    model: Annotated[str | None, typer.Option(help="A name from `senet list`.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the run; must be new.")] = None,
+    recipe: opt.RecipeOption = None,
+    epochs: opt.EpochsOption = None,
+    changes: opt.SetOption = None,
+    se: opt.SEOption = None,
+    pretrained: Annotated[str | None, typer.Option(help="Weight file to start from; the head may differ.")] = None,
+    seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run: --resume RUN.")] = False,
+    overwrite: opt.OverwriteOption = False,
+    device: opt.DeviceOption = "auto",
+    devices: opt.DevicesOption = 1,
+    num_nodes: opt.NodesOption = 1,
+    workers: opt.WorkersOption = None,
+    root: opt.RootOption = None,
+    val_fraction: opt.FractionOption = 0.2,
+    on_bad_image: opt.OnBadOption = "skip",
+    limit_batches: opt.LimitOption = None,
+) -> None:
+    """Train a network; Ctrl-C saves, and [bold]--resume[/] goes on to the same result.
+
+    Example: [cyan]senet train --data photos --model se_resnet20 --epochs 30 --output run[/]
+    """
+    from dataclasses import replace
+
+    from rich.console import Console
+
+    from senet.cli.tables import run_summary
+    from senet.training.interrupt import Interrupted
+    from senet.training.recipe import load_recipe
+    from senet.training.run import RunSettings, default_recipe, load_run, train
+
+    if run is not None and (not resume or output is not None):
+        raise InputError(f"unexpected argument {str(run)!r}; a run's folder follows --resume, and a new one --output")
+    folder = output or run
+    if folder is None:
+        raise InputError("say where to: --output RUN for a new run, or --resume RUN to continue one")
+    if resume and data is None and model is None:
+        settings, chosen = load_run(folder)
+        settings = replace(settings, device=device, devices=devices, num_nodes=num_nodes, workers=workers, root=root)
+        if epochs is not None or changes or se or recipe or pretrained:
+            raise InputError("a resumed run keeps its recipe; leave --epochs, --set, --se, --recipe, --pretrained out")
+    else:
+        if data is None or model is None:
+            raise InputError("say what to train on what: --model NAME --data FOLDER")
+        settings = RunSettings(
+            data,
+            model,
+            seed,
+            opt.key_values(se, "--se"),
+            pretrained,
+            val_fraction,
+            limit_batches,
+            on_bad_image,
+            root,
+            workers,
+            device,
+            devices,
+            num_nodes,
+        )
+        chosen = load_recipe(recipe or default_recipe(data, model), opt.recipe_changes(epochs, changes))
+    try:
+        result = train(
+            settings, chosen, folder, resume=resume, overwrite=overwrite, console=Console(stderr=True)
+        )
+    except Interrupted as stop:
+        print(f"{stop}; continue with: senet train --resume {shlex.quote(str(folder))}", file=sys.stderr)
+        raise
+    Console(soft_wrap=True).print(run_summary(result), highlight=False)

@@ -1,0 +1,119 @@
+"""torchvision's classification datasets by name, fetched by torchvision's own downloader."""
+
+import dataclasses
+import socket
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from senet.data.images import ArrayStore, FileStore, ImageSet, Store
+from senet.errors import InputError
+
+_TIMEOUT = 30.0  # seconds without an answer before a download is given up
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """How a dataset is opened: its torchvision class and the arguments of its two halves (no ``val``: we split)."""
+
+    cls: str
+    train: dict[str, Any]
+    val: dict[str, Any] | None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+
+def _split(cls: str, train: str, val: str, **extra: Any) -> Entry:
+    return Entry(cls, {"split": train, **extra}, {"split": val, **extra})
+
+
+def _train_flag(cls: str, mean: float | None = None, std: float | None = None) -> Entry:
+    return Entry(cls, {"train": True}, {"train": False}, (mean,) if mean else None, (std,) if std else None)
+
+
+# Means and deviations, on the 0..1 scale, are those of the training images as the papers on each dataset give them.
+DATASETS = {
+    "cifar10": Entry("CIFAR10", {"train": True}, {"train": False}, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": Entry(
+        "CIFAR100", {"train": True}, {"train": False}, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
+    ),
+    "mnist": _train_flag("MNIST", 0.1307, 0.3081),
+    "fashionmnist": _train_flag("FashionMNIST", 0.2860, 0.3530),
+    "kmnist": _train_flag("KMNIST", 0.1918, 0.3483),
+    "usps": _train_flag("USPS"),
+    "svhn": _split("SVHN", "train", "test"),
+    "stl10": _split("STL10", "train", "test"),
+    "flowers102": _split("Flowers102", "train", "val"),
+    "food101": _split("Food101", "train", "test"),
+    "oxfordiiitpet": _split("OxfordIIITPet", "trainval", "test"),
+    "fgvcaircraft": _split("FGVCAircraft", "trainval", "test"),
+    "dtd": _split("DTD", "train", "val"),
+    "stanfordcars": _split("StanfordCars", "train", "test"),
+    "gtsrb": _split("GTSRB", "train", "test"),
+    "country211": _split("Country211", "train", "valid"),
+    "imagenette": _split("Imagenette", "train", "val"),
+    "renderedsst2": _split("RenderedSST2", "train", "val"),
+    "eurosat": Entry("EuroSAT", {}, None),
+    "sun397": Entry("SUN397", {}, None),
+}
+
+
+def open_dataset(name: str, root: Path) -> tuple[ImageSet, ImageSet | None]:
+    """Open, and where needed download, a dataset: (train, val); val is None when the dataset has no split of its own.
+
+    Raises InputError, in one line, when it is neither in ``root`` nor can be downloaded.
+    """
+    entry = DATASETS[name]
+    train = _image_set(name, "train", _fetch(name, root, entry.train))
+    if entry.val is None:
+        return train, None
+    return train, _image_set(name, entry.val.get("split", "test"), _fetch(name, root, entry.val))
+
+
+def _fetch(name: str, root: Path, arguments: dict[str, Any]) -> Any:
+    from torchvision import datasets  # slow to import, not needed for folders
+
+    cls = getattr(datasets, DATASETS[name].cls)
+    old_timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_TIMEOUT)
+    try:
+        if name in ("stanfordcars",):
+            return cls(root, **arguments)  # its download has gone from the web; torchvision would only say so
+        if name == "imagenette" and (root / "imagenette2").exists():
+            return cls(root, **arguments)  # refuses to download twice
+        root.mkdir(parents=True, exist_ok=True)
+        return cls(root, download=True, **arguments)
+    except (OSError, RuntimeError, ValueError, EOFError, ImportError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        raise InputError(
+            f"cannot open {name} in {root} ({reason}): check the network, or copy torchvision's files for it there"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(old_timeout)
+
+
+def _image_set(name: str, part: str, dataset: Any) -> ImageSet:
+    targets = [int(target) for target in _targets(dataset)]
+    store, names = _store(dataset, f"{name}/{part}")
+    classes = getattr(dataset, "classes", None) or range(max(targets) + 1)
+    return ImageSet(store, list(range(len(store))), tuple(str(c) for c in classes), targets, names)
+
+
+def _targets(dataset: Any) -> Any:
+    for attribute in ("targets", "labels", "_labels"):
+        if getattr(dataset, attribute, None) is not None:
+            return getattr(dataset, attribute)
+    return [target for _, target in dataset._samples]
+
+
+def _store(dataset: Any, prefix: str) -> tuple[Store, list[str]]:
+    """Take the pixels or the file names out of a torchvision dataset, so that files go through our own decoder."""
+    if getattr(dataset, "data", None) is not None:
+        arrays = np.asarray(dataset.data)
+        if arrays.ndim == 4 and arrays.shape[1] == 3:  # SVHN and STL10 keep (N, C, H, W)
+            arrays = np.ascontiguousarray(arrays.transpose(0, 2, 3, 1))
+        return ArrayStore(arrays), [f"{prefix}/{index:05d}" for index in range(len(arrays))]
+    samples = getattr(dataset, "samples", None) or getattr(dataset, "_samples", None)
+    paths = [str(path) for path, _ in samples] if samples else [str(path) for path in dataset._image_files]
+    return FileStore(paths), paths

@@ -1,0 +1,229 @@
+"""Open data by name or folder: what is trained on, what is validated on, and a sentence that says so."""
+
+import dataclasses
+import difflib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from senet.data import catalog, folders
+from senet.data.images import ArrayStore, FileStore, ImageSet
+from senet.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from senet.errors import InputError
+
+__all__ = ["DataSource", "ImageSet", "open_eval", "open_files", "open_source"]
+
+DIGITS = "digits"
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSource:
+    """A classification task.
+
+    Attributes:
+        name: what the user asked for.
+        classes: names of the classes, sorted (folders) or in the dataset's own order.
+        train: the images to train on, without a transform.
+        val: the images to validate on, without a transform.
+        split: a sentence on what is train and what is validation.
+        in_chans: channels of the images, 1 or 3.
+        native_size: side of the images in pixels when all are of one tiny size (8, 32, ...), else None.
+        mean: per channel, on the 0..1 scale.
+        std: per channel, on the 0..1 scale.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: ImageSet
+    val: ImageSet
+    split: str
+    in_chans: int = 3
+    native_size: int | None = None
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+
+def open_source(
+    data: str | Path, *, root: str | Path | None = None, val_fraction: float = 0.2, seed: int = 0
+) -> DataSource:
+    """Open data to train on.
+
+    Args:
+        data: "digits" (scikit-learn's, embedded), a torchvision dataset such as "cifar10", or a folder:
+            ``train/<class>/*`` with ``val/`` or ``test/``, or without one, or just ``<class>/*``.
+        root: where torchvision datasets are, or are downloaded to; default ``data``.
+        val_fraction: share of each class that validates, where the data has no split of its own.
+        seed: of that split.
+
+    Raises InputError, in one line, when there is nothing (or nothing sensible) to train on.
+    """
+    name = str(data)
+    if not _is_folder(name):
+        if name == DIGITS:
+            return _digits(val_fraction, seed)
+        return _torchvision(_dataset_key(name), Path(root or "data"), val_fraction, seed)
+    folder = Path(data)
+    train_root, val_root = _halves(folder)
+    listing = folders.list_classes(train_root)
+    folders.require_images_per_class(listing)
+    train = listing.image_set(listing.classes, folder)
+    if val_root is not None:
+        val_listing = folders.list_classes(val_root)
+        folders.check_classes(val_listing, listing.classes, str(train_root))
+        val = val_listing.image_set(listing.classes, folder)
+        split = f"{len(train)} images of {train_root} to train, {len(val)} of {val_root} to validate"
+        return _source(name, train, val, split)
+    return _own_split(name, train, f"{train_root} has no val/ or test/ beside it", val_fraction, seed)
+
+
+def open_eval(
+    data: str | Path,
+    *,
+    root: str | Path | None = None,
+    val_fraction: float = 0.2,
+    seed: int = 0,
+    classes: Sequence[str] | None = None,
+    part: Literal["auto", "val"] = "auto",
+) -> tuple[ImageSet, str]:
+    """Open data to evaluate on: the images and a sentence that says which they are.
+
+    These are the validation images of :func:`open_source`. A folder of just ``<class>/*`` gives all of its images with
+    part="auto", for ``senet eval --data some/val``, and its held-out split with part="val".
+
+    ``classes`` are those of the model: targets are counted in them, and a class that the model does not know raises
+    InputError. A class of the model without images is fine.
+    """
+    folder = Path(data)
+    if part == "auto" and _is_folder(str(data)) and _halves(folder) == (folder, None):
+        listing = folders.list_classes(folder)
+        if classes is not None:
+            folders.check_classes(listing, classes, "the model")
+        images = listing.image_set(classes or listing.classes, folder)
+        return images, f"all {len(images)} images of {folder}"
+    source = open_source(data, root=root, val_fraction=val_fraction, seed=seed)
+    return _in_classes(source.val, classes, str(data)), f"the validation images of {data}: {source.split}"
+
+
+def open_files(paths: Sequence[str | Path]) -> ImageSet:
+    """Open image files and folders of images (searched recursively) to predict on: no classes, all targets -1.
+
+    A file named here is always taken, whatever its extension. Raises InputError for a path that does not exist or when
+    there is no image at all.
+    """
+    files: list[str] = []
+    others: list[str] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            found, rest = folders.list_files(path, folders.image_extensions())
+            files += found
+            others += rest
+        elif path.exists():
+            files.append(str(path))
+        else:
+            raise InputError(f"{path} is missing: give image files or folders of images")
+    if not files:
+        raise InputError(f"no images in {', '.join(map(str, paths)) or 'an empty list'}: give image files or folders")
+    return ImageSet(FileStore(files), list(range(len(files))), (), [-1] * len(files), files, non_images=tuple(others))
+
+
+def _source(name: str, train: ImageSet, val: ImageSet, split: str) -> DataSource:
+    tiny = train.store.tiny_size if isinstance(train.store, FileStore) else None
+    native = tiny[0] if tiny and tiny[0] == tiny[1] else None
+    return DataSource(name, train.classes, train, val, split, native_size=native)
+
+
+def _own_split(name: str, images: ImageSet, why: str, val_fraction: float, seed: int) -> DataSource:
+    train, val = folders.stratified_split(images.names, images.targets, val_fraction, seed)
+    if not val:
+        raise InputError(f"{name}: every class has a single image, so none is left to validate on: add images")
+    split = (
+        f"{why}: {len(train)} images to train, {len(val)} to validate, drawn class by class "
+        f"(val_fraction {val_fraction:g}, seed {seed})"
+    )
+    val_images = dataclasses.replace(images.subset(val), non_images=())  # said once, with the training images
+    return _source(name, images.subset(train), val_images, split)
+
+
+def _digits(val_fraction: float, seed: int) -> DataSource:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    arrays = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
+    names = [f"digit_{index:04d}" for index in range(len(arrays))]
+    classes = tuple(str(name) for name in bunch.target_names)
+    images = ImageSet(ArrayStore(arrays), list(range(len(arrays))), classes, bunch.target.tolist(), names)
+    source = _own_split(DIGITS, images, "scikit-learn's digits", val_fraction, seed)
+    return _with_statistics(source)
+
+
+def _torchvision(key: str, root: Path, val_fraction: float, seed: int) -> DataSource:
+    train, val = catalog.open_dataset(key, root)
+    if val is None:
+        source = _own_split(key, train, f"{key} has no split of its own", val_fraction, seed)
+    else:
+        source = _source(key, train, val, f"{key}'s own split: {len(train)} images to train, {len(val)} to validate")
+    entry = catalog.DATASETS[key]
+    return _with_statistics(source, entry.mean, entry.std)
+
+
+def _with_statistics(
+    source: DataSource, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None
+) -> DataSource:
+    """Fill in size, channels, mean and std of images in memory; unless given, they are those of the training images."""
+    store = source.train.store
+    if not isinstance(store, ArrayStore):
+        return source
+    arrays = store.arrays
+    channels = 1 if arrays.ndim == 3 else int(arrays.shape[3])
+    if mean is None or std is None:
+        pixels = arrays[source.train.positions].reshape(-1, channels)
+        mean = tuple((pixels.mean(axis=0) / 255).tolist())
+        std = tuple((pixels.std(axis=0) / 255).tolist())
+    native = int(arrays.shape[1]) if arrays.shape[1] == arrays.shape[2] else None
+    return dataclasses.replace(source, in_chans=channels, native_size=native, mean=mean, std=std)
+
+
+def _in_classes(images: ImageSet, classes: Sequence[str] | None, name: str) -> ImageSet:
+    """Count the targets in the classes of the model instead of those of the data."""
+    if classes is None or tuple(classes) == images.classes:
+        return images
+    number = {label: i for i, label in enumerate(classes)}
+    used = {images.classes[target] for target in images.targets}
+    foreign = sorted(used - set(classes))
+    if foreign:
+        raise InputError(f"class {foreign[0]!r} of {name} is not among the {len(classes)} classes of the model")
+    targets = [number[images.classes[target]] for target in images.targets]
+    return dataclasses.replace(images, classes=tuple(classes), targets=targets)
+
+
+def _halves(folder: Path) -> tuple[Path, Path | None]:
+    """Return the folder to train on and the one to validate on, which may be missing."""
+    present = {path.name: path for path in folders.visible_folders(folder)}
+    if "train" not in present:
+        return folder, None
+    return present["train"], next((present[name] for name in folders.VAL_FOLDERS if name in present), None)
+
+
+def _is_folder(name: str) -> bool:
+    """Tell a folder from a dataset's name: names never contain a separator, and win over a folder of the same name."""
+    return _known(name) is None and (os.sep in name or "." in name or os.path.exists(name))
+
+
+def _known(name: str) -> str | None:
+    if name == DIGITS:
+        return name
+    key = name.lower().replace("-", "").replace("_", "")
+    return key if key in catalog.DATASETS else None
+
+
+def _dataset_key(name: str) -> str:
+    key = _known(name)
+    if key is not None:
+        return key
+    names = [DIGITS, *catalog.DATASETS]
+    near = difflib.get_close_matches(name.lower(), names, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"give a folder, or one of {', '.join(names)}"
+    raise InputError(f"no folder and no dataset named {name!r}: {hint}")

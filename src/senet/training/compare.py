@@ -1,0 +1,250 @@
+"""Does SE help here? The SE network against its plain twin: same recipe, same seeds, and an honest answer.
+
+The twins share, seed by seed, the order of the data, the augmentation and the initial values of all weights they have
+in common. The reported error is the last epoch's: picking the best epoch on the images that also give the error is
+optimistic, more so for the noisier network. The best epoch's error is stored beside it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from senet.data.sources import DataSource, open_source
+from senet.errors import InputError
+from senet.measure.cost import Cost, model_cost
+from senet.measure.timing import Ratio
+from senet.models.registry import model_spec
+from senet.training import folder as folders
+from senet.training.curves import plot_curves, read_csv, write_csv
+from senet.training.feed import transform_for
+from senet.training.interrupt import Interrupted, StopRequest
+from senet.training.recipe import Recipe
+from senet.training.run import RunResult, RunSettings, se_config, train
+from senet.training.statistics import (
+    HELPS,
+    HURTS,
+    UNKNOWN,
+    Interval,
+    mean_interval,
+    paired_interval,
+    verdict,
+    widen,
+)
+from senet.training.step_time import StepTimes, time_steps
+
+MARKER = "compare.json"
+_CSV_COLUMNS = (
+    "row",
+    "model",
+    "seed",
+    "val_error",
+    "val_error_half_width_95",
+    "val_top5_error",
+    "val_loss",
+    "train_error",
+    "best_val_error",
+    "best_epoch",
+    "epochs",
+    "seconds",
+    "parameters",
+    "mult_adds",
+    "train_step_ms",
+)
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two networks: its runs, one a seed, and their mean errors in percent."""
+
+    model: str
+    cost: Cost
+    runs: tuple[RunResult, ...]
+    val_error: Interval
+    train_error: Interval
+    step_seconds: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The outcome. ``difference`` is SE minus plain in percentage points of validation error, paired by seed."""
+
+    data: str
+    split: str
+    plain: Side
+    se: Side
+    difference: Interval
+    step_ratio: Ratio
+    step_batch: int
+    verdict: str
+    sentence: str
+    folder: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self)
+
+
+def twins(model: str) -> tuple[str, str]:
+    """(plain, SE) names of a network and its twin, whichever of the two is given."""
+    spec = model_spec(model)
+    return (spec.twin, model) if spec.se is not None else (model, spec.twin)
+
+
+def compare(
+    settings: RunSettings,
+    recipe: Recipe,
+    output: str | Path,
+    *,
+    seeds: int = 3,
+    resume: bool = False,
+    overwrite: bool = False,
+    console: Console | None = None,
+) -> Comparison:
+    """Train both networks under every seed, measure a training step, and write figures and tables to ``output``.
+
+    Args:
+        settings: as for one run; ``model`` may be either twin, ``seed`` is the first seed.
+        recipe: how both are trained.
+        output: gets ``curves.png``, ``results.json``, ``results.csv`` and a folder ``runs`` with one run each.
+        seeds: runs of each network. One seed gives no interval.
+        resume: go on with a comparison in ``output``; finished runs are not repeated, more seeds may be asked for.
+        overwrite: replace a comparison in ``output``.
+        console: where progress goes.
+
+    Raises:
+        InputError: bad settings or data.
+        Interrupted: asked to stop; ``resume=True`` continues.
+    """
+    if seeds < 1:
+        raise InputError(f"--seeds is {seeds}; give at least 1")
+    plain, se = twins(settings.model)
+    output = Path(output)
+    se_config(se, settings.se)  # a bad option is found before a folder is touched
+    source = open_source(settings.data, root=settings.root, val_fraction=settings.val_fraction, seed=0)
+    if folders.claim(output, MARKER, resume=resume, overwrite=overwrite):
+        _check_same(output, plain, se)
+    folders.write_json(output / MARKER, {"plain": plain, "se": se, "data": settings.data})
+    stop = StopRequest()
+    results: dict[str, list[RunResult]] = {plain: [], se: []}
+    plan = [(seed, model) for seed in range(settings.seed, settings.seed + seeds) for model in (plain, se)]
+    with stop.listening():
+        for number, (seed, model) in enumerate(plan, 1):
+            result = train(
+                replace(settings, model=model, seed=seed, se=settings.se if model == se else ()),
+                recipe,
+                output / "runs" / f"{model}-seed{seed}",
+                resume=True,
+                console=console,
+                label=f"[{number}/{len(plan)}] {model}, seed {seed}".replace("[", r"\["),
+                loggers=False,
+                stop=stop,
+                source=source,
+            )
+            results[model].append(result)
+            if stop.requested:
+                raise Interrupted(stop.signal)
+        times = time_steps(settings, recipe, source, plain, se, stop)
+    comparison = _summary(settings, recipe, source, results, times, output)
+    _write(comparison, output)
+    return comparison
+
+
+def _check_same(output: Path, plain: str, se: str) -> None:
+    saved = folders.read_json(output / MARKER)
+    if (saved.get("plain"), saved.get("se")) != (plain, se):
+        raise InputError(
+            f"{output} compares {saved.get('se')} with {saved.get('plain')}; resume that, or give another --output"
+        )
+
+
+def _summary(
+    settings: RunSettings,
+    recipe: Recipe,
+    source: DataSource,
+    results: dict[str, list[RunResult]],
+    times: StepTimes,
+    output: Path,
+) -> Comparison:
+    plain, se = results
+    size = transform_for(recipe, source, model_spec(se).input_size).size
+    sides = []
+    for model, runs in results.items():
+        options: dict[str, Any] = {"se": se_config(se, settings.se)} if model == se else {}
+        cost = model_cost(model, len(source.classes), source.in_chans, size, **options)
+        val_error = mean_interval([run.val_error for run in runs])
+        train_error = mean_interval([run.train_error for run in runs])
+        sides.append(Side(model, cost, tuple(runs), val_error, train_error, times.seconds[model]))
+    resolution = 100 / len(source.val)
+    difference = widen(
+        paired_interval([run.val_error for run in results[se]], [run.val_error for run in results[plain]]), resolution
+    )
+    word = verdict(difference)
+    return Comparison(
+        data=source.name,
+        split=source.split,
+        plain=sides[0],
+        se=sides[1],
+        difference=difference,
+        step_ratio=times.ratio,
+        step_batch=times.batch,
+        verdict=word,
+        sentence=explain(word, difference, len(source.val)),
+        folder=str(output),
+    )
+
+
+def explain(word: str, difference: Interval, val_images: int) -> str:
+    """One honest sentence on what the difference (SE minus plain, in percentage points) does and does not show."""
+    step = f"one of the {val_images} validation images is {100 / val_images:.2g} points"
+    if word == UNKNOWN:
+        return (
+            f"with a single seed no interval can be given; the error changed by {difference.mean:+.2f} points, "
+            f"which chance alone may do ({step}). Use --seeds 3 or more."
+        )
+    assert difference.half_width is not None
+    found = f"{difference.mean:+.2f} ± {difference.half_width:.2f} points over {difference.count} seeds"
+    if word in (HELPS, HURTS):
+        return f"the error changes by {found} (95 %), so more than the seeds' scatter; {step}."
+    return (
+        f"the error changes by {found} (95 %): an effect smaller than about {difference.half_width:.2f} points "
+        f"would not be seen with these seeds; {step}."
+    )
+
+
+def _write(comparison: Comparison, output: Path) -> None:
+    sides = (comparison.se, comparison.plain)
+    curves = {side.model: [read_csv(Path(run.folder) / "curves.csv") for run in side.runs] for side in sides}
+    plot_curves(output / "curves.png", curves, f"{comparison.se.model} and its plain twin on {Path(comparison.data).name}")
+    rows: list[dict[str, Any]] = []
+    for side in sides:
+        for run in side.runs:
+            values = asdict(run)
+            rows.append({"row": "run"} | {key: values[key] for key in _CSV_COLUMNS if key in values})
+    for side in sides:
+        rows.append(
+            {
+                "row": "mean",
+                "model": side.model,
+                "val_error": side.val_error.mean,
+                "val_error_half_width_95": side.val_error.half_width,
+                "train_error": side.train_error.mean,
+                "parameters": side.cost.params,
+                "mult_adds": side.cost.mult_adds,
+                "train_step_ms": 1000 * side.step_seconds,
+            }
+        )
+    difference = comparison.difference
+    rows.append(
+        {
+            "row": "difference",
+            "model": f"{comparison.se.model} - {comparison.plain.model}",
+            "val_error": difference.mean,
+            "val_error_half_width_95": difference.half_width,
+        }
+    )
+    write_csv(output / "results.csv", rows, _CSV_COLUMNS)
+    folders.write_json(output / "results.json", comparison.to_dict())

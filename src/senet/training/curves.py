@@ -1,0 +1,107 @@
+"""Learning curves: the CSV of a run, and the figures of a run and of a comparison (as the paper's Fig. 4)."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from senet.models.weights import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLUMNS = ("epoch", "train_error", "train_loss", "val_error", "val_top5_error", "val_loss", "lr", "seconds")
+# Okabe and Ito's blue and vermilion: told apart by colour-blind readers and in grey print.
+COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7")
+
+Row = Mapping[str, Any]
+
+
+def write_csv(path: Path, rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> None:
+    """Write rows atomically; None is an empty cell, floats keep what is needed to read them back."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue().encode())
+
+
+def read_csv(path: Path) -> list[dict[str, float | None]]:
+    """The rows of a ``curves.csv``."""
+    with path.open(newline="") as file:
+        return [{key: float(value) if value else None for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def plot_curves(path: Path, runs: Mapping[str, Sequence[Sequence[Row]]], title: str) -> None:
+    """Draw training (dashed) and validation (solid) error over epochs, one colour per network, and save a PNG.
+
+    Args:
+        path: the file.
+        runs: network name → its runs (one a seed) → rows of ``curves.csv``. Several runs become the mean line and a
+            band from the lowest to the highest.
+        title: above the axes.
+    """
+    # The object interface and the Agg canvas: no display, no global state, safe in any thread.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 4.6), dpi=160, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for (name, rows), colour in zip(runs.items(), COLOURS, strict=False):
+        _draw(axes, name, rows, colour)
+    _decorate(axes, runs, title)
+    # Below the axes: nowhere inside is free of curves for every run.
+    figure.legend(loc="outside lower center", ncols=len(runs), frameon=False, fontsize=9, columnspacing=2.0)
+    image = io.BytesIO()
+    figure.savefig(image, format="png")
+    write_atomically(path, image.getvalue())
+
+
+def _draw(axes: Axes, name: str, runs: Sequence[Sequence[Row]], colour: str) -> None:
+    for column, style, width, label in (("train_error", "--", 1.3, "training"), ("val_error", "-", 2.0, "validation")):
+        shortest = min(len(run) for run in runs)
+        epochs = [int(row["epoch"]) for row in runs[0][:shortest]]
+        at_epoch = [[float(run[i][column]) for run in runs] for i in range(shortest)]
+        mean = [sum(values) / len(values) for values in at_epoch]
+        marker = "o" if shortest == 1 else None
+        axes.plot(
+            epochs, mean, style, color=colour, linewidth=width, marker=marker, label=f"{name}, {label}", zorder=3
+        )
+        if len(runs) > 1:
+            low, high = [min(v) for v in at_epoch], [max(v) for v in at_epoch]
+            axes.fill_between(epochs, low, high, color=colour, alpha=0.14, linewidth=0, zorder=2)
+
+
+def _decorate(axes: Axes, runs: Mapping[str, Sequence[Sequence[Row]]], title: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    seeds = max(len(group) for group in runs.values())
+    axes.set_title(title, fontsize=11, loc="left", pad=10)
+    if seeds > 1:
+        axes.set_title(f"mean and range of {seeds} seeds", fontsize=8.5, loc="right", color="0.4")
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("top-1 error (%)")
+    axes.set_ylim(0, _upper_limit(runs))
+    last = max(int(run[-1]["epoch"]) for group in runs.values() for run in group)
+    axes.set_xlim(1, max(last, 2))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(axis="y", color="0.9", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _upper_limit(runs: Mapping[str, Sequence[Sequence[Row]]]) -> float:
+    """Cut off the first epochs' fall from chance, which would press all that matters into the bottom tenth."""
+    every = [float(row[c]) for group in runs.values() for run in group for row in run for c in ("train_error", "val_error")]
+    late = [
+        float(row[column])
+        for group in runs.values()
+        for run in group
+        for row in run[max(0, len(run) // 5) :]
+        for column in ("train_error", "val_error")
+    ]
+    return max(min(max(every), 1.6 * max(late)) * 1.05, 1.0)

@@ -1,0 +1,237 @@
+"""A saved network on images: its errors (``evaluate``), or its answers (``predict``). Needs no Lightning."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from senet.data.loaders import Batch, ImageLoader, make_loader
+from senet.data.sources import open_eval, open_files
+from senet.data.transforms import TransformSpec
+from senet.errors import InputError
+from senet.models.weights import build_from_checkpoint
+from senet.training.statistics import binomial_interval
+
+TOP5_CLASSES = 6  # below this many classes a top-5 error says nothing
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Errors in percent with their 95 % Wilson intervals (over images); top-5 is None below six classes."""
+
+    checkpoint: str
+    model: str
+    data: str
+    images: int
+    skipped: dict[str, str]
+    crops: str
+    size: int
+    top1_error: float
+    top1_interval: tuple[float, float]
+    top5_error: float | None
+    top5_interval: tuple[float, float] | None
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The likeliest classes of one image, best first, with their probabilities."""
+
+    name: str
+    classes: tuple[str, ...]
+    probabilities: tuple[float, ...]
+
+
+@dataclass
+class Predictions:
+    """Iterate to predict; ``bad`` (name → reason) is complete when the iteration is over."""
+
+    rows: Iterator[Prediction]
+    bad: dict[str, str] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Prediction]:
+        return self.rows
+
+
+def evaluate(
+    checkpoint: str | Path,
+    data: str,
+    *,
+    crops: Literal["center", "ten"] = "center",
+    size: int | None = None,
+    batch_size: int = 64,
+    workers: int | None = None,
+    device: str = "auto",
+    root: str | None = None,
+    on_bad_image: Literal["skip", "fail"] = "skip",
+) -> Evaluation:
+    """Top-1 and top-5 error of a checkpoint.
+
+    Args:
+        checkpoint: a ``.safetensors`` file of ``senet train``.
+        data: a folder or data set. The folder that the run was trained on gives its validation images only.
+        crops: "center", or "ten": the class probabilities are averaged over four corners, centre, and their mirrors.
+        size: side of the crop in pixels; None is the size of training. The ratio of resize to crop is kept.
+        batch_size, workers: of loading; ``workers`` None chooses.
+        device: "auto", "cpu", "cuda" or "mps".
+        root: where torchvision data sets are.
+        on_bad_image: "skip" leaves unreadable images out and names them.
+
+    Raises:
+        InputError: no such checkpoint or data, or classes that the network does not know.
+    """
+    network, metadata, spec = load_network(checkpoint, size)
+    trained_on = _training_data(Path(checkpoint))
+    same = trained_on is not None and Path(data).is_dir() and Path(trained_on["data"]) == Path(data).resolve()
+    images, sentence = open_eval(
+        data,
+        root=root,
+        classes=metadata["classes"],
+        val_fraction=trained_on["val_fraction"] if trained_on else 0.2,
+        part="val" if same else "auto",
+    )
+    target = pick_device(device)
+    loader = _loader(images.with_transform(spec.eval_transform(crops)), batch_size, crops, workers, on_bad_image)
+    start = time.perf_counter()
+    counted, top1, top5 = 0, 0, 0
+    for batch, probabilities in _forward(network.to(target), loader, spec, target):
+        ranked = probabilities.topk(min(5, probabilities.shape[1])).indices
+        hits = ranked == batch.targets[:, None]
+        counted += len(batch.targets)
+        top1 += int(hits[:, 0].sum())
+        top5 += int(hits.sum())
+    if counted == 0:
+        raise InputError(f"none of the images of {data} can be read")
+    has_top5 = len(metadata["classes"]) >= TOP5_CLASSES
+    return Evaluation(
+        checkpoint=str(checkpoint),
+        model=metadata["model"],
+        data=sentence,
+        images=counted,
+        skipped={name: why for name, why in loader.bad.items() if name not in images.non_images},
+        crops=crops,
+        size=spec.size,
+        top1_error=_percent(counted - top1, counted),
+        top1_interval=_percent_interval(counted - top1, counted),
+        top5_error=_percent(counted - top5, counted) if has_top5 else None,
+        top5_interval=_percent_interval(counted - top5, counted) if has_top5 else None,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def predict(
+    checkpoint: str | Path,
+    paths: Sequence[str | Path],
+    *,
+    top_k: int = 1,
+    crops: Literal["center", "ten"] = "center",
+    size: int | None = None,
+    batch_size: int = 64,
+    workers: int | None = None,
+    device: str = "auto",
+) -> Predictions:
+    """The likeliest classes of image files, or of all images in folders; results come as batches are done.
+
+    An image that cannot be read is named in ``bad`` and the rest is done.
+
+    Raises:
+        InputError: no such checkpoint, a path that is missing, or no images at all.
+    """
+    if top_k < 1:
+        raise InputError(f"--top-k is {top_k}; give at least 1")
+    network, metadata, spec = load_network(checkpoint, size)
+    images = open_files(paths)
+    target = pick_device(device)
+    loader = _loader(images.with_transform(spec.eval_transform(crops)), batch_size, crops, workers, "skip")
+    classes = metadata["classes"]
+    result = Predictions(iter(()))
+
+    def rows() -> Iterator[Prediction]:
+        for batch, probabilities in _forward(network.to(target), loader, spec, target):
+            values, numbers = probabilities.topk(min(top_k, len(classes)))
+            for index, number, value in zip(batch.indices.tolist(), numbers.tolist(), values.tolist(), strict=True):
+                yield Prediction(images.names[index], tuple(classes[n] for n in number), tuple(value))
+        result.bad |= {name: why for name, why in loader.bad.items() if name not in images.non_images}
+
+    result.rows = rows()
+    return result
+
+
+def load_network(checkpoint: str | Path, size: int | None) -> tuple[nn.Module, dict[str, Any], TransformSpec]:
+    """A checkpoint's network, metadata and transform (at ``size`` pixels where given)."""
+    network, metadata = build_from_checkpoint(checkpoint)
+    missing = [key for key in ("classes", "transform") if not metadata.get(key)]
+    if missing:
+        raise InputError(f"{checkpoint}: does not say its {missing[0]}; use a checkpoint written by `senet train`")
+    spec = TransformSpec.from_dict(metadata["transform"])
+    return network, metadata, spec if size is None else spec.with_size(size)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; "auto" is the best there is."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, there in available.items() if there))
+    if name not in available:
+        raise InputError(f"no device {name!r}; choose auto, cpu, cuda or mps")
+    if not available[name]:
+        raise InputError(f"no {name} device is available here; use --device cpu or auto")
+    return torch.device(name)
+
+
+def _training_data(checkpoint: Path) -> dict[str, Any] | None:
+    """Which data a run folder's checkpoint was trained on: evaluating on training images would flatter it."""
+    from senet.training import folder as folders
+
+    settings = checkpoint.parent / folders.SETTINGS
+    return folders.read_json(settings) if settings.is_file() else None
+
+
+def _loader(
+    images: Any, batch_size: int, crops: str, workers: int | None, on_bad_image: Literal["skip", "fail"]
+) -> ImageLoader:
+    from senet.training.workers import default_workers
+
+    if crops == "ten":
+        batch_size = max(1, batch_size // 10)
+    return make_loader(
+        images,
+        batch_size,
+        train=False,
+        workers=default_workers(images) if workers is None else workers,
+        on_bad_image=on_bad_image,
+        max_bad_fraction=1.0,  # every bad image is named; one that is left out changes no other's answer
+    )
+
+
+def _forward(
+    network: nn.Module, loader: ImageLoader, spec: TransformSpec, device: torch.device
+) -> Iterator[tuple[Batch, Tensor]]:
+    """Batches with class probabilities (N, classes) on the CPU, averaged over crops where there are ten."""
+    for batch in loader:
+        images = batch.images.to(device, non_blocking=True)
+        crops = images.shape[1] if images.dim() == 5 else 1
+        # A context around `yield` would stay in force in the caller's code.
+        with torch.inference_mode():
+            logits = network(spec.normalize(images.flatten(0, 1) if crops > 1 else images)).float()
+            probabilities = logits.softmax(dim=1).unflatten(0, (-1, crops)).mean(dim=1).cpu()
+        yield batch, probabilities
+
+
+def _percent(part: int, whole: int) -> float:
+    return 100 * part / whole
+
+
+def _percent_interval(part: int, whole: int) -> tuple[float, float]:
+    low, high = binomial_interval(part, whole)
+    return 100 * low, 100 * high

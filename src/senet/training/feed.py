@@ -1,0 +1,125 @@
+"""The images of a run: which transform fits data and model, and loaders that resume within an epoch."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Literal
+
+import lightning.pytorch as pl
+
+from senet.data.images import ImageSet
+from senet.data.loaders import ImageLoader, make_loader
+from senet.data.transforms import TransformSpec
+from senet.errors import InputError
+from senet.training.recipe import Recipe
+from senet.training.workers import default_workers
+
+if TYPE_CHECKING:
+    from senet.data.sources import DataSource
+
+OnBadImage = Literal["skip", "fail"]
+_LOG = logging.getLogger("senet.training")
+
+
+def transform_for(recipe: Recipe, source: DataSource, input_size: int) -> TransformSpec:
+    """The recipe's transform; its size, where the recipe leaves it open, is the data's own or else the network's."""
+    wanted = recipe.transform
+    return TransformSpec(
+        size=wanted.size or source.native_size or input_size,
+        mean=source.mean,
+        std=source.std,
+        resize=wanted.resize,
+        interpolation=wanted.interpolation,
+        augment=wanted.augment,
+        scale=wanted.scale,
+        ratio=wanted.ratio,
+        flip=wanted.flip,
+    )
+
+
+class Feed(pl.LightningDataModule):
+    """Loaders of one run for the Trainer; a run that was saved within an epoch gets the rest of that epoch."""
+
+    def __init__(
+        self,
+        source: DataSource,
+        spec: TransformSpec,
+        recipe: Recipe,
+        *,
+        seed: int,
+        workers: int | None,
+        on_bad_image: OnBadImage,
+        limit_batches: int | None,
+    ) -> None:
+        super().__init__()
+        self.train_images = source.train.with_transform(spec.train_transform(), seed)
+        self.val_images = source.val.with_transform(spec.eval_transform())
+        self.batch_size = recipe.batch_size
+        self.accumulate = recipe.accumulate
+        self.seed, self.on_bad_image, self.limit = seed, on_bad_image, limit_batches
+        self.workers = default_workers(source.train) if workers is None else workers
+        self.train_loader: ImageLoader | None = None
+        self.val_loader: ImageLoader | None = None
+
+    def setup(self, stage: str) -> None:
+        """Make the loaders once the number of processes is known."""
+        trainer = self._trainer
+        share = self.batch_size // self.accumulate
+        if share % trainer.world_size:
+            raise InputError(
+                f"batch_size={self.batch_size} (accumulate={self.accumulate}) cannot be divided among "
+                f"{trainer.world_size} devices; set it to a multiple"
+            )
+        if self.batch_size > len(self.train_images):
+            _LOG.warning(
+                "batch_size %d is more than the %d training images, so an epoch is one step; consider --set batch_size=",
+                self.batch_size,
+                len(self.train_images),
+            )
+        self.train_loader = self._loader(self.train_images, share // trainer.world_size, train=True)
+        # Evaluation needs no gradients, so the same batch always fits.
+        self.val_loader = self._loader(self.val_images, share // trainer.world_size, train=False)
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Training batches of each process in an epoch."""
+        assert self.train_loader is not None
+        batches = len(self.train_loader)
+        return batches if self.limit is None else min(batches, self.limit)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps in an epoch; a last, partial accumulation makes a step as well."""
+        return -(-self.batches_per_epoch // self.accumulate)
+
+    def train_dataloader(self) -> ImageLoader:
+        """Called after a checkpoint has been restored, so the loops know how far the epoch had come."""
+        assert self.train_loader is not None
+        loops = self._trainer.fit_loop
+        self.train_loader.set_epoch(loops.epoch_progress.current.processed)
+        done = loops.epoch_loop.batch_progress.current.ready if loops.restarting else 0
+        if done < self.batches_per_epoch:  # else only the validation is left of this epoch
+            self.train_loader.skip_batches(done)
+        return self.train_loader
+
+    def val_dataloader(self) -> ImageLoader:
+        """The validation images, each once, in order."""
+        assert self.val_loader is not None
+        return self.val_loader
+
+    @property
+    def _trainer(self) -> pl.Trainer:
+        assert self.trainer is not None
+        return self.trainer
+
+    def _loader(self, images: ImageSet, batch_size: int, *, train: bool) -> ImageLoader:
+        return make_loader(
+            images,
+            batch_size,
+            train=train,
+            workers=self.workers,
+            seed=self.seed,
+            rank=self._trainer.global_rank,
+            world_size=self._trainer.world_size,
+            on_bad_image=self.on_bad_image,
+        )

@@ -1,0 +1,103 @@
+"""The folder of one run: its settings, its environment, its log, its results; never overwritten by accident."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from senet._version import __version__
+from senet.errors import InputError
+from senet.models.weights import write_atomically
+
+SETTINGS = "run.json"
+RESULT = "result.json"
+CHECKPOINT = "last.ckpt"
+_LIBRARIES = ("torch", "torchvision", "lightning", "torchmetrics", "numpy", "pillow", "simplejpeg")
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write JSON for people and programs, atomically."""
+    write_atomically(path, (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; a damaged file is the user's to know about."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is damaged ({error}); give another folder, or --overwrite to begin anew") from None
+
+
+def claim(folder: Path, marker: str, *, resume: bool, overwrite: bool) -> bool:
+    """Make ``folder`` ours to write to; says whether it holds something to resume.
+
+    Args:
+        folder: the output; made with its parents where it is missing.
+        marker: the file by which a folder of ours is known.
+        resume: an existing run is wanted.
+        overwrite: an existing run may be removed. Nothing but a folder with ``marker`` is ever removed.
+
+    Raises:
+        InputError: the folder has content that must not be touched.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; give a folder as --output")
+    ours = (folder / marker).is_file()
+    if resume and ours:
+        return True
+    if folder.is_dir() and any(folder.iterdir()):
+        if not ours:
+            raise InputError(f"{folder} has files that are not from this command; give another --output")
+        if not overwrite:
+            raise InputError(f"{folder} exists already; continue it with --resume, or replace it with --overwrite")
+        if folder.resolve() in (Path.cwd(), *Path.cwd().parents) or folder.is_symlink():
+            raise InputError(f"{folder} is the working folder or a link and will not be removed; give another --output")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    return False
+
+
+def environment(device: str) -> dict[str, Any]:
+    """What a number from this run may depend on."""
+    import torch
+
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "senet": __version__,
+        "python": platform.python_version(),
+        "libraries": {name: metadata.version(name) for name in _LIBRARIES},
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": device,
+        "gpus": gpus,
+        "cuda": torch.version.cuda,
+        "command": sys.argv,
+    }
+
+
+@contextmanager
+def log_to(path: Path) -> Iterator[None]:
+    """Append what the package logs to a file."""
+    logger = logging.getLogger("senet")
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setLevel(logging.INFO)
+    before = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+        logger.setLevel(before)

@@ -1,0 +1,112 @@
+"""Progress of a run: a bar with the time left on a terminal, one plain line an epoch elsewhere."""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from senet.training.callbacks import Recorder
+
+_REFRESH = 0.2  # seconds between two looks at the loss, which make an accelerator wait
+
+
+class ProgressReport(Callback):
+    """Shows epoch, loss, errors, images a second and the time left, for the run as a whole."""
+
+    def __init__(self, console: Console, label: str, recorder: Recorder) -> None:
+        self.console, self.label, self.recorder = console, label, recorder
+        self.bar: Progress | None = None
+        self._images, self._training_seconds = 0, 0.0
+        self._batch_since = self._started = self._shown = 0.0
+        self._first_batch = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Open the bar; a resumed run starts where it was."""
+        self._started = time.monotonic()
+        self._first_batch = self._batches_done(trainer)
+        if not self._shows_bar(trainer):
+            return
+        columns = (
+            TextColumn("[bold]{task.description}[/]"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[numbers]}"),
+        )
+        self.bar = Progress(*columns, console=self.console, transient=True, refresh_per_second=5)
+        total = (trainer.max_epochs or 0) * int(trainer.num_training_batches)
+        self.bar.add_task(self.label, total=total, completed=self._first_batch, numbers="")
+        self.bar.start()
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
+        """Start the clock of the first batch after an epoch's other work."""
+        if not self._batch_since:
+            self._batch_since = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the batch."""
+        self._images += len(batch.targets) * trainer.world_size
+        now = time.monotonic()
+        self._training_seconds += now - self._batch_since
+        self._batch_since = now
+        if self.bar is not None and now - self._shown > _REFRESH:
+            self._shown = now
+            loss: Any = getattr(pl_module, "last_loss", float("nan"))
+            numbers = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  loss {float(loss):.3f}"
+            if self.recorder.rows:
+                numbers += f"  val error {self.recorder.rows[-1]['val_error']:.2f} %"
+            numbers += f"  {self._rate():,.0f} images/s"
+            self.bar.update(self.bar.task_ids[0], completed=self._batches_done(trainer) + 1, numbers=numbers)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Validation does not count as training time."""
+        self._batch_since = 0.0
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Without a bar, print the epoch."""
+        if self.bar is None and trainer.is_global_zero and not self.console.is_terminal:
+            row = self.recorder.rows[-1]
+            done = self._batches_done(trainer) - self._first_batch
+            all_batches = (trainer.max_epochs or 0) * int(trainer.num_training_batches)
+            left = (time.monotonic() - self._started) / max(done, 1) * (all_batches - self._batches_done(trainer))
+            self.console.print(
+                f"{self.label}: epoch {row['epoch']}/{trainer.max_epochs}  train error {row['train_error']:.2f} %  "
+                f"val error {row['val_error']:.2f} %  {self._rate():,.0f} images/s  "
+                f"{timedelta(seconds=round(left))} left",
+                highlight=False,
+                soft_wrap=True,
+            )
+        self._images, self._training_seconds, self._batch_since = 0, 0.0, 0.0
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Close the bar."""
+        self._close()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Close the bar, so that the message has the terminal to itself."""
+        self._close()
+
+    def _close(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+    def _shows_bar(self, trainer: pl.Trainer) -> bool:
+        return self.console.is_terminal and trainer.is_global_zero
+
+    def _rate(self) -> float:
+        return self._images / self._training_seconds if self._training_seconds else 0.0
+
+    @staticmethod
+    def _batches_done(trainer: pl.Trainer) -> int:
+        return int(trainer.fit_loop.epoch_loop.batch_progress.total.completed)

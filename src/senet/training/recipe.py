@@ -1,0 +1,248 @@
+"""Recipes: how a network is trained, as validated YAML.
+
+A recipe says everything about training that is not the data, the model or the seed. It is a file beside this
+module (``load_recipe("cifar")``) or the user's own (``load_recipe("my.yaml")``); single values are overridden with
+``key=value`` (nested keys with dots: ``schedule.milestones=[0.5,0.75]``).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from senet.errors import InputError
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+class _Section(BaseModel):
+    # A typing mistake in a recipe must be an error, never a setting silently left at its default.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class OptimizerRecipe(_Section):
+    """``weight_decay`` covers every parameter, as in the papers, unless ``decay_norm_and_bias`` is false."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = False
+    weight_decay: float = Field(1e-4, ge=0)
+    decay_norm_and_bias: bool = True
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> OptimizerRecipe:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs a momentum above 0")
+        return self
+
+
+class ScheduleRecipe(_Section):
+    """The learning rate over the run. ``milestones`` are fractions of the run, so a short run keeps the shape."""
+
+    name: Literal["step", "cosine", "constant"] = "cosine"
+    milestones: tuple[Fraction, ...] = ()
+    gamma: float = Field(0.1, gt=0, le=1)
+    warmup_epochs: float = Field(0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _milestones_in_order(self) -> ScheduleRecipe:
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError("milestones must rise")
+        if self.name == "step" and not self.milestones:
+            raise ValueError("a step schedule needs milestones, as fractions of the run: [0.5, 0.75]")
+        if self.name != "step" and self.milestones:
+            raise ValueError(f"milestones belong to the step schedule, not to {self.name}")
+        return self
+
+
+class TransformRecipe(_Section):
+    """Image size and augmentation; None means "what fits the data and the model"."""
+
+    augment: Literal["imagenet", "cifar", "shift", "none"] = "imagenet"
+    size: int | None = Field(None, ge=1)
+    resize: int | None = Field(None, ge=1)
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    flip: bool = True
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+
+
+class Recipe(_Section):
+    """One way of training. ``batch_size`` counts all devices together; ``lr`` belongs to that batch."""
+
+    name: str = "custom"
+    about: str = ""
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    lr: float = Field(gt=0)
+    optimizer: OptimizerRecipe = OptimizerRecipe()
+    schedule: ScheduleRecipe = ScheduleRecipe()
+    transform: TransformRecipe = TransformRecipe()
+    dropout: float | None = Field(None, ge=0, lt=1)
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    mixup: float = Field(0.0, ge=0)
+    cutmix: float = Field(0.0, ge=0)
+    clip_grad_norm: float | None = Field(None, gt=0)
+    accumulate: int = Field(1, ge=1)
+    ema: float | None = Field(None, gt=0, lt=1)
+    freeze_bn_epochs: int = Field(0, ge=0)
+    precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
+    channels_last: bool = False
+    compile: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _precision_as_text(cls, values: Any) -> Any:
+        # YAML reads `precision: 32` as a number.
+        if isinstance(values, dict) and isinstance(values.get("precision"), int):
+            return {**values, "precision": str(values["precision"])}
+        return values
+
+    @model_validator(mode="after")
+    def _fits_the_run(self) -> Recipe:
+        if self.schedule.warmup_epochs >= self.epochs:
+            raise ValueError(f"schedule.warmup_epochs must be below epochs={self.epochs}")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size={self.batch_size} must be a multiple of accumulate={self.accumulate}")
+        return self
+
+    def to_yaml(self) -> str:
+        """The whole recipe as YAML that :func:`load_recipe` reads back to an equal recipe."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def list_recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    folder = resources.files("senet.training") / "recipes"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_recipe(source: str | Path | Recipe, overrides: Iterable[str] = ()) -> Recipe:
+    """A packaged recipe by name, or a YAML file, with ``key=value`` overrides applied in order.
+
+    Raises:
+        InputError: no such recipe, unreadable YAML, an unknown key (the nearest one is named) or a bad value
+            (the field is named).
+    """
+    if isinstance(source, Recipe):
+        where, values = f"recipe {source.name!r}", source.model_dump(mode="json")
+    else:
+        where, values = _read(source)
+    for override in overrides:
+        _set(values, override)
+    return _validated(values, where)
+
+
+def _read(source: str | Path) -> tuple[str, dict[str, Any]]:
+    path = Path(source)
+    if path.suffix in (".yaml", ".yml"):
+        where = f"recipe {path}"
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise InputError(f"no recipe file {path}") from None
+        except UnicodeDecodeError:
+            raise InputError(f"{where} is not UTF-8 text") from None
+        default_name = path.stem
+    else:
+        if str(source) not in list_recipes():
+            near = difflib.get_close_matches(str(source), list_recipes(), 1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise InputError(
+                f"no recipe {str(source)!r}; {hint}There are {', '.join(list_recipes())}, or give a .yaml file"
+            )
+        where, default_name = f"recipe {source!r}", str(source)
+        text = (resources.files("senet.training") / "recipes" / f"{source}.yaml").read_text(encoding="utf-8")
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{where} must be a mapping of keys to values")
+    return where, {"name": default_name, **values}
+
+
+def _set(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    path = key.strip().split(".")
+    if not equals or not all(path):
+        raise InputError(f"--set {override!r} is not KEY=VALUE, such as lr=0.1 or schedule.name=cosine")
+    _check_known(path)
+    node = values
+    for part in path[:-1]:
+        node = node.setdefault(part, {})
+    try:
+        node[path[-1]] = _scalar(text)
+    except yaml.YAMLError:
+        raise InputError(f"--set {override!r}: the value is not valid YAML") from None
+    if path == ["schedule", "name"] and text != "step":
+        # Changing the kind of schedule leaves the old one's milestones without a meaning.
+        values["schedule"].pop("milestones", None)
+
+
+def _scalar(text: str) -> Any:
+    value = yaml.safe_load(text)
+    if isinstance(value, str):
+        # YAML 1.1 reads 1e-4 (no dot) as text; a person means the number.
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _check_known(path: Sequence[str]) -> None:
+    model: type[BaseModel] | None = Recipe
+    for depth, part in enumerate(path):
+        if model is None:
+            raise InputError(f"--set: {'.'.join(path[:depth])} is a single value and has no key {part!r}")
+        if part not in model.model_fields:
+            raise InputError(f"unknown recipe key {'.'.join(path)!r}; {_nearest('.'.join(path))}")
+        model = _section_of(model, part)
+    if model is not None:
+        raise InputError(f"--set: {'.'.join(path)} is a section; set one of its keys, such as {path[-1]}.name")
+
+
+def _section_of(model: type[BaseModel], field: str) -> type[BaseModel] | None:
+    kind = model.model_fields[field].annotation
+    for candidate in (kind, *get_args(kind)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
+
+
+def recipe_keys() -> list[str]:
+    """Every key that can be set, nested ones with dots."""
+    keys: list[str] = []
+    for name in Recipe.model_fields:
+        section = _section_of(Recipe, name)
+        keys += [name] if section is None else [f"{name}.{inner}" for inner in section.model_fields]
+    return keys
+
+
+def _nearest(key: str) -> str:
+    keys = recipe_keys()
+    tails = {known.rsplit(".", 1)[-1]: known for known in reversed(keys)}
+    tail = key.rsplit(".", 1)[-1]
+    near = difflib.get_close_matches(key, keys, 1) or [tails[t] for t in difflib.get_close_matches(tail, tails, 1)]
+    return f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(keys)}"
+
+
+def _validated(values: Mapping[str, Any], where: str) -> Recipe:
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise InputError(f"{where}: unknown key {key!r}; {_nearest(key)}") from None
+        message = first["msg"].removeprefix("Value error, ")
+        message = message[:1].lower() + message[1:]
+        given = "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r}"
+        raise InputError(f"{where}: {key + ': ' if key else ''}{message}{given}") from None

@@ -1,0 +1,111 @@
+"""The few statistics a comparison needs: Student-t intervals over seeds, a binomial interval over images, a verdict.
+
+All intervals are two-sided. SciPy supplies the quantiles; nothing here is estimated by simulation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from senet.errors import InputError
+
+HELPS = "helps"
+HURTS = "hurts"
+NO_DIFFERENCE = "no difference seen"
+UNKNOWN = "one seed cannot say"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and its two-sided confidence interval, in the unit of the values.
+
+    ``half_width`` is None where no interval can be given: one value has no spread to measure.
+    """
+
+    mean: float
+    half_width: float | None
+    count: int
+
+    @property
+    def low(self) -> float | None:
+        return None if self.half_width is None else self.mean - self.half_width
+
+    @property
+    def high(self) -> float | None:
+        return None if self.half_width is None else self.mean + self.half_width
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f}" if self.half_width is None else f"{self.mean:.2f} ± {self.half_width:.2f}"
+
+
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+    """Mean of ``values`` and the Student-t interval of that mean (n - 1 degrees of freedom).
+
+    Raises:
+        InputError: no values, or a value that is not finite.
+    """
+    if not values:
+        raise InputError("cannot average an empty list of results")
+    if not all(math.isfinite(value) for value in values):
+        raise InputError(f"cannot average results that are not finite numbers: {list(values)}")
+    count = len(values)
+    mean = math.fsum(values) / count
+    if count == 1:
+        return Interval(mean, None, 1)
+    from scipy.stats import t
+
+    variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
+    half_width = float(t.ppf(0.5 + confidence / 2, count - 1)) * math.sqrt(variance / count)
+    return Interval(mean, half_width, count)
+
+
+def paired_interval(first: Sequence[float], second: Sequence[float], confidence: float = 0.95) -> Interval:
+    """Mean and t interval of ``first - second``, paired by position (here: by seed).
+
+    Pairing removes what both runs share (data order, augmentation, initial weights), so it sees smaller effects
+    than two separate intervals would.
+    """
+    if len(first) != len(second):
+        raise InputError(f"a paired difference needs as many results on both sides, got {len(first)} and {len(second)}")
+    return mean_interval([a - b for a, b in zip(first, second, strict=True)], confidence)
+
+
+def widen(interval: Interval, resolution: float) -> Interval:
+    """The interval with its half width no smaller than ``resolution``, the smallest step the values can take.
+
+    An error rate on n images moves in steps of 100 / n. Three seeds that happen to differ by exactly the same step
+    have no spread at all, and a bare t interval would claim certainty where the measurement cannot even resolve it.
+    """
+    if interval.half_width is None:
+        return interval
+    return Interval(interval.mean, max(interval.half_width, resolution), interval.count)
+
+
+def verdict(difference: Interval) -> str:
+    """``difference`` is SE minus plain, in error: below zero all through means that SE helps."""
+    if difference.low is None or difference.high is None:
+        return UNKNOWN
+    if difference.high < 0:
+        return HELPS
+    return HURTS if difference.low > 0 else NO_DIFFERENCE
+
+
+def binomial_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson score interval of a proportion, as fractions in 0..1.
+
+    Wilson (1927) keeps close to its nominal coverage for proportions near 0 and 1, where the usual
+    mean ± 1.96 s.d. fails.
+    """
+    if trials < 1 or not 0 <= successes <= trials:
+        raise InputError(f"a proportion needs 0 <= successes <= trials and trials > 0, got {successes} of {trials}")
+    from scipy.stats import norm
+
+    z = float(norm.ppf(0.5 + confidence / 2))
+    share = successes / trials
+    scale = 1 + z * z / trials
+    centre = (share + z * z / (2 * trials)) / scale
+    half = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials)) / scale
+    # Rounding must not push the end of the interval past the value it is about.
+    return min(max(0.0, centre - half), share), max(min(1.0, centre + half), share)

@@ -1,0 +1,83 @@
+"""Time of a training step of both twins, measured in turn so that a drifting machine slows both alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+
+import torch
+from torch.nn import functional as F
+
+from senet.data.sources import DataSource
+from senet.measure.timing import Ratio, interleaved, ratio
+from senet.training.classifier import build_optimizer
+from senet.training.evaluate import pick_device
+from senet.training.interrupt import Interrupted, StopRequest
+from senet.training.recipe import Recipe
+from senet.training.run import RunSettings, build_classifier
+
+BUDGET = 12.0  # seconds for all rounds together
+ROUNDS = (5, 40)
+CPU_BATCH = 128  # larger batches take no other time per image on a CPU, only longer to measure
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """Median seconds of a step by model, and the ratio SE / plain with its quartiles over rounds."""
+
+    seconds: dict[str, float]
+    ratio: Ratio
+    batch: int
+
+
+def time_steps(
+    settings: RunSettings, recipe: Recipe, source: DataSource, plain: str, se: str, stop: StopRequest
+) -> StepTimes:
+    """Forward, backward and optimiser step of each network on one batch of noise, in training mode."""
+    device = pick_device(settings.device)
+    batch = recipe.batch_size // recipe.accumulate // (settings.devices * settings.num_nodes)
+    batch = max(2, min(batch, len(source.train), CPU_BATCH if device.type == "cpu" else batch))
+    steps = {
+        name: _step(
+            replace(settings, model=name, se=settings.se if name == se else ()), recipe, source, device, batch
+        )
+        for name in (plain, se)
+    }
+    for step in steps.values():  # the first one allocates, compiles, and chooses algorithms
+        step()
+        if stop.requested:
+            raise Interrupted(stop.signal)
+    start = time.perf_counter()
+    for step in steps.values():
+        step()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    rounds = int(min(max(BUDGET / (time.perf_counter() - start), ROUNDS[0]), ROUNDS[1]))
+    times = interleaved(steps, rounds=rounds, warmup=2, device=device.type)
+    return StepTimes({name: timing.median for name, timing in times.items()}, ratio(times[se], times[plain]), batch)
+
+
+def _step(
+    settings: RunSettings, recipe: Recipe, source: DataSource, device: torch.device, batch: int
+) -> Callable[[], object]:
+    classifier, _ = build_classifier(settings, recipe, source)
+    classifier.to(device).train()
+    optimizer = build_optimizer(classifier.model, recipe)
+    size = classifier.spec.size
+    generator = torch.Generator().manual_seed(0)
+    shape = (batch, source.in_chans, size, size)
+    images = torch.randint(256, shape, dtype=torch.uint8, generator=generator).to(device)
+    targets = torch.randint(len(source.classes), (batch,), generator=generator).to(device)
+    half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(recipe.precision)
+
+    def step() -> None:
+        with torch.autocast(device.type, half) if half is not None else nullcontext():
+            logits = classifier(images)
+        loss = F.cross_entropy(logits.float(), targets, label_smoothing=recipe.label_smoothing)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step

@@ -1,0 +1,299 @@
+"""Folders, digits and torchvision datasets: what is found, how it is split, and what is said when it is wrong."""
+
+import pickle
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from senet.data import catalog, images
+from senet.data.images import ArrayStore
+from senet.data.sources import open_eval, open_files, open_source
+from senet.errors import InputError
+
+
+def fill(folder: Path, count: int, size: tuple[int, int] = (12, 12), ext: str = "png") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(count):
+        Image.new("RGB", size, (index * 7 % 256, 50, 90)).save(folder / f"{index:03d}.{ext}")
+    return folder
+
+
+@pytest.fixture
+def halves(tmp_path: Path) -> Path:
+    for name, count in (("dog", 3), ("cat", 4)):
+        fill(tmp_path / "train" / name, count)
+        fill(tmp_path / "val" / name, 2)
+    return tmp_path
+
+
+def error_of(call: object, *args: object, **kwargs: object) -> str:
+    with pytest.raises(InputError) as caught:
+        call(*args, **kwargs)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_digits_are_scikit_learns() -> None:
+    source = open_source("digits")
+    bunch = load_digits()
+    assert (source.in_chans, source.native_size, source.classes) == (1, 8, tuple("0123456789"))
+    assert len(source.train) + len(source.val) == 1797
+    assert f"{len(source.train)} images to train" in source.split
+    assert "seed 0" in source.split
+    for part in (source.train, source.val):
+        for i in (0, 17, len(part) - 1):
+            original = int(part.names[i].removeprefix("digit_"))
+            assert part[i].target == bunch.target[original]
+            np.testing.assert_allclose(part[i].image[0].numpy(), bunch.images[original] * 255 / 16, atol=0.51)
+    pixels = np.stack([source.train[i].image.numpy() for i in range(len(source.train))]) / 255
+    assert source.mean == pytest.approx((pixels.mean(),))
+    assert source.std == pytest.approx((pixels.std(),))
+    assert not set(source.train.names) & set(source.val.names)
+
+
+def test_digits_split_is_stratified_seeded_and_sized() -> None:
+    first, again, other = open_source("digits"), open_source("digits"), open_source("digits", seed=1)
+    assert first.val.names == again.val.names != other.val.names
+    shares = np.bincount(first.val.targets) / np.bincount(first.val.targets + first.train.targets)
+    np.testing.assert_allclose(shares, 0.2, atol=0.004)
+    assert len(open_source("digits", val_fraction=0.5).val) == pytest.approx(898, abs=5)
+
+
+def test_train_and_val_folders(halves: Path) -> None:
+    (halves / "train" / ".hidden").mkdir()
+    (halves / "train" / "cat" / ".DS_Store").write_bytes(b"x")
+    (halves / "train" / "cat" / "deeper").mkdir()
+    fill(halves / "train" / "cat" / "deeper", 1)
+    (halves / "train" / "readme.txt").write_text("not in a class folder")
+    source = open_source(halves)
+    assert source.classes == ("cat", "dog")
+    assert (source.in_chans, source.native_size) == (3, 12)
+    assert source.train.targets == [0] * 5 + [1] * 3
+    assert source.val.targets == [0, 0, 1, 1]
+    assert source.train.names[0] == str(Path("train/cat/000.png"))
+    assert source.train.non_images == ()
+    assert "8 images" in source.split
+    assert "val" in source.split
+    assert source.train[1].image.tolist()[0][0][0] == 7
+
+
+@pytest.mark.parametrize("name", ["valid", "validation", "test"])
+def test_other_names_of_the_validation_folder(halves: Path, name: str) -> None:
+    (halves / "val").rename(halves / name)
+    assert len(open_source(halves).val) == 4
+    fill(halves / "val" / "cat", 1)
+    assert len(open_source(halves).val) == 1, "val comes first"
+
+
+@pytest.mark.parametrize("below", ["", "train"])
+def test_a_folder_without_validation_is_split_and_says_so(tmp_path: Path, below: str) -> None:
+    for name, count in (("a", 10), ("b", 5), ("c", 1)):
+        fill(tmp_path / below / name, count)
+    source = open_source(tmp_path, val_fraction=0.2, seed=3)
+    assert np.bincount(source.val.targets, minlength=3).tolist() == [2, 1, 0]
+    assert np.bincount(source.train.targets).tolist() == [8, 4, 1]
+    assert "no val/ or test/" in source.split
+    assert "seed 3" in source.split
+    before = set(source.val.names)
+    assert set(open_source(tmp_path, seed=3).val.names) == before
+    assert any(set(open_source(tmp_path, seed=seed).val.names) != before for seed in range(3))
+
+
+def test_names_that_are_numbers_stay_text(tmp_path: Path) -> None:
+    for name in ("10", "9", "007"):
+        fill(tmp_path / name, 2)
+    assert open_source(tmp_path).classes == ("007", "10", "9")
+
+
+def test_a_folder_beats_no_dataset_name_but_a_path_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "ab":
+        fill(tmp_path / "digits" / name, 2)
+    monkeypatch.chdir(tmp_path)
+    assert len(open_source("digits").classes) == 10
+    assert len(open_source("./digits").classes) == 2
+
+
+def test_wrong_folders(tmp_path: Path, halves: Path) -> None:
+    assert "missing" in error_of(open_source, tmp_path / "nowhere")
+    assert "a file, not a folder" in error_of(open_source, halves / "val" / "cat" / "000.png")
+    (tmp_path / "empty").mkdir()
+    assert "is empty" in error_of(open_source, tmp_path / "empty")
+    flat = fill(tmp_path / "flat", 2)
+    assert "no class folders" in error_of(open_source, flat)
+    (tmp_path / "bare" / "cat").mkdir(parents=True)
+    assert "no images in the 1 class folders" in error_of(open_source, tmp_path / "bare")
+
+
+def test_an_empty_class_stops_training_but_not_validation(halves: Path) -> None:
+    (halves / "val" / "emu").mkdir()
+    (halves / "val" / "cat" / "000.png").unlink()
+    (halves / "val" / "cat" / "001.png").unlink()
+    assert open_source(halves).val.targets == [1, 1]
+    (halves / "train" / "emu").mkdir()
+    (halves / "train" / "emu" / "notes.txt").write_text("nothing")
+    message = error_of(open_source, halves)
+    assert "train/emu" in message.replace("\\", "/")
+
+
+def test_a_class_only_in_validation_stops(halves: Path) -> None:
+    fill(halves / "val" / "emu", 1)
+    assert "emu" in error_of(open_source, halves)
+
+
+def test_single_images_cannot_be_split(tmp_path: Path) -> None:
+    for name in "ab":
+        fill(tmp_path / name, 1)
+    assert "none is left to validate" in error_of(open_source, tmp_path)
+    assert "val_fraction" in error_of(open_source, "digits", val_fraction=1.5)
+
+
+def test_files_that_are_no_images_are_left_out_and_listed(halves: Path) -> None:
+    (halves / "train" / "cat" / "Thumbs.db").write_bytes(b"\xd0\xcf\x11\xe0")
+    (halves / "train" / "dog" / "notes.txt").write_text("sit")
+    (halves / "train" / "dog" / "upper.PNG").write_bytes((halves / "train" / "dog" / "000.png").read_bytes())
+    (halves / "train" / "dog" / "photo").write_bytes((halves / "train" / "dog" / "000.png").read_bytes())
+    source = open_source(halves)
+    assert [Path(name).name for name in source.train.non_images] == ["Thumbs.db", "notes.txt"]
+    assert {"upper.PNG", "photo"} <= {Path(name).name for name in source.train.names}
+    assert len(source.train) == 9
+
+
+def test_native_size_only_for_tiny_images_of_one_size(tmp_path: Path) -> None:
+    for name, sizes in (("mixed", ((12, 12), (12, 14))), ("wide", ((12, 10), (12, 10))), ("big", ((200, 200),) * 2)):
+        for label, size in zip("ab", sizes, strict=True):
+            fill(tmp_path / name / label, 2, size)
+        assert open_source(tmp_path / name).native_size is None
+
+
+def test_evaluation_in_the_models_classes(halves: Path) -> None:
+    data, sentence = open_eval(halves, classes=("dog", "emu", "cat"))
+    assert data.targets == [2, 2, 0, 0]
+    assert data.classes == ("dog", "emu", "cat")
+    assert "validat" in sentence
+    plain, sentence = open_eval(halves / "val")
+    assert plain.targets == [0, 0, 1, 1]
+    assert "all 4 images" in sentence
+    known, _ = open_eval(halves / "val", classes=("dog", "cat"))
+    assert known.targets == [1, 1, 0, 0]
+    held_out, _ = open_eval(halves / "train", part="val")
+    assert held_out.names == open_source(halves / "train").val.names
+    assert "'cat'" in error_of(open_eval, halves, classes=("dog", "emu"))
+    assert "cat" in error_of(open_eval, halves / "val", classes=("dog", "emu"))
+    digits, _ = open_eval("digits", classes=tuple("9876543210"))
+    assert digits.targets == [9 - target for target in open_source("digits").val.targets]
+
+
+def test_files_to_predict_on(halves: Path) -> None:
+    (halves / "val" / "cat" / "notes.txt").write_text("no image")
+    odd = halves / "picture.dat"
+    odd.write_bytes((halves / "val" / "cat" / "000.png").read_bytes())
+    data = open_files([odd, halves / "val"])
+    assert data.names[0] == str(odd)
+    assert len(data) == 5
+    assert data.targets == [-1] * 5
+    assert data[0].target == -1
+    assert [Path(name).name for name in data.non_images] == ["notes.txt"]
+    assert "missing" in error_of(open_files, [halves / "nothing.png"])
+    (halves / "none").mkdir()
+    assert "no images" in error_of(open_files, [halves / "none"])
+    assert "no images" in error_of(open_files, [])
+
+
+def write_idx(path: Path, array: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes())
+
+
+def test_torchvision_arrays_by_name(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    raw = tmp_path / "FashionMNIST" / "raw"
+    pixels = {}
+    for prefix, count in (("train", 30), ("t10k", 20)):
+        pixels[prefix] = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        write_idx(raw / f"{prefix}-images-idx3-ubyte", pixels[prefix])
+        write_idx(raw / f"{prefix}-labels-idx1-ubyte", (np.arange(count) % 10).astype(np.uint8))
+    source = open_source("fashion-mnist", root=tmp_path)
+    assert (len(source.train), len(source.val), source.in_chans, source.native_size) == (30, 20, 1, 28)
+    assert source.classes[0] == "T-shirt/top"
+    assert source.train.targets[:3] == [0, 1, 2]
+    np.testing.assert_array_equal(source.val[3].image[0], pixels["t10k"][3])
+    assert source.mean == (0.2860,)
+
+
+def test_cifar10_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision.datasets import CIFAR10
+
+    monkeypatch.setattr(CIFAR10, "_check_integrity", lambda self: True)
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *args: True)
+    folder = tmp_path / CIFAR10.base_folder
+    folder.mkdir()
+    planes = np.random.default_rng(0).integers(0, 256, (4, 3072), dtype=np.uint8)
+    for name, _ in CIFAR10.train_list + CIFAR10.test_list:
+        (folder / name).write_bytes(pickle.dumps({"data": planes, "labels": [3, 1, 2, 0]}))
+    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": names}))
+    source = open_source("cifar10", root=tmp_path)
+    assert (len(source.train), len(source.val), source.in_chans, source.native_size) == (20, 4, 3, 32)
+    assert source.classes == tuple(names)
+    assert source.val.targets == [3, 1, 2, 0]
+    np.testing.assert_array_equal(source.val[1].image, planes[1].reshape(3, 32, 32))
+
+
+def test_torchvision_files_by_name(tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        for wnid in ("n01440764", "n02102040"):
+            fill(tmp_path / "imagenette2" / part / wnid, 2, ext="JPEG")
+    source = open_source("imagenette", root=tmp_path)
+    assert source.train.targets == [0, 0, 1, 1]
+    assert source.train[0].image.shape == (3, 12, 12)
+    assert "tench" in source.classes[0]
+
+
+def test_eurosat_has_no_split_of_its_own(tmp_path: Path) -> None:
+    for name in ("Forest", "River"):
+        fill(tmp_path / "eurosat" / "2750" / name, 5)
+    source = open_source("eurosat", root=tmp_path)
+    assert (len(source.train), len(source.val)) == (8, 2)
+    assert "no split of its own" in source.split
+
+
+def test_every_name_is_a_torchvision_dataset_with_these_arguments() -> None:
+    import inspect
+
+    from torchvision import datasets
+
+    for name, entry in catalog.DATASETS.items():
+        parameters = inspect.signature(getattr(datasets, entry.cls).__init__).parameters
+        assert name == entry.cls.lower()
+        for arguments in (entry.train, entry.val or {}):
+            assert set(arguments) <= set(parameters)
+
+
+def test_a_failed_download_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise OSError("<urlopen error no route\nto host>")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    for name in ("cifar10", "mnist", "flowers102", "stanfordcars"):
+        message = error_of(open_source, name, root=tmp_path / "new")
+        assert f"cannot open {name} in" in message
+
+
+def test_unknown_names_suggest_the_nearest() -> None:
+    assert "did you mean cifar10?" in error_of(open_source, "cifra10")
+    assert "give a folder, or one of digits" in error_of(open_source, "zzzz")
+
+
+def test_image_sets_check_their_lengths_and_indices() -> None:
+    store = ArrayStore(np.zeros((3, 4, 4), dtype=np.uint8))
+    assert "one target" in error_of(images.ImageSet, store, [0, 1, 2], ("a",), [0, 0], ["x", "y", "z"])
+    data = images.ImageSet(store, [0, 1, 2], ("a",), [0, 0, 0], ["x", "y", "z"])
+    assert data[-1].number == 2
+    with pytest.raises(IndexError):
+        data[3]
+    assert data.subset([2, 0]).names == ["z", "x"]
