@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -56,8 +57,8 @@ def comparison_table(comparison: Comparison, console: Console) -> None:
     table.add_section()
     table.add_row("verdict", "", "", f"[bold]{comparison.verdict}[/]")
     console.print(table)
-    console.print(f"SE [bold]{comparison.verdict}[/]: {comparison.sentence}" if comparison.verdict in ("helps", "hurts")
-                  else f"[bold]{comparison.verdict.capitalize()}[/]: {comparison.sentence}", highlight=False)
+    opening = f"SE {comparison.verdict}" if comparison.verdict in ("helps", "hurts") else comparison.verdict.capitalize()
+    console.print(f"[bold]{opening}[/]: {comparison.sentence}", highlight=False)
     console.print(
         "Errors are those of the last epoch (choosing the best epoch on the validation images would be optimistic); "
         "± is the 95 % Student-t interval over seeds; step times are median and quartiles of rounds in turn.",
@@ -128,9 +129,11 @@ def zoo_table(names: list[str], console: Console) -> None:
     """The zoo, with progress on a terminal while the networks are counted."""
     from rich.progress import track
 
-    table = Table(title="multiply-adds and parameters at the network's own input size", title_justify="left")
-    for name in ("model", "parameters", "multiply-adds", "input", "stride in", "twin", "recipe"):
-        table.add_column(name, justify="right" if name in ("parameters", "multiply-adds", "input") else "left")
+    # No frame: the names are long, and a terminal may have no more than 80 columns.
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
+    for name in ("model", "params", "mult-adds", "input", "stride in", "twin"):
+        right = name in ("params", "mult-adds", "input")
+        table.add_column(name, justify="right" if right else "left", no_wrap=True, overflow="fold")
     errors = Console(stderr=True)
     for name in track(names, "counting", console=errors, transient=True, disable=not errors.is_terminal):
         row = _zoo_row(name)
@@ -141,7 +144,6 @@ def zoo_table(names: list[str], console: Console) -> None:
             str(row["input_size"]),
             row["stride"],
             row["twin"],
-            row["recipe"],
         )
     console.print(table)
 

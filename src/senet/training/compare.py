@@ -23,7 +23,7 @@ from senet.training.curves import plot_curves, read_csv, write_csv
 from senet.training.feed import transform_for
 from senet.training.interrupt import Interrupted, StopRequest
 from senet.training.recipe import Recipe
-from senet.training.run import RunResult, RunSettings, se_config, train
+from senet.training.run import RunResult, RunSettings, se_config, threads_for, train
 from senet.training.statistics import (
     HELPS,
     HURTS,
@@ -147,7 +147,8 @@ def compare(
             results[model].append(result)
             if stop.requested:
                 raise Interrupted(stop.signal)
-        times = time_steps(settings, recipe, source, plain, se, stop)
+        with threads_for(transform_for(recipe, source, model_spec(se).input_size).size, settings.device):
+            times = time_steps(settings, recipe, source, plain, se, stop)
     comparison = _summary(settings, recipe, source, results, times, output)
     _write(comparison, output)
     return comparison
