@@ -22,6 +22,7 @@ import PIL
 import simplejpeg
 import torch
 import torchvision
+from common import append_row
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -29,7 +30,6 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
-from common import append_row
 from senet.data.decode import open_picture
 from senet.data.images import ImageSet
 from senet.data.loaders import ImageLoader, make_loader

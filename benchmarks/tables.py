@@ -1,6 +1,6 @@
 """Writes the generated tables of README and docs from the registry and from `benchmarks/results/*.csv`.
 
-A table stands between `<!-- begin: NAME -->` and `<!-- end: NAME -->`. `--check` writes nothing and fails when one is stale.
+A table stands between `<!-- begin: NAME -->` and `<!-- end: NAME -->`. `--check` only looks, and fails on a stale one.
 """
 
 import argparse
@@ -68,7 +68,56 @@ def against_timm() -> str:
     )
 
 
-TABLES: dict[str, Callable[[], str]] = {"zoo": zoo, "against_timm": against_timm}
+def loader() -> str:
+    rows = latest(rows_of("loader.csv"), "transform", "torchvision_on")
+    slowest = {}  # the ratio against the faster of torchvision's two orders
+    for row in rows:
+        name = row["transform"]
+        if name not in slowest or float(row["ratio"]) < float(slowest[name]["ratio"]):
+            slowest[name] = row
+    header = ["transform", "files", "images/s, here", "images/s, torchvision", "ratio, median (quartiles)"]
+    return markdown(
+        header,
+        [
+            [
+                name,
+                row["files"].replace("x", "×"),
+                f"{float(row['senet_per_s']):,.0f}",
+                f"{float(row['torchvision_per_s']):,.0f}",
+                f"{float(row['ratio']):.2f} ({float(row['ratio_q25']):.2f}–{float(row['ratio_q75']):.2f})",
+            ]
+            for name, row in slowest.items()
+        ],
+    )
+
+
+def cifar10() -> str:
+    rows = rows_of("cifar10_jpeg_compare.csv")
+    runs = [row for row in rows if row["row"] == "run"]
+    means = [row for row in rows if row["row"] == "mean"]
+    (difference,) = [row for row in rows if row["row"] == "difference"]
+
+    def interval(row: dict[str, str]) -> str:
+        return f"{float(row['val_error']):.2f} ± {float(row['val_error_half_width_95']):.2f}"
+
+    table = [
+        [
+            f"`{row['model']}`",
+            f"{int(row['parameters']):,}",
+            f"{int(row['mult_adds']) / 1e6:.2f}",
+            ", ".join(f"{float(run['val_error']):.2f}" for run in runs if run["model"] == row["model"]),
+            interval(row),
+        ]
+        for row in reversed(means)
+    ]
+    signed = ("" if float(difference["val_error"]) < 0 else "+") + interval(difference)
+    table.append(["SE minus plain, paired by seed", "", "", "", signed.replace("-", "−")])
+    epochs = runs[0]["epochs"]
+    header = ["network", "parameters", "multiply-adds, M", f"error by seed after {epochs} epochs, %", "mean ± 95 %"]
+    return markdown(header, table)
+
+
+TABLES: dict[str, Callable[[], str]] = {"zoo": zoo, "against_timm": against_timm, "loader": loader, "cifar10": cifar10}
 
 
 def fill(text: str) -> str:

@@ -12,12 +12,15 @@ import typer
 from senet.cli import options as opt
 
 DEFAULT_MODEL = "se_resnet14"
+DEFAULT_OUTPUT = Path("comparison")
 
 
 def command(
     data: Annotated[str, typer.Option(help="A folder of <class>/*, or digits, cifar10, ...")] = "digits",
     model: Annotated[str, typer.Option(help="The SE network (or its plain twin) from `senet list`.")] = DEFAULT_MODEL,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the results; must be new.")] = Path("comparison"),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder of the results; must be new.")
+    ] = DEFAULT_OUTPUT,
     seeds: Annotated[int, typer.Option(help="Runs of each network; one gives no interval.")] = 3,
     recipe: opt.RecipeOption = None,
     epochs: opt.EpochsOption = None,
@@ -43,7 +46,7 @@ def command(
     from senet.training.compare import compare
     from senet.training.interrupt import Interrupted
     from senet.training.recipe import load_recipe
-    from senet.training.run import RunSettings, default_recipe
+    from senet.training.settings import RunSettings, default_recipe
 
     settings = RunSettings(
         data=data,

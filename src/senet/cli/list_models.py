@@ -13,7 +13,7 @@ def command(
     pattern: Annotated[str, typer.Argument(help="A shell pattern: 'se_*', '*50*'.")] = "*",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """List the networks with their cost at their own input size and 1000 classes (10 for CIFAR networks)."""
+    """List the networks: parameters and multiply-adds (madds) for 1000 classes, 10 for CIFAR networks."""
     from rich.console import Console
 
     from senet.cli.tables import zoo_json, zoo_table

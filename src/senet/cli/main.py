@@ -9,7 +9,6 @@ import sys
 from collections.abc import Sequence
 from typing import Annotated
 
-import click
 import typer
 
 from senet import __version__
@@ -17,7 +16,10 @@ from senet.cli import compare, evaluate, list_models, predict, train
 from senet.errors import InputError
 
 EXTRAS = frozenset(
-    "lightning torchmetrics torchvision pydantic yaml tensorboard matplotlib sklearn scipy simplejpeg PIL".split()
+    {
+        *("lightning", "torchmetrics", "torchvision", "pydantic", "yaml", "tensorboard", "matplotlib"),
+        *("sklearn", "scipy", "simplejpeg", "PIL"),
+    }
 )
 
 app = typer.Typer(
@@ -76,15 +78,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def describe(error: Exception) -> tuple[int, str]:
     """(exit code, message) of an error that is the user's or the machine's; any other is raised again."""
     kind = type(error).__name__
-    if isinstance(error, click.exceptions.NoArgsIsHelpError):
-        return 2, error.format_message()
-    if isinstance(error, click.ClickException):
+    if kind == "NoArgsIsHelpError":
+        return 2, str(error)
+    if hasattr(error, "format_message"):  # click's, whose home differs between versions of typer
         return 2, f"error: {' '.join(error.format_message().split())}"
     if isinstance(error, InputError) or kind == "NonFiniteError":
         return 2, f"error: {error}"
     if kind == "Interrupted":
-        return 128 + error.signal, ""  # type: ignore[attr-defined]  # the command has said how to go on
-    if isinstance(error, click.exceptions.Abort):
+        return 128 + getattr(error, "signal", signal.SIGINT), ""  # the command has said how to go on
+    if kind == "Abort":
         return 128 + signal.SIGINT, "stopped"
     if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] in EXTRAS:
         return 2, f"error: this command needs {error.name.partition('.')[0]!r}: pip install 'senet[train]'"
@@ -100,7 +102,7 @@ def describe(error: Exception) -> tuple[int, str]:
     raise error
 
 
-class _StderrHandler(logging.StreamHandler):  # type: ignore[type-arg]
+class _StderrHandler(logging.StreamHandler):
     """Writes to whatever ``sys.stderr`` is at the time."""
 
     def emit(self, record: logging.LogRecord) -> None:

@@ -30,11 +30,11 @@ SEOption = Annotated[
     typer.Option("--se", metavar="KEY=VALUE", help="Change the SE block: reduction=8, gate=tanh. Repeatable."),
 ]
 EpochsOption = Annotated[int | None, typer.Option(help="Epochs; the schedule keeps its shape. Default: the recipe's.")]
-RecipeOption = Annotated[str | None, typer.Option(help="Recipe by name or .yaml file. Default: what fits model and data.")]
+RecipeOption = Annotated[str | None, typer.Option(help="A recipe's name or .yaml file. Default: what fits.")]
 LimitOption = Annotated[int | None, typer.Option("--limit-batches", help="Stop every epoch early, for a dry run.")]
 FractionOption = Annotated[float, typer.Option(help="Share of each class to validate on, if the data has no split.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier command left in --output.")]
-CheckpointOption = Annotated[Path, typer.Option("--checkpoint", "-c", help="Weights of `senet train`: RUN/best.safetensors.")]
+CheckpointOption = Annotated[Path, typer.Option("--checkpoint", "-c", help="Weights: RUN/best.safetensors.")]
 CropsOption = Annotated[Crops, typer.Option(help="One centre crop, or the mean over ten crops.")]
 SizeOption = Annotated[int | None, typer.Option(help="Side of the crop in pixels. Default: as in training.")]
 BatchOption = Annotated[int, typer.Option("--batch-size", help="Images at a time.")]

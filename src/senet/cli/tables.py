@@ -36,12 +36,13 @@ def comparison_table(comparison: Comparison, console: Console) -> None:
     """The comparison as a table, the verdict, and where the files are."""
     plain, se = comparison.plain, comparison.se
     seeds = len(se.runs)
-    table = Table(title=f"{se.model} against {plain.model}, {seeds} seed{'s' if seeds > 1 else ''}", title_justify="left")
+    count = f"{seeds} seeds" if seeds > 1 else "one seed"
+    table = Table(title=f"{se.model} against {plain.model}, {count}", title_justify="left")
     for name in ("", plain.model, se.model, "SE against plain"):
         table.add_column(name, justify="left" if not name else "right")
     _cost_row(table, "parameters", plain.cost.params, se.cost.params)
     _cost_row(table, "multiply-adds", plain.cost.mult_adds, se.cost.mult_adds)
-    table.add_row("validation error, %", str(plain.val_error), str(se.val_error), _points(comparison))
+    table.add_row("validation error, %", str(plain.val_error), str(se.val_error), comparison.difference.points())
     table.add_row(
         "training error, %",
         str(plain.train_error),
@@ -57,7 +58,8 @@ def comparison_table(comparison: Comparison, console: Console) -> None:
     table.add_section()
     table.add_row("verdict", "", "", f"[bold]{comparison.verdict}[/]")
     console.print(table)
-    opening = f"SE {comparison.verdict}" if comparison.verdict in ("helps", "hurts") else comparison.verdict.capitalize()
+    word = comparison.verdict
+    opening = f"SE {word}" if word in ("helps", "hurts") else word.capitalize()
     console.print(f"[bold]{opening}[/]: {comparison.sentence}", highlight=False)
     console.print(
         "Errors are those of the last epoch (choosing the best epoch on the validation images would be optimistic); "
@@ -68,13 +70,6 @@ def comparison_table(comparison: Comparison, console: Console) -> None:
     console.print(f"data: {escape(comparison.split)}", style="dim", highlight=False)
     files = ", ".join(str(Path(comparison.folder) / name) for name in ("curves.png", "results.json", "results.csv"))
     console.print(f"written: {escape(files)}", highlight=False, soft_wrap=True)
-
-
-def _points(comparison: Comparison) -> str:
-    difference = comparison.difference
-    if difference.half_width is None:
-        return f"{difference.mean:+.2f} points"
-    return f"{difference.mean:+.2f} ± {difference.half_width:.2f} points"
 
 
 def _cost_row(table: Table, name: str, plain: int, se: int) -> None:
@@ -130,17 +125,17 @@ def zoo_table(names: list[str], console: Console) -> None:
     from rich.progress import track
 
     # No frame: the names are long, and a terminal may have no more than 80 columns.
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
-    for name in ("model", "params", "mult-adds", "input", "stride in", "twin"):
-        right = name in ("params", "mult-adds", "input")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
+    for name in ("model", "params, M", "madds, G", "input", "stride in", "twin"):
+        right = name in ("params, M", "madds, G", "input")
         table.add_column(name, justify="right" if right else "left", no_wrap=True, overflow="fold")
     errors = Console(stderr=True)
     for name in track(names, "counting", console=errors, transient=True, disable=not errors.is_terminal):
         row = _zoo_row(name)
         table.add_row(
             name,
-            f"{row['parameters'] / 1e6:,.2f} M",
-            f"{row['mult_adds'] / 1e9:,.3f} G",
+            f"{row['parameters'] / 1e6:,.2f}",
+            f"{row['mult_adds'] / 1e9:,.3f}",
             str(row["input_size"]),
             row["stride"],
             row["twin"],

@@ -46,7 +46,8 @@ def command(
     from senet.cli.tables import run_summary
     from senet.training.interrupt import Interrupted
     from senet.training.recipe import load_recipe
-    from senet.training.run import RunSettings, default_recipe, load_run, train
+    from senet.training.run import is_first_process, train
+    from senet.training.settings import RunSettings, default_recipe, load_run
 
     if run is not None and (not resume or output is not None):
         raise InputError(f"unexpected argument {str(run)!r}; a run's folder follows --resume, and a new one --output")
@@ -78,10 +79,10 @@ def command(
         )
         chosen = load_recipe(recipe or default_recipe(data, model), opt.recipe_changes(epochs, changes))
     try:
-        result = train(
-            settings, chosen, folder, resume=resume, overwrite=overwrite, console=Console(stderr=True)
-        )
+        result = train(settings, chosen, folder, resume=resume, overwrite=overwrite, console=Console(stderr=True))
     except Interrupted as stop:
-        print(f"{stop}; continue with: senet train --resume {shlex.quote(str(folder))}", file=sys.stderr)
+        if is_first_process():
+            print(f"{stop}; continue with: senet train --resume {shlex.quote(str(folder))}", file=sys.stderr)
         raise
-    Console(soft_wrap=True).print(run_summary(result), highlight=False)
+    if is_first_process():
+        Console(soft_wrap=True).print(run_summary(result), highlight=False)

@@ -116,7 +116,7 @@ class Recorder(Callback):
     @staticmethod
     def _last_lr(trainer: pl.Trainer) -> float:
         """The rate of the epoch's last step; the schedule has already moved on to the next one."""
-        scheduler = trainer.lr_scheduler_configs[0].scheduler
+        scheduler: Any = trainer.lr_scheduler_configs[0].scheduler  # a LambdaLR, see Classifier
         return float(scheduler.base_lrs[0] * scheduler.lr_lambdas[0](max(0, trainer.global_step - 1)))
 
 

@@ -38,13 +38,13 @@ class Classifier(pl.LightningModule):
         self.recipe = recipe
         self.spec = spec
         self.num_classes = num_classes
-        self.train_correct, self.train_loss = _accuracy(num_classes), MeanMetric()
-        self.val_correct, self.val_loss = _accuracy(num_classes), MeanMetric()
+        self.train_correct, self.train_loss = _accuracy(num_classes), _mean()
+        self.val_correct, self.val_loss = _accuracy(num_classes), _mean()
         self.val_top5 = _accuracy(num_classes, 5) if num_classes >= TOP5_CLASSES else None
         for metric in (self.train_correct, self.train_loss):
             metric.persistent(True)  # an epoch that is resumed in its middle reports all of its images
         self.mix = _mix(recipe, num_classes)
-        self.last_loss = torch.tensor(math.nan)
+        self.last_loss = torch.zeros(())  # a run that resumes with a validation has made no step yet
         if recipe.channels_last:
             self.model.to(memory_format=torch.channels_last)
         if recipe.compile:
@@ -135,8 +135,9 @@ class Classifier(pl.LightningModule):
         """The recipe's optimiser, and its schedule counted in optimiser steps."""
         optimizer = build_optimizer(self.model, self.recipe)
         feed: Any = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning does not declare it
-        steps = LrFactor(self.recipe.schedule, self.recipe.epochs, feed.steps_per_epoch * self.recipe.epochs)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, steps)
+        factor = LrFactor(self.recipe.schedule, self.recipe.epochs, feed.steps_per_epoch * self.recipe.epochs)
+        # A function, not the object: PyTorch would save the object's class and could not load it without unpickling.
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
@@ -185,6 +186,11 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 def _accuracy(num_classes: int, top_k: int = 1) -> MulticlassAccuracy:
     return MulticlassAccuracy(num_classes, average="micro", top_k=top_k, validate_args=False)
+
+
+def _mean() -> MeanMetric:
+    # The callbacks look for NaN themselves; a look at every update would make an accelerator wait.
+    return MeanMetric(nan_strategy="disable")
 
 
 def _mix(recipe: Recipe, num_classes: int) -> nn.Module | None:

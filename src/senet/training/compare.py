@@ -23,7 +23,8 @@ from senet.training.curves import plot_curves, read_csv, write_csv
 from senet.training.feed import transform_for
 from senet.training.interrupt import Interrupted, StopRequest
 from senet.training.recipe import Recipe
-from senet.training.run import RunResult, RunSettings, se_config, threads_for, train
+from senet.training.run import threads_for, train
+from senet.training.settings import RunResult, RunSettings, check, se_config
 from senet.training.statistics import (
     HELPS,
     HURTS,
@@ -123,10 +124,14 @@ def compare(
         raise InputError(f"--seeds is {seeds}; give at least 1")
     plain, se = twins(settings.model)
     output = Path(output)
-    se_config(se, settings.se)  # a bad option is found before a folder is touched
-    source = open_source(settings.data, root=settings.root, val_fraction=settings.val_fraction, seed=0)
-    if folders.claim(output, MARKER, resume=resume, overwrite=overwrite):
+    settings = replace(settings, model=se)  # the side that takes SE options
+    check(settings, recipe)
+    resuming = folders.examine(output, MARKER, resume=resume, overwrite=overwrite)
+    if resuming:
         _check_same(output, plain, se)
+    source = open_source(settings.data, root=settings.root, val_fraction=settings.val_fraction, seed=0)
+    if not resuming:
+        folders.renew(output)
     folders.write_json(output / MARKER, {"plain": plain, "se": se, "data": settings.data})
     stop = StopRequest()
     results: dict[str, list[RunResult]] = {plain: [], se: []}
@@ -203,11 +208,11 @@ def explain(word: str, difference: Interval, val_images: int) -> str:
     step = f"one of the {val_images} validation images is {100 / val_images:.2g} points"
     if word == UNKNOWN:
         return (
-            f"with a single seed no interval can be given; the error changed by {difference.mean:+.2f} points, "
+            f"with a single seed no interval can be given; the error changed by {difference.points()}, "
             f"which chance alone may do ({step}). Use --seeds 3 or more."
         )
     assert difference.half_width is not None
-    found = f"{difference.mean:+.2f} ± {difference.half_width:.2f} points over {difference.count} seeds"
+    found = f"{difference.points()} over {difference.count} seeds"
     if word in (HELPS, HURTS):
         return f"the error changes by {found} (95 %), so more than the seeds' scatter; {step}."
     return (
@@ -219,33 +224,33 @@ def explain(word: str, difference: Interval, val_images: int) -> str:
 def _write(comparison: Comparison, output: Path) -> None:
     sides = (comparison.se, comparison.plain)
     curves = {side.model: [read_csv(Path(run.folder) / "curves.csv") for run in side.runs] for side in sides}
-    plot_curves(output / "curves.png", curves, f"{comparison.se.model} and its plain twin on {Path(comparison.data).name}")
-    rows: list[dict[str, Any]] = []
-    for side in sides:
-        for run in side.runs:
-            values = asdict(run)
-            rows.append({"row": "run"} | {key: values[key] for key in _CSV_COLUMNS if key in values})
-    for side in sides:
-        rows.append(
-            {
-                "row": "mean",
-                "model": side.model,
-                "val_error": side.val_error.mean,
-                "val_error_half_width_95": side.val_error.half_width,
-                "train_error": side.train_error.mean,
-                "parameters": side.cost.params,
-                "mult_adds": side.cost.mult_adds,
-                "train_step_ms": 1000 * side.step_seconds,
-            }
-        )
-    difference = comparison.difference
-    rows.append(
-        {
-            "row": "difference",
-            "model": f"{comparison.se.model} - {comparison.plain.model}",
-            "val_error": difference.mean,
-            "val_error_half_width_95": difference.half_width,
-        }
-    )
-    write_csv(output / "results.csv", rows, _CSV_COLUMNS)
+    title = f"{comparison.se.model} and its plain twin on {Path(comparison.data).name}"
+    plot_curves(output / "curves.png", curves, title)
+    write_csv(output / "results.csv", _csv_rows(comparison), _CSV_COLUMNS)
     folders.write_json(output / "results.json", comparison.to_dict())
+
+
+def _csv_rows(comparison: Comparison) -> list[dict[str, Any]]:
+    sides = (comparison.se, comparison.plain)
+    runs = [asdict(run) for side in sides for run in side.runs]
+    rows = [{"row": "run"} | {key: run[key] for key in _CSV_COLUMNS if key in run} for run in runs]
+    rows += [
+        {
+            "row": "mean",
+            "model": side.model,
+            "val_error": side.val_error.mean,
+            "val_error_half_width_95": side.val_error.half_width,
+            "train_error": side.train_error.mean,
+            "parameters": side.cost.params,
+            "mult_adds": side.cost.mult_adds,
+            "train_step_ms": 1000 * side.step_seconds,
+        }
+        for side in sides
+    ]
+    difference = {
+        "row": "difference",
+        "model": f"{comparison.se.model} - {comparison.plain.model}",
+        "val_error": comparison.difference.mean,
+        "val_error_half_width_95": comparison.difference.half_width,
+    }
+    return [*rows, difference]

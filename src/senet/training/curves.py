@@ -68,9 +68,7 @@ def _draw(axes: Axes, name: str, runs: Sequence[Sequence[Row]], colour: str) -> 
         at_epoch = [[float(run[i][column]) for run in runs] for i in range(shortest)]
         mean = [sum(values) / len(values) for values in at_epoch]
         marker = "o" if shortest == 1 else None
-        axes.plot(
-            epochs, mean, style, color=colour, linewidth=width, marker=marker, label=f"{name}, {label}", zorder=3
-        )
+        axes.plot(epochs, mean, style, color=colour, linewidth=width, marker=marker, label=f"{name}, {label}", zorder=3)
         if len(runs) > 1:
             low, high = [min(v) for v in at_epoch], [max(v) for v in at_epoch]
             axes.fill_between(epochs, low, high, color=colour, alpha=0.14, linewidth=0, zorder=2)
@@ -96,12 +94,11 @@ def _decorate(axes: Axes, runs: Mapping[str, Sequence[Sequence[Row]]], title: st
 
 def _upper_limit(runs: Mapping[str, Sequence[Sequence[Row]]]) -> float:
     """Cut off the first epochs' fall from chance, which would press all that matters into the bottom tenth."""
-    every = [float(row[c]) for group in runs.values() for run in group for row in run for c in ("train_error", "val_error")]
-    late = [
-        float(row[column])
-        for group in runs.values()
-        for run in group
-        for row in run[max(0, len(run) // 5) :]
-        for column in ("train_error", "val_error")
-    ]
-    return max(min(max(every), 1.6 * max(late)) * 1.05, 1.0)
+    all_runs = [run for group in runs.values() for run in group]
+    late = [_worst(row) for run in all_runs for row in run[len(run) // 5 :]]
+    highest = max(_worst(row) for run in all_runs for row in run)
+    return max(min(highest, 1.6 * max(late)) * 1.05, 1.0)
+
+
+def _worst(row: Row) -> float:
+    return max(float(row["train_error"]), float(row["val_error"]))

@@ -72,7 +72,7 @@ class Feed(pl.LightningDataModule):
             )
         if self.batch_size > len(self.train_images):
             _LOG.warning(
-                "batch_size %d is more than the %d training images, so an epoch is one step; consider --set batch_size=",
+                "batch_size %d is more than the %d training images, so an epoch is one step; try --set batch_size=",
                 self.batch_size,
                 len(self.train_images),
             )
@@ -96,7 +96,7 @@ class Feed(pl.LightningDataModule):
         """Called after a checkpoint has been restored, so the loops know how far the epoch had come."""
         assert self.train_loader is not None
         loops = self._trainer.fit_loop
-        self.train_loader.set_epoch(loops.epoch_progress.current.processed)
+        self.train_loader.set_epoch(self._trainer.current_epoch)
         done = loops.epoch_loop.batch_progress.current.ready if loops.restarting else 0
         if done < self.batches_per_epoch:  # else only the validation is left of this epoch
             self.train_loader.skip_batches(done)

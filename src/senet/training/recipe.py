@@ -30,9 +30,9 @@ class OptimizerRecipe(_Section):
     """``weight_decay`` covers every parameter, as in the papers, unless ``decay_norm_and_bias`` is false."""
 
     name: Literal["sgd", "adamw"] = "sgd"
-    momentum: float = Field(0.9, ge=0, lt=1)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
     nesterov: bool = False
-    weight_decay: float = Field(1e-4, ge=0)
+    weight_decay: float = Field(default=1e-4, ge=0)
     decay_norm_and_bias: bool = True
 
     @model_validator(mode="after")
@@ -47,8 +47,8 @@ class ScheduleRecipe(_Section):
 
     name: Literal["step", "cosine", "constant"] = "cosine"
     milestones: tuple[Fraction, ...] = ()
-    gamma: float = Field(0.1, gt=0, le=1)
-    warmup_epochs: float = Field(0.0, ge=0)
+    gamma: float = Field(default=0.1, gt=0, le=1)
+    warmup_epochs: float = Field(default=0.0, ge=0)
 
     @model_validator(mode="after")
     def _milestones_in_order(self) -> ScheduleRecipe:
@@ -65,8 +65,8 @@ class TransformRecipe(_Section):
     """Image size and augmentation; None means "what fits the data and the model"."""
 
     augment: Literal["imagenet", "cifar", "shift", "none"] = "imagenet"
-    size: int | None = Field(None, ge=1)
-    resize: int | None = Field(None, ge=1)
+    size: int | None = Field(default=None, ge=1)
+    resize: int | None = Field(default=None, ge=1)
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     flip: bool = True
     scale: tuple[float, float] = (0.08, 1.0)
@@ -84,14 +84,14 @@ class Recipe(_Section):
     optimizer: OptimizerRecipe = OptimizerRecipe()
     schedule: ScheduleRecipe = ScheduleRecipe()
     transform: TransformRecipe = TransformRecipe()
-    dropout: float | None = Field(None, ge=0, lt=1)
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-    mixup: float = Field(0.0, ge=0)
-    cutmix: float = Field(0.0, ge=0)
-    clip_grad_norm: float | None = Field(None, gt=0)
-    accumulate: int = Field(1, ge=1)
-    ema: float | None = Field(None, gt=0, lt=1)
-    freeze_bn_epochs: int = Field(0, ge=0)
+    dropout: float | None = Field(default=None, ge=0, lt=1)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    mixup: float = Field(default=0.0, ge=0)
+    cutmix: float = Field(default=0.0, ge=0)
+    clip_grad_norm: float | None = Field(default=None, gt=0)
+    accumulate: int = Field(default=1, ge=1)
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    freeze_bn_epochs: int = Field(default=0, ge=0)
     precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
     channels_last: bool = False
     compile: bool = False

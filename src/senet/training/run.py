@@ -4,105 +4,35 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.fabric.utilities import rank_zero
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from rich.console import Console
 
 from senet.data.sources import DataSource, open_source
-from senet.errors import InputError
 from senet.models.registry import create_model, model_spec
-from senet.nn.squeeze_excite import SEConfig
+from senet.models.weights import write_atomically
 from senet.training import folder as folders
 from senet.training.callbacks import Recorder, StateSaver, WarmAverage
 from senet.training.classifier import Classifier
 from senet.training.evaluate import pick_device
-from senet.training.feed import Feed, OnBadImage, transform_for
+from senet.training.feed import Feed, transform_for
 from senet.training.interrupt import Interrupted, StopRequest
 from senet.training.progress import ProgressReport
-from senet.training.recipe import Recipe, load_recipe
+from senet.training.recipe import Recipe
+from senet.training.settings import RunResult, RunSettings, check, load_result, resumed, se_config
 
 _LOG = logging.getLogger("senet.training")
+TINY_SIDE = 16  # pixels
 _PRECISION = {"32": "32-true", "bf16-mixed": "bf16-mixed", "16-mixed": "16-mixed"}
-TINY_SIDE = 16
-# What may differ between the parts of a run without changing what it computes.
-_PLACE = ("device", "devices", "num_nodes", "workers", "root")
-
-
-@dataclass(frozen=True)
-class RunSettings:
-    """All that defines a run besides its recipe; kept as ``run.json`` in the run's folder.
-
-    ``se`` are values that replace those of the model's own SE configuration. ``limit_batches`` cuts every epoch short,
-    for a dry run.
-    """
-
-    data: str
-    model: str
-    seed: int = 0
-    se: tuple[tuple[str, Any], ...] = ()
-    pretrained: str | None = None
-    val_fraction: float = 0.2
-    limit_batches: int | None = None
-    on_bad_image: OnBadImage = "skip"
-    root: str | None = None
-    workers: int | None = None
-    device: str = "auto"
-    devices: int = 1
-    num_nodes: int = 1
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
-        return asdict(self) | {"se": dict(self.se)}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> RunSettings:
-        """Undo ``to_dict``."""
-        known = {field.name for field in fields(cls)}
-        if not {"data", "model"} <= set(values) <= known:
-            raise InputError("the run's settings are damaged or of another version; begin it anew with --overwrite")
-        return cls(**values | {"se": tuple(values.get("se", {}).items())})
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """What came out: errors in percent, of the last epoch unless it says best."""
-
-    model: str
-    seed: int
-    epochs: int
-    val_error: float
-    val_top5_error: float | None
-    val_loss: float
-    train_error: float
-    best_val_error: float
-    best_epoch: int
-    seconds: float
-    val_images: int
-    folder: str
-
-
-def default_recipe(data: str, model: str) -> str:
-    """The recipe to take when the user names none."""
-    return "digits" if data == "digits" else model_spec(model).recipe
-
-
-def se_config(model: str, values: Sequence[tuple[str, Any]]) -> SEConfig | None:
-    """The model's own SE configuration with some values replaced; None for a plain network."""
-    own = model_spec(model).se
-    if own is None:
-        if values:
-            raise InputError(f"{model} is a plain network without SE options; its SE twin is {model_spec(model).twin}")
-        return None
-    return SEConfig.from_dict(own.to_dict() | dict(values))
 
 
 def train(
@@ -140,27 +70,34 @@ def train(
     output = Path(output)
     if Path(settings.data).is_dir():  # the run can then be resumed from another working folder
         settings = replace(settings, data=str(Path(settings.data).resolve()))
-    first_process = rank_zero_only.rank == 0
-    resuming = output.is_dir() and resume
+    first_process = is_first_process()
+    resuming = resume and (output / folders.SETTINGS).is_file()
     if first_process:
         # Everything that can be wrong with the settings is found before a folder is touched.
-        _check(settings, recipe)
-        resuming = folders.claim(output, folders.SETTINGS, resume=resume, overwrite=overwrite)
+        check(settings, recipe)
+        resuming = folders.examine(output, folders.SETTINGS, resume=resume, overwrite=overwrite)
     if resuming:
-        settings, recipe = _resumed(settings, recipe, output)
+        settings, recipe = resumed(settings, recipe, output)
         if (output / folders.RESULT).is_file():
             return load_result(output)
+    source = source or open_source(settings.data, root=settings.root, val_fraction=settings.val_fraction, seed=0)
+    if first_process and not resuming:
+        folders.renew(output)
+        write_atomically(output / "recipe.yaml", recipe.to_yaml().encode())
+        folders.write_json(output / folders.SETTINGS, settings.to_dict())  # last: it makes the folder a run
     stop = stop or StopRequest()
-    with stop.listening(), folders.log_to(output / "log.txt"), _quiet_lightning():
-        if first_process:
-            folders.write_json(output / folders.SETTINGS, settings.to_dict())
-            (output / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
-        source = source or open_source(
-            settings.data, root=settings.root, val_fraction=settings.val_fraction, seed=0
-        )
+    with stop.listening(), _quiet_lightning(), ExitStack() as stack:
         if first_process:
             folders.write_json(output / "environment.json", folders.environment(settings.device))
-        return _fit(settings, recipe, output, source, console, label or settings.model, loggers, stop)
+            stack.enter_context(folders.log_to(output / "log.txt"))
+        # Not "if it exists": another process may not have removed an old run yet.
+        state = folders.checked_state(output / folders.CHECKPOINT) if resuming else None
+        return _fit(settings, recipe, output, source, console, label or settings.model, loggers, stop, state)
+
+
+def is_first_process() -> bool:
+    """Whether this process writes and prints; the others only compute."""
+    return getattr(rank_zero.rank_zero_only, "rank", 0) == 0
 
 
 def _fit(
@@ -172,6 +109,7 @@ def _fit(
     label: str,
     loggers: bool,
     stop: StopRequest,
+    state: Path | None,
 ) -> RunResult:
     classifier, metadata = build_classifier(settings, recipe, source)
     spec = classifier.spec
@@ -187,9 +125,7 @@ def _fit(
     recorder = Recorder(output, metadata, f"{settings.model} on {Path(source.name).name}")
     callbacks = _callbacks(recorder, StateSaver(output, stop, settings.seed), recipe, console, label)
     trainer = _trainer(settings, recipe, output, callbacks, loggers, feed)
-    checkpoint = output / folders.CHECKPOINT
-    _LOG.info("%s; %s", source.split, "resuming" if checkpoint.exists() else "starting")
-    state = checkpoint if checkpoint.exists() else None
+    _LOG.info("%s; %s", source.split, "resuming" if state else "starting")
     try:
         with threads_for(spec.size, settings.device):
             trainer.fit(classifier, datamodule=feed, ckpt_path=state, weights_only=True)
@@ -236,53 +172,6 @@ def threads_for(size: int, device: str) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def load_result(folder: Path) -> RunResult:
-    """The result of a finished run."""
-    values = folders.read_json(folder / folders.RESULT)
-    if set(values) != {field.name for field in fields(RunResult)}:
-        raise InputError(f"{folder / folders.RESULT} is damaged or of another version; use --overwrite")
-    return replace(RunResult(**values), folder=str(folder))
-
-
-def load_run(folder: str | Path) -> tuple[RunSettings, Recipe]:
-    """Settings and recipe of the run in a folder."""
-    folder = Path(folder)
-    if not (folder / folders.SETTINGS).is_file():
-        raise InputError(f"{folder} holds no run; give the folder that was the --output of `senet train`")
-    return RunSettings.from_dict(folders.read_json(folder / folders.SETTINGS)), load_recipe(folder / "recipe.yaml")
-
-
-def _resumed(settings: RunSettings, recipe: Recipe, output: Path) -> tuple[RunSettings, Recipe]:
-    """The saved run, in today's place; another data set, model or recipe would be another run."""
-    saved, saved_recipe = load_run(output)
-    here = replace(saved, **{name: getattr(settings, name) for name in _PLACE})
-    for field in fields(RunSettings):
-        if getattr(here, field.name) != getattr(settings, field.name):
-            raise InputError(
-                f"{output} was started with {field.name}={getattr(here, field.name)!r}, not "
-                f"{getattr(settings, field.name)!r}; resume it as it was, or give another --output"
-            )
-    for key, value in recipe.model_dump(exclude={"name", "about"}).items():
-        if saved_recipe.model_dump()[key] != value:
-            raise InputError(
-                f"{output} was started with another recipe ({key}: {saved_recipe.model_dump()[key]}); "
-                "resume it as it was, or give another --output"
-            )
-    return here, saved_recipe
-
-
-def _check(settings: RunSettings, recipe: Recipe) -> None:
-    model_spec(settings.model)
-    se_config(settings.model, settings.se)
-    device = pick_device(settings.device)
-    if recipe.precision == "16-mixed" and device.type != "cuda":
-        raise InputError("precision 16-mixed needs a CUDA device; use bf16-mixed or 32 on the CPU")
-    if settings.devices < 1 or settings.num_nodes < 1:
-        raise InputError(f"devices={settings.devices}, num_nodes={settings.num_nodes}: give at least 1 of each")
-    if settings.limit_batches is not None and settings.limit_batches < 1:
-        raise InputError(f"limit_batches is {settings.limit_batches}; give at least 1")
 
 
 def _callbacks(

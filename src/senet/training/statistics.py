@@ -30,11 +30,18 @@ class Interval:
 
     @property
     def low(self) -> float | None:
+        """Lower end; None where there is no interval."""
         return None if self.half_width is None else self.mean - self.half_width
 
     @property
     def high(self) -> float | None:
+        """Upper end; None where there is no interval."""
         return None if self.half_width is None else self.mean + self.half_width
+
+    def points(self) -> str:
+        """As a signed difference in percentage points."""
+        sign = f"{round(self.mean, 2) + 0.0:+.2f}"  # + 0.0 turns -0.0 into 0.0
+        return f"{sign} points" if self.half_width is None else f"{sign} ± {self.half_width:.2f} points"
 
     def __str__(self) -> str:
         return f"{self.mean:.2f}" if self.half_width is None else f"{self.mean:.2f} ± {self.half_width:.2f}"

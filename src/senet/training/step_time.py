@@ -16,7 +16,8 @@ from senet.training.classifier import build_optimizer
 from senet.training.evaluate import pick_device
 from senet.training.interrupt import Interrupted, StopRequest
 from senet.training.recipe import Recipe
-from senet.training.run import RunSettings, build_classifier
+from senet.training.run import build_classifier
+from senet.training.settings import RunSettings
 
 BUDGET = 12.0  # seconds for all rounds together
 ROUNDS = (5, 40)
@@ -40,9 +41,7 @@ def time_steps(
     batch = recipe.batch_size // recipe.accumulate // (settings.devices * settings.num_nodes)
     batch = max(2, min(batch, len(source.train), CPU_BATCH if device.type == "cpu" else batch))
     steps = {
-        name: _step(
-            replace(settings, model=name, se=settings.se if name == se else ()), recipe, source, device, batch
-        )
+        name: _step(replace(settings, model=name, se=settings.se if name == se else ()), recipe, source, device, batch)
         for name in (plain, se)
     }
     for step in steps.values():  # the first one allocates, compiles, and chooses algorithms

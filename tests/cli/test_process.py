@@ -1,0 +1,75 @@
+"""What only a process of its own can show: start-up time, signals, exit codes."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+SENET = [sys.executable, "-m", "senet.cli"]
+
+
+def test_help_is_quick_and_imports_nothing_heavy():
+    times = []
+    for _ in range(4):
+        start = time.perf_counter()
+        subprocess.run([*SENET, "--help"], check=True, capture_output=True)
+        times.append(time.perf_counter() - start)
+    assert min(times) < 1.0  # 0.2 s on an idle machine; the bound leaves room for a busy one
+    code = "import sys; import senet.cli.main; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert not {"torch", "numpy", "lightning", "torchvision", "pydantic", "yaml", "scipy"} & set(loaded)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_says_how_to_go_on(photos, tmp_path, number, code):
+    folder = tmp_path / "a run"  # with a space, which the printed command must quote
+    words = ["train", "--data", photos, "--model", "se_resnet8", "--epochs", 500, "--set", "batch_size=4", "-o", folder]
+    process = subprocess.Popen(
+        [*SENET, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+    )
+    try:
+        for line in process.stderr:
+            if "epoch 2/" in line:
+                process.send_signal(number)
+                break
+        _, rest = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == code
+    assert "Traceback" not in rest
+    resume = re.search(r"continue with: (senet train --resume .*)", rest)
+    assert resume
+    assert resume[1] == f"senet train --resume '{folder}'"
+    assert (folder / "last.ckpt").exists()
+    if number == signal.SIGINT:
+        return
+    # The checkpoint is usable: the run goes on from where it was.
+    process = subprocess.Popen([*SENET, "train", "--resume", str(folder)], stderr=subprocess.PIPE, text=True)
+    try:
+        first = next(line for line in process.stderr if "epoch" in line)
+    finally:
+        process.kill()
+        process.communicate()
+    assert int(re.search(r"epoch (\d+)/500", first)[1]) >= 2
+
+
+def test_a_real_command_from_start_to_end(photos, tmp_path):
+    words = [
+        "compare",
+        "--data",
+        photos,
+        "--model",
+        "se_resnet8",
+        "--epochs",
+        "1",
+        "--seeds",
+        "1",
+        "-o",
+        tmp_path / "out",
+    ]
+    done = subprocess.run([*SENET, *map(str, words)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "one seed cannot say" in done.stdout

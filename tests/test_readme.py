@@ -1,0 +1,92 @@
+"""The README and the pages of `docs/` do what they say: their commands run, their tables are those of the code."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SENET = [str(Path(sys.executable).parent / "senet")]
+
+
+def blocks(page, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def commands(page):
+    return [line for block in blocks(page, "bash") for line in block.splitlines() if line.strip()]
+
+
+def quick(command):
+    """The command as printed, with one epoch of one step: what is tested is that it works, not what it learns."""
+    words = shlex.split(command, comments=True)
+    for option, value in (("--epochs", "1"), ("--seeds", "1")):
+        if option in words:
+            words[words.index(option) + 1] = value
+    if words[1] in ("train", "compare") and "--resume" not in words:
+        words += ["--limit-batches", "1", "--set", "batch_size=8"]
+    return words
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Some of the folders that the pages speak of."""
+    rng = np.random.default_rng(0)
+
+    def draw(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (40, 48, 3), dtype=np.uint8)).save(path)
+
+    for part, count in (("train", 8), ("val", 3)):
+        for kind in ("cat", "dog"):
+            for index in range(count):
+                draw(tmp_path / "photos" / part / kind / f"{index}.jpg")
+    draw(tmp_path / "holiday" / "beach.jpg")
+    draw(tmp_path / "photo.jpg")
+    (tmp_path / "cifar10-jpeg").symlink_to(tmp_path / "photos")
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if any(c.startswith("senet") for c in commands(p))], ids=lambda p: p.name)
+def test_commands_run_in_order(page, photos):
+    for command in commands(page):
+        if command.startswith("make"):
+            continue
+        words = quick(command)
+        assert words[0] == "senet", command
+        run = subprocess.run(
+            SENET + words[1:], cwd=photos, capture_output=True, text=True, env=os.environ | {"COLUMNS": "200"}
+        )
+        assert run.returncode == 0, f"{command}\n{run.stdout}\n{run.stderr}"
+
+
+def test_make_targets_exist():
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    named = {word for page in PAGES for word in re.findall(r"\bmake ([\w-]+)", page.read_text())}
+    assert {"demo", "test"} <= named <= targets
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=lambda p: p.name)
+def test_python_examples_run(page, tmp_path):
+    for code in blocks(page, "python"):
+        run = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+        assert run.returncode == 0, f"{code}\n{run.stderr}"
+
+
+def test_links_and_pictures_exist():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
+            if not target.startswith("http"):
+                assert (page.parent / target).exists(), f"{page.name} points at {target}, which is not there"
+
+
+def test_generated_tables_are_fresh():
+    run = subprocess.run([sys.executable, "benchmarks/tables.py", "--check"], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr

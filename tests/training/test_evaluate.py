@@ -1,0 +1,118 @@
+import math
+
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+
+from senet.errors import InputError
+from senet.models.weights import build_from_checkpoint, save_weights
+from senet.training.evaluate import evaluate, predict
+from senet.training.run import train
+from senet.training.settings import RunSettings
+
+CLASSES = ("bar", "disc", "square")
+
+
+@pytest.fixture(scope="module")
+def run(pictures, tmp_path_factory):
+    from senet.training.recipe import load_recipe
+
+    folder = tmp_path_factory.mktemp("run") / "run"
+    # 10 pixels out of 12, so that crops differ.
+    recipe = load_recipe("cifar", ["epochs=1", "batch_size=8", "transform.size=10", "transform.resize=12"])
+    train(RunSettings(str(pictures), "se_resnet8"), recipe, folder, loggers=False)
+    return folder
+
+
+def by_hand(run, pictures, crops):
+    """Probabilities computed with torchvision and Pillow alone: path → (3,)."""
+    model, metadata = build_from_checkpoint(run / "last.safetensors")
+    mean, std = (torch.tensor(metadata["transform"][key]).view(-1, 1, 1) for key in ("mean", "std"))
+    result = {}
+    for path in sorted((pictures / "val").rglob("*.png")):
+        image = v2.functional.pil_to_tensor(Image.open(path).convert("RGB"))
+        views = v2.functional.ten_crop(image, 10) if crops == "ten" else [v2.functional.center_crop(image, 10)]
+        with torch.inference_mode():
+            logits = model((torch.stack(list(views)) / 255 - mean) / std)
+        result[path] = logits.softmax(1).mean(0)
+    return result
+
+
+@pytest.mark.parametrize("crops", ["center", "ten"])
+def test_error_and_probabilities_are_those_computed_by_hand(run, pictures, crops):
+    expected = by_hand(run, pictures, crops)
+    wrong = sum(CLASSES[int(p.argmax())] != path.parent.name for path, p in expected.items())
+    found = evaluate(run / "last.safetensors", str(pictures), crops=crops, batch_size=4)
+    assert (found.images, found.top1_error) == (15, pytest.approx(100 * wrong / 15))
+    assert found.top1_interval[0] <= found.top1_error <= found.top1_interval[1]
+    assert (found.top5_error, found.top5_interval) == (None, None)
+    predictions = predict(run / "last.safetensors", [pictures / "val"], top_k=3, crops=crops, batch_size=4)
+    rows = {row.name: row for row in predictions}
+    assert predictions.bad == {}
+    assert len(rows) == 15
+    for path, probabilities in expected.items():
+        row = rows[str(path)]
+        assert row.probabilities == pytest.approx(sorted(probabilities.tolist(), reverse=True), abs=2e-6)
+        assert math.isclose(sum(row.probabilities), 1, abs_tol=1e-5)
+        assert row.classes[0] == CLASSES[int(probabilities.argmax())]
+
+
+def test_top5_on_many_classes(pictures, tmp_path):
+    from senet.data.transforms import TransformSpec
+    from senet.models.registry import create_model
+
+    model = create_model("resnet8", 8)
+    classes = [*"abcde", *CLASSES]
+    with torch.no_grad():
+        model.fc.weight.zero_()
+        model.fc.bias.copy_(torch.tensor([0.0, 1, 2, 3, -9, 4, 5, -9]))  # bar 4th class from above, square never
+    metadata = {"model": "resnet8", "num_classes": 8, "in_chans": 3, "se": None, "classes": classes}
+    save_weights(tmp_path / "m.safetensors", model, metadata | {"transform": TransformSpec(12).to_dict()})
+    found = evaluate(tmp_path / "m.safetensors", str(pictures / "val"))
+    assert found.top1_error == pytest.approx(100 * 10 / 15)  # disc is always said
+    assert found.top5_error == pytest.approx(100 * 5 / 15)
+
+
+def test_the_same_folder_means_its_validation_images(pictures, tmp_path):
+    """Without a val folder, a run trains on most images of the folder; they must not flatter the evaluation."""
+    from senet.training.recipe import load_recipe
+
+    recipe = load_recipe("cifar", ["epochs=1", "batch_size=8"])
+    settings = RunSettings(str(pictures / "train"), "resnet8", val_fraction=0.3)
+    result = train(settings, recipe, tmp_path / "run", loggers=False)
+    found = evaluate(tmp_path / "run" / "last.safetensors", str(pictures / "train"))
+    assert found.images == result.val_images == 9
+    assert found.top1_error == pytest.approx(result.val_error, abs=1e-4)
+    assert evaluate(tmp_path / "run" / "last.safetensors", str(pictures / "val")).images == 15
+
+
+def test_other_sizes(run, pictures):
+    assert evaluate(run / "last.safetensors", str(pictures), size=24).size == 24
+
+
+def test_bad_images_are_named_and_the_rest_is_done(run, pictures, tmp_path):
+    good = pictures / "val" / "disc" / "0.png"
+    (tmp_path / "cut.png").write_bytes(good.read_bytes()[:60])
+    (tmp_path / "notes.png").write_text("no image")
+    (tmp_path / "readme.txt").write_text("left out, and no mistake")
+    predictions = predict(run / "last.safetensors", [good, tmp_path])
+    assert [row.name for row in predictions] == [str(good)]
+    assert sorted(predictions.bad) == [str(tmp_path / "cut.png"), str(tmp_path / "notes.png")]
+
+
+def test_mistakes(run, pictures, tmp_path):
+    weights = run / "last.safetensors"
+    for call, message in (
+        (lambda: predict(weights, [tmp_path / "none.png"]), "missing"),
+        (lambda: predict(weights, [pictures / "val"], top_k=0), "top-k"),
+        (lambda: evaluate(tmp_path / "none.safetensors", str(pictures)), "no such weight file"),
+        (lambda: evaluate(weights, str(tmp_path)), "is empty"),
+        (lambda: evaluate(weights, str(pictures), device="tpu"), "device"),
+        (lambda: evaluate(weights, "digits"), "not among the 3 classes"),
+    ):
+        with pytest.raises(InputError, match=message):
+            call()
+    save_weights(tmp_path / "bare.safetensors", build_from_checkpoint(weights)[0], {"model": "se_resnet8"})
+    with pytest.raises(InputError, match=r"bare\.safetensors"):
+        evaluate(tmp_path / "bare.safetensors", str(pictures))

@@ -1,0 +1,99 @@
+import pytest
+import yaml
+
+from senet.errors import InputError
+from senet.models.registry import list_models, model_spec
+from senet.training.recipe import list_recipes, load_recipe, recipe_keys
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar", "cifar_wrn", "imagenet", "senet154", "finetune"])
+def test_packaged_recipes_load_and_survive_a_round_trip(name, tmp_path):
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    (tmp_path / "again.yaml").write_text(recipe.to_yaml())
+    assert load_recipe(tmp_path / "again.yaml") == recipe
+    assert name in list_recipes()
+
+
+def test_every_model_names_a_recipe_that_exists():
+    assert {model_spec(name).recipe for name in list_models()} <= set(list_recipes())
+
+
+def test_published_settings():
+    imagenet, senet154 = load_recipe("imagenet"), load_recipe("senet154")
+    assert (imagenet.batch_size, imagenet.lr, imagenet.epochs) == (1024, 0.6, 100)
+    assert [m * imagenet.epochs for m in imagenet.schedule.milestones] == pytest.approx([30, 60, 90])
+    assert (senet154.batch_size, senet154.lr, senet154.dropout, senet154.label_smoothing) == (2048, 1.0, 0.2, 0.1)
+    wide = load_recipe("cifar_wrn")
+    assert [m * wide.epochs for m in wide.schedule.milestones] == pytest.approx([60, 120, 160])
+    assert wide.optimizer.nesterov
+    assert wide.schedule.gamma == 0.2
+
+
+def test_overrides():
+    recipe = load_recipe(
+        "cifar", ["lr=1e-2", "schedule.milestones=[0.2,0.9]", "precision=32", "optimizer.nesterov=true", "ema=0.99"]
+    )
+    assert recipe.lr == 0.01
+    assert recipe.schedule.milestones == (0.2, 0.9)
+    assert recipe.precision == "32"
+    assert recipe.optimizer.nesterov is True
+    assert recipe.ema == 0.99
+    assert load_recipe("cifar").lr == 0.1
+    assert load_recipe("cifar", ["schedule.name=cosine"]).schedule.milestones == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("lrr=1", "did you mean 'lr'"),
+        ("schedule.milestone=[0.5]", "did you mean 'schedule.milestones'"),
+        ("weight_decay=1", "did you mean 'optimizer.weight_decay'"),
+        ("lr", "not KEY=VALUE"),
+        ("lr=fast", "lr: .*number.*'fast'"),
+        ("lr=-1", "lr: .*greater than 0.*-1"),
+        ("epochs=0", "epochs: .*got 0"),
+        ("epochs=1.5", "epochs: .*integer"),
+        ("schedule=5", "section"),
+        ("lr.x=5", "single value"),
+        ("schedule.name=linear", "schedule.name: .*'step', 'cosine' or 'constant'.*'linear'"),
+        ("schedule.milestones=[30, 60]", "schedule.milestones.0: .*less than 1.*30"),
+        ("schedule.milestones=[0.6, 0.3]", "rise"),
+        ("schedule.milestones=[0.6", "not valid YAML"),
+        ("schedule.warmup_epochs=500", "below epochs"),
+        ("precision=8", "precision"),
+        ("optimizer.momentum=.nan", "optimizer.momentum"),
+        ("accumulate=3", "multiple of accumulate"),
+    ],
+)
+def test_bad_overrides_name_the_field(change, message):
+    with pytest.raises(InputError, match=message) as caught:
+        load_recipe("cifar", [change])
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_files(tmp_path):
+    with pytest.raises(InputError, match="did you mean 'cifar'"):
+        load_recipe("cifra")
+    with pytest.raises(InputError, match="no recipe file"):
+        load_recipe(tmp_path / "none.yaml")
+    path = tmp_path / "mine.yaml"
+    for text, message in (
+        ("a: [", "not valid YAML"),
+        ("just words", "mapping"),
+        ("epochs: 3", "batch_size: field required"),
+        (yaml.safe_dump({"epochs": 1, "batch_size": 1, "lr": 1, "shedule": {}}), "'shedule'; did you mean 'schedule"),
+        ("epochs: 1\nbatch_size: 8\nlr: 1\nschedule: {nmae: cosine}", "'schedule.nmae'; did you mean 'schedule.name'"),
+        ("!!python/object/apply:os.system [echo]", "not valid YAML"),
+    ):
+        path.write_text(text)
+        with pytest.raises(InputError, match=message) as caught:
+            load_recipe(path)
+        assert "\n" not in str(caught.value)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="UTF-8"):
+        load_recipe(path)
+
+
+def test_keys_are_complete():
+    assert {"lr", "schedule.milestones", "optimizer.weight_decay", "transform.size"} <= set(recipe_keys())
