@@ -73,3 +73,24 @@ def test_a_real_command_from_start_to_end(photos, tmp_path):
     done = subprocess.run([*SENET, *map(str, words)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "one seed cannot say" in done.stdout
+
+
+@pytest.mark.slow
+def test_two_processes_stop_together_and_resume(photos, tmp_path):
+    words = ["--data", photos, "--model", "resnet8", "--epochs", 6, "--set", "batch_size=4", "--device", "cpu"]
+    command = [*SENET, "train", *map(str, words), "--devices", "2", "-o", str(tmp_path / "run")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        for line in process.stderr:
+            if "epoch 2/" in line:
+                process.send_signal(signal.SIGTERM)
+                break
+        _, rest = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 143
+    assert "Traceback" not in rest
+    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("after 6 epochs") == 1  # one process prints
+    assert "epoch 2/6" not in done.stderr

@@ -152,7 +152,8 @@ def test_frozen_norms_keep_still(pictures, quick_recipe, tmp_path):
 
 
 def test_a_dry_run_is_short(pictures, quick_recipe, tmp_path):
-    train(RunSettings(str(pictures), "resnet8", limit_batches=1), quick_recipe(), tmp_path / "run", loggers=False)
+    settings = RunSettings(str(pictures), "resnet8", limit_batches=1)
+    assert train(settings, quick_recipe(), tmp_path / "run", loggers=False).val_images == 8
     assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] == 2
 
 

@@ -142,7 +142,8 @@ class StateSaver(Callback):
         self._random = state_dict["random"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put the random generators back."""
+        """Put the random generators back, and the handlers of signals."""
+        self.stop.take_back()
         if self._random is not None:
             set_random_state(self._random)
             if trainer.global_rank:  # the checkpoint holds the first process's states; the others must not copy them

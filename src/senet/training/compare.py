@@ -184,9 +184,10 @@ def _summary(
         val_error = mean_interval([run.val_error for run in runs])
         train_error = mean_interval([run.train_error for run in runs])
         sides.append(Side(model, cost, tuple(runs), val_error, train_error, times.seconds[model]))
-    resolution = 100 / len(source.val)
+    val_images = results[se][0].val_images  # fewer than the data has in a dry run
     difference = widen(
-        paired_interval([run.val_error for run in results[se]], [run.val_error for run in results[plain]]), resolution
+        paired_interval([run.val_error for run in results[se]], [run.val_error for run in results[plain]]),
+        100 / val_images,
     )
     word = verdict(difference)
     return Comparison(
@@ -198,7 +199,7 @@ def _summary(
         step_ratio=times.ratio,
         step_batch=times.batch,
         verdict=word,
-        sentence=explain(word, difference, len(source.val)),
+        sentence=explain(word, difference, val_images),
         folder=str(output),
     )
 

@@ -88,6 +88,13 @@ class Feed(pl.LightningDataModule):
         return batches if self.limit is None else min(batches, self.limit)
 
     @property
+    def val_count(self) -> int:
+        """Images that a validation sees, on all devices together."""
+        assert self.val_loader is not None
+        seen = len(self.val_loader) if self.limit is None else min(len(self.val_loader), self.limit)
+        return min(len(self.val_images), seen * (self.val_loader.batch_size or 1) * self._trainer.world_size)
+
+    @property
     def steps_per_epoch(self) -> int:
         """Optimiser steps in an epoch; a last, partial accumulation makes a step as well."""
         return -(-self.batches_per_epoch // self.accumulate)

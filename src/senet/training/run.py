@@ -132,7 +132,7 @@ def _fit(
     except SystemExit as error:
         # Lightning turns the second Ctrl-C into an exit of its own.
         raise Interrupted(stop.signal) from error
-    result = _result(settings, recorder, len(source.val), output)
+    result = _result(settings, recorder, feed.val_count, output)
     if trainer.is_global_zero:
         folders.write_json(output / folders.RESULT, asdict(result))
     return result
