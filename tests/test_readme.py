@@ -54,7 +54,9 @@ def photos(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if any(c.startswith("senet") for c in commands(p))], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if any(c.startswith("senet") for c in commands(p))], ids=lambda p: p.name
+)
 def test_commands_run_in_order(page, photos):
     for command in commands(page):
         if command.startswith("make"):

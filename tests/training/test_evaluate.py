@@ -1,4 +1,5 @@
 import math
+import shutil
 
 import pytest
 import torch
@@ -99,6 +100,13 @@ def test_bad_images_are_named_and_the_rest_is_done(run, pictures, tmp_path):
     predictions = predict(run / "last.safetensors", [good, tmp_path])
     assert [row.name for row in predictions] == [str(good)]
     assert sorted(predictions.bad) == [str(tmp_path / "cut.png"), str(tmp_path / "notes.png")]
+
+
+def test_an_evaluation_with_more_than_one_per_cent_unreadable_stops_with_the_list(run, pictures, tmp_path):
+    pictures = shutil.copytree(pictures, tmp_path / "copy")
+    (pictures / "val" / "disc" / "cut.png").write_bytes(b"\x89PNG\r\n")
+    with pytest.raises(InputError, match=r"more than 0\.01 of the 16 images cannot be read.*cut\.png"):
+        evaluate(run / "last.safetensors", str(pictures))
 
 
 def test_mistakes(run, pictures, tmp_path):

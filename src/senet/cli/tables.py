@@ -63,7 +63,8 @@ def comparison_table(comparison: Comparison, console: Console) -> None:
     console.print(f"[bold]{opening}[/]: {comparison.sentence}", highlight=False)
     console.print(
         "Errors are those of the last epoch (choosing the best epoch on the validation images would be optimistic); "
-        "± is the 95 % Student-t interval over seeds; step times are median and quartiles of rounds in turn.",
+        "± is the 95 % Student-t interval over seeds; step times are each network's fastest, their ratio is the median "
+        "(and quartiles) of rounds in turn.",
         style="dim",
         highlight=False,
     )

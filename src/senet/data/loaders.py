@@ -13,6 +13,7 @@ from senet.data.images import ImageSet, Sample
 from senet.errors import InputError
 
 log = logging.getLogger("senet.data")
+MAX_BAD_FRACTION = 0.01  # more unreadable images than this, and the data are not what they were taken for
 _LISTED = 20  # bad images named in an error message
 
 
@@ -86,7 +87,7 @@ class ImageLoader(DataLoader[Batch]):
         sampler: EpochSampler,
         *,
         on_bad_image: Literal["skip", "fail"] = "skip",
-        max_bad_fraction: float = 0.01,
+        max_bad_fraction: float = MAX_BAD_FRACTION,
         **options: Any,
     ) -> None:
         self.images = images
@@ -147,7 +148,7 @@ def make_loader(
     rank: int = 0,
     world_size: int = 1,
     on_bad_image: Literal["skip", "fail"] = "skip",
-    max_bad_fraction: float = 0.01,
+    max_bad_fraction: float = MAX_BAD_FRACTION,
     skip: int = 0,
 ) -> ImageLoader:
     """Make the batches of an image set.

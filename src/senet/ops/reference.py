@@ -51,10 +51,9 @@ def table_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _without_autocast(device_type: str) -> AbstractContextManager[object]:
-    # Some devices, "meta" among them, know no autocast and refuse even to have it switched off.
-    if torch.amp.is_autocast_available(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()
+    # The meta device knows no autocast and refuses even to have it switched off. (Not is_autocast_available: it breaks
+    # the graph of torch.compile of older torch.)
+    return nullcontext() if device_type == "meta" else torch.autocast(device_type, enabled=False)
 
 
 def squeeze(x_ncs: Tensor, how: str = "avg") -> Tensor:
@@ -70,13 +69,10 @@ def squeeze(x_ncs: Tensor, how: str = "avg") -> Tensor:
 
 def excite(z_nc: Tensor, w1_rc: Tensor, b1_r: Tensor | None, w2_cr: Tensor, b2_c: Tensor | None) -> Tensor:
     """Adaptive recalibration before the gate (section 3.2, equation 3): W₂·δ(W₁·z), δ = ReLU, (N, C) → (N, C)."""
-    dtype = z_nc.dtype
-
-    def cast(parameter: Tensor | None) -> Tensor | None:
-        return None if parameter is None else parameter.to(dtype)
-
-    hidden_nr = F.relu(F.linear(z_nc, w1_rc.to(dtype), cast(b1_r)))
-    return F.linear(hidden_nr, w2_cr.to(dtype), cast(b2_c))
+    w1_rc, w2_cr = w1_rc.to(z_nc.dtype), w2_cr.to(z_nc.dtype)
+    b1_r = None if b1_r is None else b1_r.to(z_nc.dtype)
+    b2_c = None if b2_c is None else b2_c.to(z_nc.dtype)
+    return F.linear(F.relu(F.linear(z_nc, w1_rc, b1_r)), w2_cr, b2_c)
 
 
 def excite_map(x_ncs: Tensor, w1_rc: Tensor, b1_r: Tensor | None, w2_cr: Tensor, b2_c: Tensor | None) -> Tensor:

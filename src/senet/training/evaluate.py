@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from senet.data.loaders import Batch, ImageLoader, make_loader
+from senet.data.loaders import MAX_BAD_FRACTION, Batch, ImageLoader, make_loader
 from senet.data.sources import open_eval, open_files
 from senet.data.transforms import TransformSpec
 from senet.errors import InputError
@@ -85,7 +85,7 @@ def evaluate(
         batch_size, workers: of loading; ``workers`` None chooses.
         device: "auto", "cpu", "cuda" or "mps".
         root: where torchvision data sets are.
-        on_bad_image: "skip" leaves unreadable images out and names them.
+        on_bad_image: "skip" leaves unreadable images out and names them, up to 1 % of them; "fail" stops at the first.
 
     Raises:
         InputError: no such checkpoint or data, or classes that the network does not know.
@@ -101,7 +101,8 @@ def evaluate(
         part="val" if same else "auto",
     )
     target = pick_device(device)
-    loader = _loader(images.with_transform(spec.eval_transform(crops)), batch_size, crops, workers, on_bad_image)
+    shown = images.with_transform(spec.eval_transform(crops))
+    loader = _loader(shown, batch_size, crops, workers, on_bad_image, MAX_BAD_FRACTION)
     start = time.perf_counter()
     counted, top1, top5 = 0, 0, 0
     for batch, probabilities in _forward(network.to(target), loader, spec, target):
@@ -152,7 +153,8 @@ def predict(
     network, metadata, spec = load_network(checkpoint, size)
     images = open_files(paths)
     target = pick_device(device)
-    loader = _loader(images.with_transform(spec.eval_transform(crops)), batch_size, crops, workers, "skip")
+    # Each answer stands for itself: every bad image is named, however many there are.
+    loader = _loader(images.with_transform(spec.eval_transform(crops)), batch_size, crops, workers, "skip", 1.0)
     classes = metadata["classes"]
     result = Predictions(iter(()))
 
@@ -198,7 +200,12 @@ def _training_data(checkpoint: Path) -> dict[str, Any] | None:
 
 
 def _loader(
-    images: Any, batch_size: int, crops: str, workers: int | None, on_bad_image: Literal["skip", "fail"]
+    images: Any,
+    batch_size: int,
+    crops: str,
+    workers: int | None,
+    on_bad_image: Literal["skip", "fail"],
+    max_bad_fraction: float,
 ) -> ImageLoader:
     from senet.training.workers import default_workers
 
@@ -210,7 +217,7 @@ def _loader(
         train=False,
         workers=default_workers(images) if workers is None else workers,
         on_bad_image=on_bad_image,
-        max_bad_fraction=1.0,  # every bad image is named; one that is left out changes no other's answer
+        max_bad_fraction=max_bad_fraction,
     )
 
 
