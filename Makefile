@@ -13,7 +13,7 @@ test: $(INSTALLED) lint types docs  ## lint, types, docs and the quick tests
 	$(BIN)/pytest
 
 test-all: $(INSTALLED) lint types docs  ## every network × every property as well
-	$(BIN)/pytest -m "not gpu"
+	$(BIN)/pytest -m "not gpu" --durations=10
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

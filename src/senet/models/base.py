@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from senet.errors import InputError
+from senet.nn.residual_tail import ResidualTail
 from senet.nn.squeeze_excite import SEConfig, SqueezeExcite
 
 FIRST_STAGE = 2  # the paper numbers stages from the stem: conv2_x is the first with residual blocks (Table 1)
@@ -113,19 +114,37 @@ class ConvNet(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
-def build_se(se: SEConfig | None, stage: int, *, branch: int, inside: int, entry: int) -> SqueezeExcite | None:
-    """The SE block of one residual block, or None where ``se`` wants none.
+class ResidualBlock(nn.Module):
+    """What residual blocks share: the gate, in any placement, and the end where it meets the shortcut (Fig. 5)."""
 
-    Args:
-        se: the configuration; None is the plain network.
-        stage: the paper's number of the stage (2 is the first).
-        branch: channels at the end of the branch, which are those of the shortcut and of the sum.
-        inside: channels after the 3×3 convolution that placement ``"3x3"`` follows.
-        entry: channels where the branch begins, for placement ``"pre"``.
-    """
-    if se is None or not se.in_stage(stage):
-        return None
-    return SqueezeExcite({"pre": entry, "3x3": inside}.get(se.placement, branch), se)
+    se: SqueezeExcite | None
+    tail: ResidualTail
+
+    def add_gate(
+        self, se: SEConfig | None, stage: int, *, branch: int, inside: int, entry: int, activation: bool = True
+    ) -> None:
+        """Add ``se`` (None where this block has no gate) and ``tail``.
+
+        Args:
+            se: the configuration; None is the plain network.
+            stage: the paper's number of the stage (2 is the first).
+            branch: channels at the end of the branch, which are those of the shortcut and of the sum.
+            inside: channels after the 3×3 convolution that placement ``"3x3"`` follows.
+            entry: channels where the branch begins, for placement ``"pre"``.
+            activation: whether a ReLU follows the addition.
+        """
+        placement = "standard" if se is None else se.placement
+        channels = {"pre": entry, "3x3": inside}.get(placement, branch)
+        self.se = SqueezeExcite(channels, se) if se is not None and se.in_stage(stage) else None
+        self.tail = ResidualTail(placement, activation)
+
+    def gate_entry(self, x: Tensor) -> Tensor:
+        """The input of the branch: gated with placement ``"pre"``."""
+        return self.se(x) if self.se is not None and self.tail.placement == "pre" else x
+
+    def gate_inside(self, h: Tensor) -> Tensor:
+        """The map behind the 3×3 convolution: gated with placement ``"3x3"``."""
+        return self.se(h) if self.se is not None and self.tail.placement == "3x3" else h
 
 
 def make_stage(

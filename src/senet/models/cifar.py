@@ -11,10 +11,9 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from senet.models.base import FIRST_STAGE, ConvNet, build_se, make_stage
+from senet.models.base import FIRST_STAGE, ConvNet, ResidualBlock, make_stage
 from senet.models.registry import register_model
 from senet.models.resnet import BasicBlock
-from senet.nn.residual_tail import ResidualTail
 from senet.nn.squeeze_excite import SEConfig
 
 
@@ -33,7 +32,7 @@ class PadShortcut(nn.Module):
         return f"extra={self.extra}, stride={self.stride}"
 
 
-class PreActBasic(nn.Module):
+class PreActBasic(ResidualBlock):
     """Pre-activation block of two 3×3 convolutions (arXiv 1603.05027, as wide ResNets use it).
 
     Where the shape changes, norm and activation come before the split, and the shortcut is a 1×1 convolution. SE ends
@@ -49,11 +48,9 @@ class PreActBasic(nn.Module):
         self.bn1 = nn.BatchNorm2d(in_channels)
         self.relu = nn.ReLU(inplace=True)
         self._add_convolutions(in_channels, planes, stride)
-        self.se = build_se(se, stage, branch=out_channels, inside=planes, entry=in_channels)
-        self.placement = None if self.se is None else self.se.config.placement
         projects = stride != 1 or in_channels != out_channels
         self.downsample = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False) if projects else None
-        self.tail = ResidualTail(self.placement or "standard", activation=False)
+        self.add_gate(se, stage, branch=out_channels, inside=planes, entry=in_channels, activation=False)
 
     def _add_convolutions(self, in_channels: int, planes: int, stride: int) -> None:
         self.conv1 = nn.Conv2d(in_channels, planes, 3, stride, padding=1, bias=False)
@@ -62,18 +59,13 @@ class PreActBasic(nn.Module):
 
     def branch(self, h: Tensor) -> Tensor:
         """From the first activation to the output of the last convolution."""
-        h = self._after_3x3(self.conv1(h))
+        h = self.gate_inside(self.conv1(h))
         return self.conv2(self.relu(self.bn2(h)))
-
-    def _after_3x3(self, h: Tensor) -> Tensor:
-        return self.se(h) if self.se is not None and self.placement == "3x3" else h
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.relu(self.bn1(x))
         shortcut = x if self.downsample is None else self.downsample(h)
-        if self.se is not None and self.placement == "pre":
-            h = self.se(h)
-        return self.tail(self.branch(h), None, self.se, shortcut)
+        return self.tail(self.branch(self.gate_entry(h)), None, self.se, shortcut)
 
 
 class PreActBottleneck(PreActBasic):
@@ -90,7 +82,7 @@ class PreActBottleneck(PreActBasic):
 
     def branch(self, h: Tensor) -> Tensor:
         h = self.relu(self.bn2(self.conv1(h)))
-        h = self._after_3x3(self.conv2(h))
+        h = self.gate_inside(self.conv2(h))
         return self.conv3(self.relu(self.bn3(h)))
 
 

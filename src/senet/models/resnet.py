@@ -10,9 +10,8 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from senet.errors import InputError
-from senet.models.base import FIRST_STAGE, ConvNet, build_se, make_stage
+from senet.models.base import FIRST_STAGE, ConvNet, ResidualBlock, make_stage
 from senet.models.registry import register_model
-from senet.nn.residual_tail import ResidualTail
 from senet.nn.squeeze_excite import SEConfig
 
 # timm rounds the bottleneck to multiples of 8. It makes a difference only for the 64 channels of ResNet-18 and -34
@@ -28,7 +27,7 @@ def conv_norm(in_channels: int, out_channels: int, kernel: int, stride: int = 1)
     )
 
 
-class BasicBlock(nn.Module):
+class BasicBlock(ResidualBlock):
     """Two 3×3 convolutions and a shortcut. With placement ``"3x3"`` SE follows the first of them.
 
     Args:
@@ -50,21 +49,16 @@ class BasicBlock(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(planes)
-        self.se = build_se(se, stage, branch=planes, inside=planes, entry=in_channels)
-        self.placement = None if self.se is None else self.se.config.placement
         self.downsample = downsample
-        self.tail = ResidualTail(self.placement or "standard")
+        self.add_gate(se, stage, branch=planes, inside=planes, entry=in_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
-        h = self.se(x) if self.se is not None and self.placement == "pre" else x
-        h = self.bn1(self.conv1(h))
-        if self.se is not None and self.placement == "3x3":
-            h = self.se(h)
-        return self.tail(self.conv2(self.relu(h)), self.bn2, self.se, shortcut)
+        h = self.relu(self.gate_inside(self.bn1(self.conv1(self.gate_entry(x)))))
+        return self.tail(self.conv2(h), self.bn2, self.se, shortcut)
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(ResidualBlock):
     """1×1, 3×3 (grouped in ResNeXt) and 1×1 convolutions and a shortcut.
 
     Args:
@@ -100,19 +94,14 @@ class Bottleneck(nn.Module):
         self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(out_channels)
         self.relu = nn.ReLU(inplace=True)
-        self.se = build_se(se, stage, branch=out_channels, inside=width, entry=in_channels)
-        self.placement = None if self.se is None else self.se.config.placement
         self.downsample = downsample
-        self.tail = ResidualTail(self.placement or "standard")
+        self.add_gate(se, stage, branch=out_channels, inside=width, entry=in_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
-        h = self.se(x) if self.se is not None and self.placement == "pre" else x
-        h = self.relu(self.bn1(self.conv1(h)))
-        h = self.bn2(self.conv2(h))
-        if self.se is not None and self.placement == "3x3":
-            h = self.se(h)
-        return self.tail(self.conv3(self.relu(h)), self.bn3, self.se, shortcut)
+        h = self.relu(self.bn1(self.conv1(self.gate_entry(x))))
+        h = self.relu(self.gate_inside(self.bn2(self.conv2(h))))
+        return self.tail(self.conv3(h), self.bn3, self.se, shortcut)
 
 
 class ResNet(ConvNet):
