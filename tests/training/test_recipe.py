@@ -1,8 +1,13 @@
+import dataclasses
+
 import pytest
+import torch
 import yaml
 
+from senet.data.sources import open_source
 from senet.errors import InputError
-from senet.models.registry import list_models, model_spec
+from senet.models.registry import create_model, list_models, model_spec
+from senet.training.feed import transform_for
 from senet.training.recipe import list_recipes, load_recipe, recipe_keys
 
 
@@ -28,6 +33,18 @@ def test_published_settings():
     assert [m * wide.epochs for m in wide.schedule.milestones] == pytest.approx([60, 120, 160])
     assert wide.optimizer.nesterov
     assert wide.schedule.gamma == 0.2
+
+
+def test_one_divisor_for_all_channels_is_the_papers_mean_subtraction():
+    spec = transform_for(load_recipe("imagenet"), open_source("digits"), 224)
+    assert len(set(spec.std)) == 1
+    only_mean = dataclasses.replace(spec, std=(1 / 255,) * len(spec.std))  # 0..255 minus the mean, as Caffe had it
+    assert spec.mean == open_source("digits").mean
+    model = create_model("resnet18", 5, in_chans=1).double()
+    images = torch.rand(4, 1, 64, 64, dtype=torch.float64) * 255
+    torch.testing.assert_close(
+        model(spec.normalize(images).double()), model(only_mean.normalize(images).double()), rtol=1e-3, atol=1e-4
+    )
 
 
 def test_overrides():

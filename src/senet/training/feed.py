@@ -26,8 +26,8 @@ def transform_for(recipe: Recipe, source: DataSource, input_size: int) -> Transf
     wanted = recipe.transform
     return TransformSpec(
         size=wanted.size or source.native_size or input_size,
-        mean=source.mean,
-        std=source.std,
+        mean=_of_channels(wanted.mean, source.mean),
+        std=_of_channels(wanted.std, source.std),
         resize=wanted.resize,
         interpolation=wanted.interpolation,
         augment=wanted.augment,
@@ -35,6 +35,13 @@ def transform_for(recipe: Recipe, source: DataSource, input_size: int) -> Transf
         ratio=wanted.ratio,
         flip=wanted.flip,
     )
+
+
+def _of_channels(wanted: tuple[float, ...] | None, own: tuple[float, ...]) -> tuple[float, ...]:
+    """The recipe's values, one for all channels repeated; the data's own where the recipe leaves them open."""
+    if wanted is None:
+        return own
+    return wanted * len(own) if len(wanted) == 1 else wanted
 
 
 class Feed(pl.LightningDataModule):

@@ -62,7 +62,10 @@ class ScheduleRecipe(_Section):
 
 
 class TransformRecipe(_Section):
-    """Image size and augmentation; None means "what fits the data and the model"."""
+    """Image size and augmentation; None means "what fits the data and the model".
+
+    ``mean`` and ``std`` are on the 0..1 scale, one value a channel, or one for all.
+    """
 
     augment: Literal["imagenet", "cifar", "shift", "none"] = "imagenet"
     size: int | None = Field(default=None, ge=1)
@@ -71,6 +74,8 @@ class TransformRecipe(_Section):
     flip: bool = True
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
 
 class Recipe(_Section):
