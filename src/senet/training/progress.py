@@ -9,7 +9,8 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from senet.training.callbacks import Recorder
 
@@ -32,16 +33,7 @@ class ProgressReport(Callback):
         self._first_batch = self._batches_done(trainer)
         if not self._shows_bar(trainer):
             return
-        columns = (
-            TextColumn("[bold]{task.description}[/]"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.percentage:>3.0f} %"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[numbers]}"),
-        )
-        self.bar = Progress(*columns, console=self.console, transient=True, refresh_per_second=5)
+        self.bar = Progress(*self._columns(), console=self.console, transient=True, refresh_per_second=5)
         total = (trainer.max_epochs or 0) * int(trainer.num_training_batches)
         self.bar.add_task(self.label, total=total, completed=self._first_batch, numbers="")
         self.bar.start()
@@ -62,10 +54,12 @@ class ProgressReport(Callback):
         if self.bar is not None and now - self._shown > _REFRESH:
             self._shown = now
             loss: Any = getattr(pl_module, "last_loss", float("nan"))
-            numbers = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  loss {float(loss):.3f}"
+            numbers = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+            if self._is_wide():
+                numbers += f"  loss {float(loss):.3f}"
             if self.recorder.rows:
-                numbers += f"  val error {self.recorder.rows[-1]['val_error']:.2f} %"
-            numbers += f"  {self._rate():,.0f} images/s"
+                numbers += f"  error {self.recorder.rows[-1]['val_error']:.2f} %"
+            numbers += f"  {self._rate():,.0f} {'images' if self._is_wide() else 'img'}/s"
             self.bar.update(self.bar.task_ids[0], completed=self._batches_done(trainer) + 1, numbers=numbers)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -100,6 +94,18 @@ class ProgressReport(Callback):
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
+
+    def _columns(self) -> list[ProgressColumn]:
+        """A terminal of 80 columns has no room for a bar: there it is the percentage, and the time left stays whole."""
+        label, share = TextColumn("[bold]{task.description}[/]"), TextColumn("{task.percentage:>3.0f} %")
+        left = [TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=7)), TextColumn("left")]
+        numbers = TextColumn("{task.fields[numbers]}", table_column=Column(no_wrap=True))
+        if not self._is_wide():
+            return [label, share, *left, numbers]
+        return [label, BarColumn(bar_width=24), share, *left, numbers]
+
+    def _is_wide(self) -> bool:
+        return self.console.width >= 130
 
     def _shows_bar(self, trainer: pl.Trainer) -> bool:
         return self.console.is_terminal and trainer.is_global_zero
