@@ -130,13 +130,16 @@ class TransformSpec:
 
     def normalize(self, images: Tensor) -> Tensor:
         """Normalise pixels 0..255, uint8 or float, (..., C, H, W) → float32 of the same shape: (x/255 - mean) / std."""
-        mean = torch.tensor(self.mean, device=images.device, dtype=torch.float64).view(-1, 1, 1)
-        std = torch.tensor(self.std, device=images.device, dtype=torch.float64).view(-1, 1, 1)
-        factor = (1 / (255 * std)).float()
+        # Computed in Python's float64, since not every device has it.
+        scales = [1 / (255 * std) for std in self.std]
+        shifts = [mean / std for mean, std in zip(self.mean, self.std, strict=True)]
+        scale, shift = (
+            torch.tensor(v, dtype=torch.float32, device=images.device).view(-1, 1, 1) for v in (scales, shifts)
+        )
         if images.is_floating_point():
-            return images.float() * factor - (mean / std).float()
+            return images.float() * scale - shift
         # In place: a fresh float batch is dearer to allocate than to compute.
-        return images.float().mul_(factor).sub_((mean / std).float())
+        return images.float().mul_(scale).sub_(shift)
 
 
 class RandomAreaCrop:
