@@ -63,19 +63,19 @@ def command(
         if data is None or model is None:
             raise InputError("say what to train on what: --model NAME --data FOLDER")
         settings = RunSettings(
-            data,
-            model,
-            seed,
-            opt.key_values(se, "--se"),
-            pretrained,
-            val_fraction,
-            limit_batches,
-            on_bad_image,
-            root,
-            workers,
-            device,
-            devices,
-            num_nodes,
+            data=data,
+            model=model,
+            seed=seed,
+            se=opt.key_values(se, "--se"),
+            pretrained=pretrained,
+            val_fraction=val_fraction,
+            limit_batches=limit_batches,
+            on_bad_image=on_bad_image,
+            root=root,
+            workers=workers,
+            device=device,
+            devices=devices,
+            num_nodes=num_nodes,
         )
         chosen = load_recipe(recipe or default_recipe(data, model), opt.recipe_changes(epochs, changes))
     try:
