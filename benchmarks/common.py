@@ -34,11 +34,14 @@ def commit() -> str:
     return (git("rev-parse", "--short", "HEAD") or "unknown") + ("+" if changed else "")
 
 
-def append_row(file: str, **values: object) -> None:
-    """Add one measurement to ``results/<file>``, with when, where and by which command it was taken."""
+def append_row(file: str, at_commit: str | None = None, **values: object) -> None:
+    """Add one measurement to ``results/<file>``, with when, where and by which command it was taken.
+
+    ``at_commit`` names the commit that was measured, when it is older than this checkout.
+    """
     row = {
         "date": datetime.date.today().isoformat(),
-        "commit": commit(),
+        "commit": at_commit or commit(),
         "hardware": hardware(),
         "python": platform.python_version(),
         "torch": torch.__version__,
