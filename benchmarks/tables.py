@@ -12,6 +12,7 @@ from pathlib import Path
 
 import senet
 from senet.measure.cost import model_cost
+from senet.training.statistics import Interval, verdict
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -114,7 +115,8 @@ def cifar10() -> str:
     table.append(["SE minus plain, paired by seed", "", "", "", signed.replace("-", "−")])
     epochs = runs[0]["epochs"]
     header = ["network", "parameters", "multiply-adds, M", f"error by seed after {epochs} epochs, %", "mean ± 95 %"]
-    return markdown(header, table)
+    found = Interval(float(difference["val_error"]), float(difference["val_error_half_width_95"]), len(runs) // 2)
+    return f"{markdown(header, table)}\n\nVerdict of `senet compare`: {verdict(found)}."
 
 
 TABLES: dict[str, Callable[[], str]] = {"zoo": zoo, "against_timm": against_timm, "loader": loader, "cifar10": cifar10}
