@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from senet.data.images import ImageSet
 from senet.data.loaders import MAX_BAD_FRACTION, Batch, ImageLoader, make_loader
 from senet.data.sources import open_eval, open_files
 from senet.data.transforms import TransformSpec
@@ -91,26 +92,12 @@ def evaluate(
         InputError: no such checkpoint or data, or classes that the network does not know.
     """
     network, metadata, spec = load_network(checkpoint, size)
-    trained_on = _training_data(Path(checkpoint))
-    same = trained_on is not None and Path(data).is_dir() and Path(trained_on["data"]) == Path(data).resolve()
-    images, sentence = open_eval(
-        data,
-        root=root,
-        classes=metadata["classes"],
-        val_fraction=trained_on["val_fraction"] if trained_on else 0.2,
-        part="val" if same else "auto",
-    )
+    images, sentence = _unseen_images(Path(checkpoint), data, root, metadata["classes"])
     target = pick_device(device)
     shown = images.with_transform(spec.eval_transform(crops))
     loader = _loader(shown, batch_size, crops, workers, on_bad_image, MAX_BAD_FRACTION)
     start = time.perf_counter()
-    counted, top1, top5 = 0, 0, 0
-    for batch, probabilities in _forward(network.to(target), loader, spec, target):
-        ranked = probabilities.topk(min(5, probabilities.shape[1])).indices
-        hits = ranked == batch.targets[:, None]
-        counted += len(batch.targets)
-        top1 += int(hits[:, 0].sum())
-        top5 += int(hits.sum())
+    counted, top1, top5 = _count(_forward(network.to(target), loader, spec, target))
     if counted == 0:
         raise InputError(f"none of the images of {data} can be read")
     has_top5 = len(metadata["classes"]) >= TOP5_CLASSES
@@ -191,12 +178,31 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _training_data(checkpoint: Path) -> dict[str, Any] | None:
-    """Which data a run folder's checkpoint was trained on: evaluating on training images would flatter it."""
+def _unseen_images(checkpoint: Path, data: str, root: str | None, classes: Sequence[str]) -> tuple[ImageSet, str]:
+    """The images to evaluate on, without those that the run trained on: they would flatter it."""
     from senet.training import folder as folders
 
     settings = checkpoint.parent / folders.SETTINGS
-    return folders.read_json(settings) if settings.is_file() else None
+    trained_on = folders.read_json(settings) if settings.is_file() else None
+    same = trained_on is not None and Path(data).is_dir() and Path(trained_on["data"]) == Path(data).resolve()
+    return open_eval(
+        data,
+        root=root,
+        classes=classes,
+        val_fraction=trained_on["val_fraction"] if trained_on else 0.2,
+        part="val" if same else "auto",
+    )
+
+
+def _count(answers: Iterator[tuple[Batch, Tensor]]) -> tuple[int, int, int]:
+    """Images, and those whose class is the likeliest, and among the five likeliest."""
+    counted, top1, top5 = 0, 0, 0
+    for batch, probabilities in answers:
+        hits = probabilities.topk(min(5, probabilities.shape[1])).indices == batch.targets[:, None]
+        counted += len(batch.targets)
+        top1 += int(hits[:, 0].sum())
+        top5 += int(hits.sum())
+    return counted, top1, top5
 
 
 def _loader(
