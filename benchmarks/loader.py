@@ -118,7 +118,7 @@ def difference(images: ImageSet, spec: TransformSpec, train: bool, count: int = 
             height, width = full.shape[1:]
             box = random_area_box(height, width, spec.scale, spec.ratio, rng)
             reduce = reduction(box[2], box[3], spec.size, spec.size)
-            box = tuple(side * reduce for side in snapped(box, height // reduce, width // reduce, reduce))  # type: ignore[assignment]
+            box = tuple(side * reduce for side in snapped(box, height // reduce, width // reduce, reduce))
             expected = tv.resized_crop(full, *box, [spec.size] * 2, antialias=True).float()
         if train and rng.random() < 0.5:
             expected = expected.flip(2)
@@ -170,7 +170,7 @@ def run_case(name: str, count: int, rounds: int, save: bool) -> None:
         folder = Path(temporary)
         kib = write_images(folder, count, size)
         paths = open_eval(folder)[0]
-        gap = difference(dataclasses.replace(paths, names=paths.store.paths), spec, train)  # type: ignore[attr-defined]
+        gap = difference(dataclasses.replace(paths, names=paths.store.paths), spec, train)
         if gap > GATE:
             sys.exit(f"{name}: pixels differ by {gap:.2f}/255 on average, more than {GATE}: not timed")
         table = measure(folder, spec, train, rounds)

@@ -4,20 +4,15 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
 SENET = [sys.executable, "-m", "senet.cli"]
 
 
-def test_help_is_quick_and_imports_nothing_heavy():
-    times = []
-    for _ in range(4):
-        start = time.perf_counter()
-        subprocess.run([*SENET, "--help"], check=True, capture_output=True)
-        times.append(time.perf_counter() - start)
-    assert min(times) < 1.0  # 0.2 s on an idle machine; the bound leaves room for a busy one
+def test_help_imports_nothing_heavy():
+    """What makes it quick; its time itself is measured, not tested."""
+    subprocess.run([*SENET, "--help"], check=True, capture_output=True)
     code = "import sys; import senet.cli.main; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert not {"torch", "numpy", "lightning", "torchvision", "pydantic", "yaml", "scipy"} & set(loaded)

@@ -123,6 +123,15 @@ def test_pretrained_replaces_the_head_for_another_class_count(tmp_path, caplog):
     assert torch.equal(model.layer1[0].se.fc1.weight, source.layer1[0].se.fc1.weight)
 
 
+@pytest.mark.parametrize("form", [{"num_classes": 0}, {"features_only": True}])
+def test_a_classifiers_weights_load_into_a_backbone(tmp_path, form):
+    source = senet.create_model("se_resnet8", 10).eval()
+    senet.save_weights(tmp_path / "w.safetensors", source)
+    trunk = senet.create_model("se_resnet8", pretrained=tmp_path / "w.safetensors", **form).eval()
+    x = torch.randn(2, 3, 16, 16)
+    assert torch.equal(trunk.forward_features(x), source.forward_features(x))
+
+
 def test_plain_weights_open_an_identity_initialised_twin(tmp_path):
     plain = senet.create_model("resnet8", 5).eval()
     senet.save_weights(tmp_path / "p.safetensors", plain)

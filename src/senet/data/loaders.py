@@ -55,7 +55,7 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
             raise InputError(f"rank {rank} of {num_replicas} processes: give 0 to {num_replicas - 1}")
         super().__init__(images, num_replicas=num_replicas, rank=rank, shuffle=shuffle, seed=seed)
         self.start = start
-        self.count = len(images)  # type: ignore[arg-type]
+        self.count = len(images)  # type: ignore[arg-type]  # Dataset does not declare __len__
         if not shuffle:
             self.num_samples = len(range(rank, self.count, num_replicas))
 
@@ -93,10 +93,10 @@ class ImageLoader(DataLoader[Batch]):
         self.images = images
         self.on_bad_image, self.max_bad_fraction = on_bad_image, max_bad_fraction
         self.bad: dict[str, str] = {}
-        super().__init__(_Guarded(images), sampler=sampler, collate_fn=_collate, **options)  # type: ignore[arg-type]
+        super().__init__(_Guarded(images), sampler=sampler, collate_fn=_collate, **options)  # type: ignore[arg-type]  # bad images too
         self._add_non_images()
 
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # a generator
         for batch, bad in super().__iter__():
             for image in bad:
                 self._add_bad(self.images.names[image.number], image.reason)
@@ -105,11 +105,11 @@ class ImageLoader(DataLoader[Batch]):
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order and the augmentation of the next iteration."""
-        self.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        self.sampler.set_epoch(epoch)  # type: ignore[attr-defined]  # an EpochSampler
 
     def skip_batches(self, count: int) -> None:
         """Leave out the first ``count`` batches of the next iteration, to resume within an epoch."""
-        self.sampler.start = count * (self.batch_size or 1)  # type: ignore[attr-defined]
+        self.sampler.start = count * (self.batch_size or 1)  # type: ignore[attr-defined]  # likewise
 
     def _add_bad(self, name: str, reason: str) -> None:
         if name in self.bad:

@@ -104,7 +104,7 @@ def load_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
 
 
 def load_pretrained(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Load a weight file into ``model``, strictly, but for the classifier where the number of classes differs.
+    """Load a weight file into ``model``, strictly, but for the classifier where the number of classes differs or is 0.
 
     A plain network's file loads into its SE twin when the gates are identity-initialised: the output is then the
     plain network's, and the gates keep their initial values.
@@ -115,7 +115,9 @@ def load_pretrained(model: nn.Module, path: str | os.PathLike[str]) -> None:
     state, _ = load_weights(path)
     own = model.state_dict()
     head = [key for key in ("fc.weight", "fc.bias") if key in own]
-    if head and any(key in state and state[key].shape != own[key].shape for key in head):
+    if not head:  # pooled features or stage maps are wanted: a classifier's file has two tensors too many
+        state = {key: value for key, value in state.items() if key not in ("fc.weight", "fc.bias")}
+    elif any(key in state and state[key].shape != own[key].shape for key in head):
         _LOG.warning("%s has another number of classes: the classifier starts anew", path)
         state = state | {key: own[key] for key in head}
     gates = [(name, module) for name, module in model.named_modules() if isinstance(module, SqueezeExcite)]

@@ -1,6 +1,6 @@
 """What happens around the training loop: recording results, and saving a state that resumes bit for bit.
 
-The order of the callbacks matters and is fixed in ``build_callbacks``: ``Recorder`` sees the averaged (EMA) weights at
+The order of the callbacks matters and is fixed in ``run._callbacks``: ``Recorder`` sees the averaged (EMA) weights at
 the end of validation because it comes before the callback that swaps them back; ``StateSaver`` saves after the average
 has been updated because it comes behind it.
 """

@@ -58,7 +58,7 @@ def train(
         overwrite: replace a run in ``output``.
         console: where progress goes; None shows none.
         label: the run's name in the progress.
-        loggers: also write TensorBoard and CSV logs of every step.
+        loggers: also write TensorBoard and CSV logs, every 50 steps and every epoch.
         stop: shared request to stop, when the caller listens to signals itself.
         source: the opened data, when several runs share them.
 
