@@ -10,7 +10,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from gpu import GPU_TARGETS, SHARE_OF_COPY
+from tax import CPU_TARGETS, Target
+
 import senet
+from senet.measure.candidates import CANDIDATES
 from senet.measure.cost import model_cost
 from senet.training.statistics import Interval, verdict
 
@@ -19,6 +23,9 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 
 def rows_of(file: str) -> list[dict[str, str]]:
+    """The rows of a results file; none where nothing has been measured."""
+    if not (RESULTS / file).exists():
+        return []
     with (RESULTS / file).open(newline="") as handle:
         return list(csv.DictReader(handle))
 
@@ -119,7 +126,74 @@ def cifar10() -> str:
     return f"{markdown(header, table)}\n\nVerdict of `senet compare`: {verdict(found)}."
 
 
-TABLES: dict[str, Callable[[], str]] = {"zoo": zoo, "against_timm": against_timm, "loader": loader, "cifar10": cifar10}
+NOT_MEASURED = "not measured"
+TAX_KEYS = ("mode", "batch", "of", "numerator", "denominator")
+
+
+def spread(row: dict[str, str]) -> str:
+    """The ratio with its quartiles; bytes have none."""
+    quartiles = f" ({float(row['q25']):.3f}–{float(row['q75']):.3f})" if row["of"] == "time" else ""
+    return f"{float(row['ratio']):.3f}{quartiles}"
+
+
+def tax() -> str:
+    """The targets of the zero tax and what was measured, CPU and GPU."""
+    lines = []
+    for where, file, targets in (("CPU", "tax.csv", CPU_TARGETS), ("GPU", "gpu_tax.csv", GPU_TARGETS)):
+        rows = rows_of(file)
+        for target in targets:
+            lines += target_lines(where, target, [row for row in rows if row["what"] == target.what])
+    return markdown(["ResNet-50", "batch", "measured", "target", "of what"], lines)
+
+
+def target_lines(where: str, target: Target, rows: list[dict[str, str]]) -> list[list[str]]:
+    limit, what = f"≤ {target.limit:.2f}", f"{where}, {target.what}"
+    newest = latest(rows, "batch")  # by batch alone: the fastest engine of an earlier run may have been another
+    return [
+        [what, row["batch"], spread(row), limit, f"`{row['numerator']}` ÷ `{row['denominator']}`"]
+        for row in sorted(newest, key=lambda row: int(row["batch"]))
+    ] or [[what, "", NOT_MEASURED, limit, ""]]
+
+
+def engines(file: str) -> str:
+    """What SE costs on each engine: its time with SE over its time without."""
+    rows = latest([row for row in rows_of(file) if row["of"] == "time"], *TAX_KEYS)
+    settings = list(dict.fromkeys((row["mode"], row["batch"]) for row in rows))
+    found = {(row["mode"], row["batch"], row["numerator"], row["denominator"]): row for row in rows}
+    lines = []
+    for name, candidate in CANDIDATES.items():
+        if candidate.twin is not None:
+            cells = [found.get((*setting, name, candidate.twin)) for setting in settings]
+            if any(cells):
+                pair = f"`{name}` ÷ `{candidate.twin}`"
+                lines.append([pair, *(spread(row) if row else "—" for row in cells)])
+    header = ["with SE ÷ without", *(f"{mode}, batch {batch}" for mode, batch in settings)]
+    return markdown(header, lines) if lines else f"{NOT_MEASURED.capitalize()}."
+
+
+def gpu_bandwidth() -> str:
+    """Share of a copy's bandwidth of each sweep at the maps of ResNet-50's stages."""
+    rows = latest(rows_of("gpu_bandwidth.csv"), "sweep", "shape")
+    shapes = list(dict.fromkeys(row["shape"] for row in rows))
+    found = {(row["sweep"], row["shape"]): row["share_of_copy"] for row in rows}
+    lines = [
+        [f"`{sweep}`", *(f"{float(found[sweep, shape]):.2f}" if (sweep, shape) in found else "—" for shape in shapes)]
+        for sweep in dict.fromkeys(row["sweep"] for row in rows)
+    ]
+    header = [f"share of a copy's bandwidth (target ≥ {SHARE_OF_COPY})", *(shape.replace("x", "×") for shape in shapes)]
+    return markdown(header, lines) if lines else f"{NOT_MEASURED.capitalize()}."
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "zoo": zoo,
+    "against_timm": against_timm,
+    "loader": loader,
+    "cifar10": cifar10,
+    "tax": tax,
+    "tax_engines": lambda: engines("tax.csv"),
+    "gpu_engines": lambda: engines("gpu_tax.csv"),
+    "gpu_bandwidth": gpu_bandwidth,
+}
 
 
 def fill(text: str) -> str:

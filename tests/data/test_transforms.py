@@ -131,6 +131,43 @@ def test_any_size_in_gives_the_same_size_out(augment: str, shape: tuple[int, int
     assert grey.train_transform()(array, random.Random(0)).shape == (1, 17, 17)
 
 
+@pytest.mark.parametrize(("augment", "side"), [("cifar", 16), ("cifar", 7), ("imagenet", 8), ("none", 20)])
+def test_cutout_erases_one_square_around_each_pixel_equally_often(augment: str, side: int) -> None:
+    size, mean = 20, (0.2, 0.5, 0.8)
+    spec = TransformSpec(size=size, mean=mean, augment=augment, cutout=side)
+    array = np.full((size, size, 3), 255, dtype=np.uint8)  # the padding of "cifar" is 0, and no mean is either
+    colour = torch.tensor([51, 128, 204], dtype=torch.uint8).view(3, 1, 1)
+    expected = {}
+    for y in range(size):
+        for x in range(size):
+            hole = torch.zeros(size, size, dtype=torch.bool)
+            for row in range(y - side // 2, y - side // 2 + side):
+                for column in range(x - side // 2, x - side // 2 + side):
+                    if 0 <= row < size and 0 <= column < size:
+                        hole[row, column] = True
+            expected.setdefault(hole.numpy().tobytes(), []).append((y, x))
+    seen = []
+    for seed in range(3000):
+        rng, same = random.Random(seed), random.Random(seed)
+        image = spec.train_transform()(array, rng)
+        whole = TransformSpec(size=size, mean=mean, augment=augment).train_transform()(array, same)
+        hole = (image == colour).all(0)
+        assert torch.equal(torch.where(hole, whole, image), whole), "nothing else changes"
+        seen.append(expected[hole.numpy().tobytes()][0])
+    keys = [places[0] for places in expected.values()]
+    weights = np.array([len(places) for places in expected.values()])
+    assert stats.chisquare([seen.count(key) for key in keys], 3000 * weights / weights.sum()).pvalue > 1e-3
+
+
+def test_the_hole_is_the_mean_and_only_in_training() -> None:
+    spec = TransformSpec(size=20, augment="cifar", cutout=20)
+    array = np.full((20, 20, 3), 255, dtype=np.uint8)
+    normalised = spec.normalize(spec.train_transform()(array, random.Random(0)))[:, 10, 10]
+    assert normalised.abs().max() <= 0.5 / 255 / min(spec.std)  # the nearest of 256 values
+    assert (spec.eval_transform()(array) == 255).all()
+    assert (array == 255).all(), "the source is not written"
+
+
 def test_flip_false_never_mirrors() -> None:
     array = np.broadcast_to(np.arange(10, 250, 15, dtype=np.uint8)[None, :, None], (16, 16, 3))  # brighter to the right
     for augment in ("cifar", "imagenet"):
@@ -227,7 +264,7 @@ def test_mean_subtraction_only_on_either_scale() -> None:
 
 
 def test_spec_survives_json() -> None:
-    spec = TransformSpec(size=32, augment="cifar", resize=36, interpolation="bicubic", flip=False)
+    spec = TransformSpec(size=32, augment="cifar", resize=36, interpolation="bicubic", flip=False, cutout=16)
     assert TransformSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
     with pytest.raises(InputError, match="colour"):
         TransformSpec.from_dict({"size": 3, "colour": 1})
@@ -240,6 +277,7 @@ def test_with_size_keeps_the_ratio_of_the_resize() -> None:
     assert TransformSpec(size=224).with_size(320).eval_resize == 366
     assert TransformSpec(size=224, resize=232).with_size(112).eval_resize == 116
     assert TransformSpec(size=32, augment="cifar").with_size(64).eval_resize == 64
+    assert TransformSpec(size=32, augment="cifar", cutout=16).with_size(16).cutout == 8
 
 
 @pytest.mark.parametrize(
@@ -255,6 +293,8 @@ def test_with_size_keeps_the_ratio_of_the_resize() -> None:
         {"scale": (1, 0.5)},
         {"ratio": (0, 1)},
         {"size": 4, "augment": "cifar"},
+        {"cutout": -1},
+        {"cutout": 49},
     ],
 )
 def test_wrong_values_are_named(wrong: dict) -> None:

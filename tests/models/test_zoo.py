@@ -1,6 +1,7 @@
 """One tester over every registered name."""
 
 import copy
+import math
 
 import pytest
 import timm
@@ -10,11 +11,17 @@ import senet
 from senet import SEConfig, SqueezeExcite
 
 QUICK = {"resnet8", "se_resnet20", "resnet18", "se_resnet18", "se_resnet50_v1", "se_resnext50_32x4d", "se_preresnet164"}
+QUICK |= {"se_bn_inception", "se_shufflenet_v1_g3"}
 NAMES = [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in senet.list_models()]
 
 
 def small_input(name, batch=2, size=None):
-    side = size or (16 if senet.model_spec(name).input_size == 32 else 64)
+    spec = senet.model_spec(name)
+    side = 16 if spec.input_size == 32 else 64
+    if spec.min_size > side:
+        side = spec.min_size + 32  # room for a last map of more than one pixel
+    if size is not None:
+        side = max(size, spec.min_size)
     return torch.randn(batch, 3, side, side)
 
 
@@ -35,21 +42,27 @@ def test_forward_backward_reaches_every_parameter(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_odd_sizes_batch_one_features_and_stages(name):
     model = senet.create_model(name, num_classes=0).eval()
+    least = senet.model_spec(name).min_size
+    unpadded = least > 64  # such networks lose a border at each convolution: their strides are only nearly powers of 2
+    height, width = (299, 331) if unpadded else (64, 96)
     with torch.no_grad():
         features = model(small_input(name, batch=1, size=45))
         assert features.shape == (1, model.num_features)
-        wide = model(torch.randn(1, 3, 37, 70))
+        wide = model(torch.randn(1, 3, max(37, least), max(70, least + 8)))
         assert wide.shape == (1, model.num_features)
-        maps = model.forward_stages(torch.randn(1, 3, 64, 96))
+        maps = model.forward_stages(torch.randn(1, 3, height, width))
     assert [m.shape[1] for m in maps] == list(model.feature_channels)
-    assert [(64 // m.shape[2], 96 // m.shape[3]) for m in maps] == [(s, s) for s in model.feature_strides]
+    strides = [(height / m.shape[2], width / m.shape[3]) for m in maps]
+    if unpadded:
+        strides = [tuple(2 ** math.floor(math.log2(s)) for s in pair) for pair in strides]
+    assert strides == [(s, s) for s in model.feature_strides]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_features_only_gives_the_stages_with_the_same_keys(name):
     classifier = senet.create_model(name, num_classes=3).eval()
     trunk = senet.create_model(name, features_only=True).eval()
-    state = {k: v for k, v in classifier.state_dict().items() if not k.startswith("fc.")}
+    state = {k: v for k, v in classifier.state_dict().items() if not k.startswith(f"{classifier.head_name}.")}
     trunk.load_state_dict(state, strict=True)
     x = small_input(name, batch=1)
     with torch.no_grad():
@@ -136,7 +149,8 @@ def test_deterministic_initialisation_is_he(name):
     two = senet.create_model(name, num_classes=4)
     other = senet.create_model(name, num_classes=4)
     assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
-    assert not torch.equal(one.fc.weight, other.fc.weight)
+    heads = [list(model.get_classifier().parameters())[-2] for model in (one, other)]
+    assert not torch.equal(*heads)
     widest = max(
         (m for n, m in one.named_modules() if isinstance(m, torch.nn.Conv2d) and ".se." not in n),
         key=lambda m: m.weight.numel(),
@@ -197,3 +211,21 @@ def test_compiles_without_graph_breaks(layout):
     x = torch.randn(2, 3, 16, 16).to(memory_format=layout)
     explanation = torch._dynamo.explain(model)(x)
     assert explanation.graph_break_count == 0
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("name", ["se_bn_inception", "se_inception_v3", "se_inception_resnet_v2", "se_vgg16_bn"])
+def test_networks_whose_stages_are_functions_compile_without_graph_breaks(name):
+    model = senet.create_model(name, num_classes=3)
+    assert torch._dynamo.explain(model)(small_input(name)).graph_break_count == 0
+
+
+@pytest.mark.parametrize("name", [n for n in senet.list_models() if senet.model_spec(n).min_size > 1])
+def test_the_smallest_size_is_the_smallest(name):
+    side = senet.model_spec(name).min_size
+    with torch.device("meta"):
+        model = senet.create_model(name, in_chans=1, num_classes=3).eval()
+        assert model(torch.zeros(1, 1, side, side)).shape == (1, 3)
+        with pytest.raises(RuntimeError, match=r"small|size"):
+            model(torch.zeros(1, 1, side - 1, side - 1))

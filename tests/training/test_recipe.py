@@ -11,7 +11,9 @@ from senet.training.feed import transform_for
 from senet.training.recipe import list_recipes, load_recipe, recipe_keys
 
 
-@pytest.mark.parametrize("name", ["digits", "cifar", "cifar_wrn", "imagenet", "senet154", "finetune"])
+@pytest.mark.parametrize(
+    "name", ["digits", "cifar", "cifar_wrn", "cifar_shake", "cifar100_shake", "imagenet", "senet154", "finetune"]
+)
 def test_packaged_recipes_load_and_survive_a_round_trip(name, tmp_path):
     recipe = load_recipe(name)
     assert recipe.name == name
@@ -33,6 +35,14 @@ def test_published_settings():
     assert [m * wide.epochs for m in wide.schedule.milestones] == pytest.approx([60, 120, 160])
     assert wide.optimizer.nesterov
     assert wide.schedule.gamma == 0.2
+    for name, batch_size, lr, decay, hole in (
+        ("cifar_shake", 128, 0.2, 1e-4, 16),
+        ("cifar100_shake", 32, 0.025, 5e-4, 8),
+    ):
+        shake = load_recipe(name)
+        assert (shake.epochs, shake.batch_size, shake.lr) == (1800, batch_size, lr)
+        assert (shake.schedule.name, shake.optimizer.nesterov) == ("cosine", True)
+        assert (shake.optimizer.weight_decay, shake.transform.cutout) == (decay, hole)
 
 
 def test_one_divisor_for_all_channels_is_the_papers_mean_subtraction():
@@ -45,6 +55,13 @@ def test_one_divisor_for_all_channels_is_the_papers_mean_subtraction():
     torch.testing.assert_close(
         model(spec.normalize(images).double()), model(only_mean.normalize(images).double()), rtol=1e-3, atol=1e-4
     )
+
+
+def test_the_recipes_hole_reaches_the_images_and_must_fit_them():
+    digits = open_source("digits")  # 8 x 8 pixels
+    assert transform_for(load_recipe("cifar_shake", ["transform.cutout=4"]), digits, 32).cutout == 4
+    with pytest.raises(InputError, match="cutout is 16: give 0 to 8 pixels"):
+        transform_for(load_recipe("cifar_shake"), digits, 32)
 
 
 def test_overrides():
@@ -80,6 +97,7 @@ def test_overrides():
         ("schedule.warmup_epochs=500", "below epochs"),
         ("precision=8", "precision"),
         ("optimizer.momentum=.nan", "optimizer.momentum"),
+        ("transform.cutout=-1", "transform.cutout: .*greater than or equal to 0.*-1"),
         ("accumulate=3", "multiple of accumulate"),
     ],
 )

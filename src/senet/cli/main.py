@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from senet import __version__
-from senet.cli import compare, evaluate, list_models, predict, train
+from senet.cli import bench, compare, evaluate, list_models, predict, train
 from senet.errors import InputError
 
 EXTRAS = frozenset(
@@ -36,6 +36,7 @@ app.command("train")(train.command)
 app.command("eval")(evaluate.command)
 app.command("predict")(predict.command)
 app.command("list")(list_models.command)
+app.command("bench")(bench.command)
 
 
 def _show_version(value: bool) -> None:

@@ -1,11 +1,12 @@
-"""What happens to an image between its file and the network: crops, flips and normalisation.
+"""What happens to an image between its file and the network: crops, flips, holes and normalisation.
 
 A transform is called with an image and, when it augments, a ``random.Random``; it draws from nothing else. It returns
 uint8 (C, H, W), or (10, C, H, W) for ten crops. Normalisation works on whole batches (:meth:`TransformSpec.normalize`),
 wherever they are.
 
 Sources: the scale and aspect-ratio crop of GoogLeNet (Szegedy et al. 2015) as the SENet paper uses it (section 5.1);
-zero padding by 4 pixels, random crop and flip on CIFAR; ten crops as in AlexNet (Krizhevsky et al. 2012).
+zero padding by 4 pixels, random crop and flip on CIFAR; Cutout (DeVries and Taylor, arXiv 1708.04552); ten crops as in
+AlexNet (Krizhevsky et al. 2012).
 """
 
 import dataclasses
@@ -53,6 +54,7 @@ class TransformSpec:
         scale: range of the crop's area as a fraction of the image's, for "imagenet".
         ratio: range of the crop's width / height, for "imagenet".
         flip: mirror every second training image ("imagenet" and "cifar" only).
+        cutout: side, in pixels, of the square that is erased in each training image; 0 erases nothing.
     """
 
     size: int
@@ -64,6 +66,7 @@ class TransformSpec:
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: bool = True
+    cutout: int = 0
 
     def __post_init__(self) -> None:
         """Check the values, so that a mistake in a recipe is found before training."""
@@ -81,6 +84,8 @@ class TransformSpec:
             raise InputError(f"transform size is {self.size}: cifar pads by 4 pixels and needs more than that")
         if self.interpolation not in ("bilinear", "bicubic"):
             raise InputError(f"unknown interpolation {self.interpolation!r}: choose bilinear or bicubic")
+        if not 0 <= self.cutout <= self.size:
+            raise InputError(f"transform cutout is {self.cutout}: give 0 to {self.size} pixels, the size of the images")
         for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
             if not 0 < low <= high:
                 raise InputError(f"transform {name} is {low} to {high}: give two values above 0, the smaller first")
@@ -110,17 +115,20 @@ class TransformSpec:
         return cls(**values)
 
     def with_size(self, size: int) -> "TransformSpec":
-        """Return the same transform for another input size; the ratio of resize to size is kept."""
+        """Return the same transform for another input size; the ratios of resize and cutout to size are kept."""
         resize = None if self.resize is None else round(self.resize * size / self.size)
-        return dataclasses.replace(self, size=size, resize=resize)
+        return dataclasses.replace(self, size=size, resize=resize, cutout=round(self.cutout * size / self.size))
 
     def train_transform(self) -> Transform:
-        """Return the training transform; it needs an ``rng`` at every call unless ``augment`` is "none"."""
+        """Return the training transform; it needs an ``rng`` at every call if there is anything random in it."""
+        crop: Transform
         if self.augment == "imagenet":
-            return RandomAreaCrop(self)
-        if self.augment == "none":
-            return CentreCrop(self)
-        return PadCrop(self, 4, self.flip) if self.augment == "cifar" else PadCrop(self, 1, False)
+            crop = RandomAreaCrop(self)
+        elif self.augment == "none":
+            crop = CentreCrop(self)
+        else:
+            crop = PadCrop(self, 4, self.flip) if self.augment == "cifar" else PadCrop(self, 1, False)
+        return Cutout(self, crop) if self.cutout else crop
 
     def eval_transform(self, crops: Literal["center", "ten"] = "center") -> Transform:
         """Return the evaluation transform: one centre crop (C, H, W), or (10, C, H, W) with crops="ten"."""
@@ -181,6 +189,26 @@ class PadCrop:
         if self.flip and rng.random() < 0.5:
             moved = np.ascontiguousarray(moved[:, ::-1])
         return torch.from_numpy(moved).permute(2, 0, 1)
+
+
+class Cutout:
+    """Erase a square around a random pixel of the cropped image; at the borders a part of it falls outside (training).
+
+    The authors zero normalised images, so the square gets the mean colour here, to the nearest of the 256 values.
+    """
+
+    def __init__(self, spec: TransformSpec, crop: Transform) -> None:
+        self.spec, self.crop = spec, crop
+        colour = [min(max(round(255 * mean), 0), 255) for mean in spec.mean]
+        self.colour = torch.tensor(colour, dtype=torch.uint8).view(-1, 1, 1)
+
+    def __call__(self, image: Any, rng: random.Random | None = None) -> Tensor:
+        """Return uint8 (C, size, size)."""
+        rng, size, side = _required(rng), self.spec.size, self.spec.cutout
+        pixels = self.crop(image, rng)
+        top, left = rng.randrange(size) - side // 2, rng.randrange(size) - side // 2
+        pixels[:, max(top, 0) : top + side, max(left, 0) : left + side] = self.colour
+        return pixels
 
 
 class CentreCrop:

@@ -35,7 +35,12 @@ class Ratio:
 
 
 def interleaved(
-    candidates: dict[str, Callable[[], object]], rounds: int = 20, warmup: int = 3, device: str = "cpu"
+    candidates: dict[str, Callable[[], object]],
+    rounds: int = 20,
+    warmup: int = 3,
+    device: str = "cpu",
+    pause: float = 0.0,
+    on_round: Callable[[dict[str, Timing]], object] | None = None,
 ) -> dict[str, Timing]:
     """Time each candidate once a round, in turning order, after ``warmup`` rounds that do not count.
 
@@ -43,6 +48,8 @@ def interleaved(
         candidates: name → function without arguments.
         rounds: at least 2.
         device: of the work; a CUDA device is synchronised around each call.
+        pause: seconds before each call, in which the threads of another engine's pool fall asleep.
+        on_round: called after each counted round with the times so far, for progress and for a run that is stopped.
     """
     names = list(candidates)
     times: dict[str, list[float]] = {name: [] for name in names}
@@ -51,16 +58,21 @@ def interleaved(
         turn = index % len(names)
         for name in names[turn:] + names[:turn]:  # no candidate always follows the same one
             synchronise()
+            time.sleep(pause)
             start = time.perf_counter()
             candidates[name]()
             synchronise()
             if index >= warmup:
                 times[name].append(time.perf_counter() - start)
+        if on_round is not None and index >= warmup:
+            on_round({name: Timing(tuple(values)) for name, values in times.items()})
     return {name: Timing(tuple(values)) for name, values in times.items()}
 
 
 def ratio(numerator: Timing, denominator: Timing) -> Ratio:
-    """Median and quartiles of the ratios of the same rounds."""
+    """Median and quartiles of the ratios of the same rounds; of one round, its ratio."""
     ratios = [a / b for a, b in zip(numerator.rounds, denominator.rounds, strict=True)]
+    if len(ratios) == 1:
+        return Ratio(ratios[0], ratios[0], ratios[0])
     q25, median, q75 = statistics.quantiles(ratios, n=4, method="inclusive")
     return Ratio(median, q25, q75)

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,12 @@ class ConvNet(nn.Module):
     detectors and segmenters (``feature_channels`` and ``feature_strides`` describe them). Keys are alike in all forms.
 
     Subclasses build their modules, then call ``finish_build``.
+
+    Attributes:
+        head_name: the attribute that holds the classifier, and so the first word of its keys.
     """
 
+    head_name: ClassVar[str] = "fc"
     feature_channels: tuple[int, ...]
     feature_strides: tuple[int, ...]
 
@@ -53,7 +57,11 @@ class ConvNet(nn.Module):
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the classifier by a new one; 0 classes: the network gives pooled features."""
         self.num_classes = num_classes
-        self.fc = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        setattr(self, self.head_name, nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity())
+
+    def get_classifier(self) -> nn.Module:
+        """The classifier; ``nn.Identity`` where there is none."""
+        return getattr(self, self.head_name)
 
     def init_weights(self) -> None:
         """He initialisation (arXiv 1502.01852; section 5.1 of the SE paper): convolutions first, gates last."""
@@ -67,6 +75,8 @@ class ConvNet(nn.Module):
             generator = generator_of(parameter.device)
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Linear):
                 # PyTorch's own default for nn.Linear, drawn from this network's generator.
                 bound = module.in_features**-0.5
@@ -80,7 +90,7 @@ class ConvNet(nn.Module):
         """The layers before the first stage."""
         raise NotImplementedError
 
-    def stages(self) -> Iterable[nn.Module]:
+    def stages(self) -> Iterable[Callable[[Tensor], Tensor]]:
         """The stages in order; each halves the resolution of the one before or keeps it."""
         raise NotImplementedError
 
@@ -106,12 +116,44 @@ class ConvNet(nn.Module):
 
     def forward_head(self, x: Tensor) -> Tensor:
         """Global average pooling, dropout and the classifier: (N, num_features, H', W') → (N, num_classes)."""
-        return self.fc(self.dropout(x.mean((2, 3))))
+        return self.get_classifier()(self.dropout(x.mean((2, 3))))
 
     def forward(self, x: Tensor) -> Any:
         if self.features_only:
             return self.forward_stages(x)
         return self.forward_head(self.forward_features(x))
+
+
+class FlatConvNet(ConvNet):
+    """A network whose keys do not nest its stages, as others named it before: ``Mixed_5b``, ``features.7``.
+
+    Attributes:
+        stage_rows: the names of each stage's modules, in order. Its stages are functions, not modules.
+    """
+
+    stage_rows: tuple[tuple[str, ...], ...]
+
+    def stages(self) -> Iterable[Callable[[Tensor], Tensor]]:
+        return [functools.partial(_in_turn, [self.get_submodule(name) for name in row]) for row in self.stage_rows]
+
+
+def _in_turn(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
+    for module in modules:
+        x = module(x)
+    return x
+
+
+def make_gate(channels: int, se: SEConfig | None, stage: int) -> SqueezeExcite | None:
+    """The gate of a network that has one place for it; None in the plain network and in stages without gates.
+
+    Raises:
+        InputError: a placement other than ``"standard"``; the others are places in a residual block (Fig. 5).
+    """
+    if se is None:
+        return None
+    if se.placement != "standard":
+        raise InputError(f"SEConfig: placement={se.placement!r} is for residual networks; here it must be 'standard'")
+    return SqueezeExcite(channels, se) if se.in_stage(stage) else None
 
 
 class ResidualBlock(nn.Module):
@@ -142,9 +184,14 @@ class ResidualBlock(nn.Module):
         """The input of the branch: gated with placement ``"pre"``."""
         return self.se(x) if self.se is not None and self.tail.placement == "pre" else x
 
+    @property
+    def inside(self) -> SqueezeExcite | None:
+        """The gate behind the 3×3 convolution and its norm, with placement ``"3x3"``."""
+        return self.se if self.tail.placement == "3x3" else None
+
     def gate_inside(self, h: Tensor) -> Tensor:
-        """The map behind the 3×3 convolution: gated with placement ``"3x3"``."""
-        return self.se(h) if self.se is not None and self.tail.placement == "3x3" else h
+        """The map behind the 3×3 convolution where no ReLU follows: gated with placement ``"3x3"``."""
+        return h if self.inside is None else self.inside(h)
 
 
 def make_stage(

@@ -14,7 +14,15 @@ from senet.errors import InputError
 from senet.nn.squeeze_excite import SEConfig
 
 # Every family registers itself when imported; a new file is added here.
-FAMILIES = ("senet.models.resnet", "senet.models.cifar")
+FAMILIES = (
+    "senet.models.resnet",
+    "senet.models.vgg",
+    "senet.models.inception",
+    "senet.models.inception_resnet",
+    "senet.models.cifar",
+    "senet.models.mobile",
+    "senet.models.shake",
+)
 
 Build = Callable[..., nn.Module]
 
@@ -29,9 +37,10 @@ class ModelSpec:
         se: the SE configuration that the name stands for; None for a plain network.
         twin: the name of the SE form of a plain network, of the plain form of an SE network.
         family: the group it belongs to, ``"resnet"`` say.
-        input_size: the side, in pixels, of the images it was designed for; any other works.
+        input_size: the side, in pixels, of the images it was designed for; any other works from ``min_size`` on.
         stride: in words, which convolution of a block has the stride.
         recipe: the name of the training recipe to take when none is given.
+        min_size: the smallest side, in pixels, that its poolings and unpadded convolutions leave a map of.
     """
 
     name: str
@@ -42,6 +51,7 @@ class ModelSpec:
     input_size: int
     stride: str
     recipe: str
+    min_size: int = 1
 
 
 _SPECS: dict[str, ModelSpec] = {}
@@ -57,6 +67,7 @@ def register_model(
     input_size: int = 224,
     stride: str = "—",
     recipe: str = "imagenet",
+    min_size: int = 1,
 ) -> None:
     """Register a network and its SE twin, made by the same code.
 
@@ -65,7 +76,7 @@ def register_model(
         build: called as ``build(num_classes=…, in_chans=…, se=…, **kwargs)``; ``se=None`` asks for the plain network.
         se: the twin's configuration; None is the paper's block.
         se_name: the twin's name; None is ``se_`` before ``name``.
-        family, input_size, stride, recipe: see ``ModelSpec``.
+        family, input_size, stride, recipe, min_size: see ``ModelSpec``.
 
     Raises:
         InputError: one of the two names is taken.
@@ -75,7 +86,7 @@ def register_model(
     for own, twin, own_se in ((name, se_name, None), (se_name, name, config)):
         if own in _SPECS:
             raise InputError(f"register_model: {own!r} is registered already; choose another name")
-        _SPECS[own] = ModelSpec(own, build, own_se, twin, family, input_size, stride, recipe)
+        _SPECS[own] = ModelSpec(own, build, own_se, twin, family, input_size, stride, recipe, min_size)
 
 
 def _specs() -> dict[str, ModelSpec]:

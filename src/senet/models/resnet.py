@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from senet.errors import InputError
 from senet.models.base import FIRST_STAGE, ConvNet, ResidualBlock, make_stage
 from senet.models.registry import register_model
+from senet.nn.residual_tail import norm_act
 from senet.nn.squeeze_excite import SEConfig
 
 # timm rounds the bottleneck to multiples of 8. It makes a difference only for the 64 channels of ResNet-18 and -34
@@ -54,7 +55,7 @@ class BasicBlock(ResidualBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
-        h = self.relu(self.gate_inside(self.bn1(self.conv1(self.gate_entry(x)))))
+        h = norm_act(self.conv1(self.gate_entry(x)), self.bn1, self.relu, self.inside)
         return self.tail(self.conv2(h), self.bn2, self.se, shortcut)
 
 
@@ -100,7 +101,7 @@ class Bottleneck(ResidualBlock):
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
         h = self.relu(self.bn1(self.conv1(self.gate_entry(x))))
-        h = self.relu(self.gate_inside(self.bn2(self.conv2(h))))
+        h = norm_act(self.conv2(h), self.bn2, self.relu, self.inside)
         return self.tail(self.conv3(h), self.bn3, self.se, shortcut)
 
 

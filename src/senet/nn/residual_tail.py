@@ -1,9 +1,16 @@
 """The end of a residual block, where SE meets the shortcut: the one place that faster maths replaces."""
 
+from collections.abc import Mapping
+
+import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from senet.nn.squeeze_excite import SqueezeExcite
 from senet.ops import reference
+from senet.ops.backend import backend_for
+from senet.ops.moments_affine import norm_tail
+from senet.ops.norm_tables import NORMS
 
 
 class ResidualTail(nn.Module):
@@ -28,8 +35,61 @@ class ResidualTail(nn.Module):
         on_branch = se if self.placement == "standard" else None
         if se is not None and self.placement == "identity" and shortcut is not None:
             shortcut = se(shortcut)
-        out = reference.residual_tail(u, norm, on_branch, shortcut, self.activation)
+        out = _tail(u, norm, on_branch, shortcut, self.activation)
         return se(out) if se is not None and self.placement == "post" else out
 
     def extra_repr(self) -> str:
         return f"placement={self.placement!r}, activation={self.activation}"
+
+
+def norm_act(u: Tensor, norm: nn.Module, activation: nn.Module, se: SqueezeExcite | None = None) -> Tensor:
+    """``activation(se(norm(u)))`` for a convolution's output ``u`` inside a block: with SE, a tail without a shortcut."""
+    if se is not None and type(activation) is nn.ReLU and not _has_hooks(activation):
+        return _tail(u, norm, se, None, True)
+    y = norm(u)
+    return activation(y if se is None else se(y))
+
+
+def _tail(u: Tensor, norm: nn.Module | None, se: SqueezeExcite | None, shortcut: Tensor | None, relu: bool) -> Tensor:
+    """The residual tail in the fastest form that means the same; the reference where there is none."""
+    backend = _backend(u, norm, se)
+    if backend == "reference":
+        return reference.residual_tail(u, norm, se, shortcut, relu)
+    excitation = None
+    if se is not None:
+        excitation = se.fully_connected() if backend == "native" else se.excitation
+    return norm_tail(u, norm, excitation, shortcut, relu, None if backend == "traced" else backend)
+
+
+def _backend(u: Tensor, norm: nn.Module | None, se: SqueezeExcite | None) -> str:
+    if norm is None and se is None:
+        return "reference"  # a sum and a ReLU
+    if torch.compiler.is_compiling():
+        return "reference" if torch.compiler.is_exporting() or not _is_known(norm, se) else "traced"
+    if type(u) not in (Tensor, nn.Parameter) or not u.numel() or torch.jit.is_tracing():
+        return "reference"  # a symbol of torch.fx, a fake or a subclass; an empty map
+    backend = backend_for(u)
+    if backend == "reference" or not _is_known(norm, se):
+        return "reference"
+    # torch.func and forward-mode differentiation want operations that they can see into.
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return "reference"
+    return backend
+
+
+def _is_known(norm: nn.Module | None, se: SqueezeExcite | None) -> bool:
+    """Whether the fast form means the same: modules of known kinds, with nothing hooked to them."""
+    if norm is not None and (type(norm) not in NORMS or _has_hooks(norm)):
+        return False
+    return se is None or (type(se) is SqueezeExcite and se.config.squeeze == "avg" and not _has_hooks(se))
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    """Whether someone listens to the module's call, which the fast form does not make."""
+    hooks: tuple[Mapping[int, object], ...] = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    return any(hooks) or "forward" in vars(module)

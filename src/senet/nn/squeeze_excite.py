@@ -148,6 +148,12 @@ class SqueezeExcite(nn.Module):
         """The gate of squeezed channels (equation 3), (N, C) → (N, C): tables only, so that fast paths can call it."""
         return reference.excitation(z_nc, *self._weights(), self.gate_name)
 
+    def fully_connected(self) -> reference.FullyConnected:
+        """The excitation as its weights (1×1 convolutions) and the name of its gate."""
+        return reference.FullyConnected(
+            self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias, self.gate_name
+        )
+
     def gate(self, x: Tensor) -> Tensor:
         """The gate of a map: (N, C, *spatial) → (N, C) in float32, or (N, C, *spatial) with ``squeeze="none"``."""
         return reference.gate_map(x, *self._weights(), self.config.squeeze, self.gate_name)

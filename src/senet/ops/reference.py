@@ -6,6 +6,7 @@ S one or more spatial axes (1-D, 2-D or 3-D).
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import torch
 import torch.fx
@@ -97,6 +98,23 @@ def excitation(
     """The gate of squeezed channels (equation 3), (N, C) → (N, C), in the type of ``z`` also under autocast."""
     with _without_autocast(z_nc.device.type):
         return GATES[gate](excite(z_nc, w1_rc, b1_r, w2_cr, b2_c))
+
+
+@dataclass(frozen=True)
+class FullyConnected:
+    """An excitation as its weights, for implementations that take it in one piece; called, it is ``excitation``.
+
+    ``w1`` is (R, C) or (R, C, 1, 1), ``w2`` (C, R) or (C, R, 1, 1); ``gate`` is a name of ``GATES``.
+    """
+
+    w1: Tensor
+    b1: Tensor | None
+    w2: Tensor
+    b2: Tensor | None
+    gate: str
+
+    def __call__(self, z_nc: Tensor) -> Tensor:
+        return excitation(z_nc, self.w1.flatten(1), self.b1, self.w2.flatten(1), self.b2, self.gate)
 
 
 def gate_map(

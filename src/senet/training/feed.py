@@ -34,6 +34,7 @@ def transform_for(recipe: Recipe, source: DataSource, input_size: int) -> Transf
         scale=wanted.scale,
         ratio=wanted.ratio,
         flip=wanted.flip,
+        cutout=wanted.cutout,
     )
 
 

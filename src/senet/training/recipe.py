@@ -74,6 +74,7 @@ class TransformRecipe(_Section):
     flip: bool = True
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    cutout: int = Field(default=0, ge=0)
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 

@@ -1,0 +1,211 @@
+"""Everything that is measured on one GPU, in under nine minutes: correctness, bandwidth, the SE tax, peak memory.
+
+    python benchmarks/gpu.py [--minutes 9] [--only sweeps train inference] [--batch 256] [--output FOLDER]
+    python benchmarks/gpu.py --draw --output FOLDER     draws the figures from the rows, measures nothing
+
+The most telling comes first; what does not fit into --minutes is dropped, and said. Rows go to gpu_checks.csv,
+gpu_bandwidth.csv and gpu_tax.csv in --output. bfloat16, channels_last, ResNet-50 at 224 pixels.
+"""
+
+import argparse
+import csv
+import io
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import gpu_sweeps
+import torch
+from common import RESULTS, append_row
+from tax import OURS, Target, save
+
+from senet.errors import InputError
+from senet.measure.candidates import BASE, Setting, choose
+from senet.measure.tax import Measured, measure
+from senet.measure.tax_figure import plot_tax
+from senet.measure.tax_files import write_numbers
+from senet.models.weights import write_atomically
+from senet.ops.backend import sweeps_of
+
+SHARE_OF_COPY = 0.85  # the target for every sweep
+PLAIN_BEST, SE_BEST = (BASE, "plain-compiled", "plain-tail"), ("se-fast", "se-fast-compiled")
+GPU_TARGETS = (
+    Target("train step, SE ÷ plain, both at their fastest", "train", SE_BEST, PLAIN_BEST, 1.02),
+    Target("inference, SE ÷ plain compiled", "inference", OURS, ("plain-compiled",), 1.02),
+    Target("peak training memory, SE ÷ plain eager", "train", ("se-fast",), (BASE,), 1.00, of="peak"),
+    Target("saved for backward, SE ÷ plain eager", "train", ("se-fast",), (BASE,), 1.01, of="saved"),
+)
+OWN = "plain-*,se-fast*,se-accelerated*"
+# What is measured, the most telling first: (mode, batch, candidates).
+TAXES = (
+    ("train", 256, OWN),
+    ("inference", 256, OWN),
+    ("inference", 1, OWN),
+    ("train", 256, "timm-*"),
+    ("inference", 256, "timm-*"),
+    ("train", 32, OWN),
+    ("inference", 32, OWN),
+    ("inference", 1, "timm-*"),
+    ("train", 32, "timm-*"),
+    ("inference", 32, "timm-*"),
+)
+PARTS = ("sweeps", "train", "inference")
+NETWORKS = "gpu_networks"  # .csv, .json and .png: every candidate's times, as `senet bench` writes them
+
+
+class Budget:
+    """Minutes that a run may take; what is expected to overrun is dropped and named."""
+
+    def __init__(self, minutes: float, on_gpu: bool) -> None:
+        self._end = time.monotonic() + 60 * minutes
+        # Seconds, mostly of torch.compile; replaced by what the last one of the kind took.
+        self._guess = {"sweeps": 60.0, "train": 75.0, "inference": 45.0} if on_gpu else dict.fromkeys(PARTS, 0.0)
+        self.dropped: list[str] = []
+
+    def took(self, kind: str, seconds: float) -> None:
+        self._guess[kind] = seconds
+
+    def allows(self, kind: str, what: str) -> bool:
+        if time.monotonic() + self._guess[kind] < self._end:
+            return True
+        self.dropped.append(what)
+        return False
+
+
+def run_sweeps(options: argparse.Namespace, budget: Budget) -> int:
+    """Check the sweeps, then time them; returns how many checks failed. Nothing wrong is timed."""
+    if not budget.allows("sweeps", "sweeps"):
+        return 0
+    run, wrong = sweeps_of(options.backend), 0
+    for row in gpu_sweeps.check(run, options.device):
+        bad = row["share_of_allowed"] > 1
+        wrong += bad
+        if bad:
+            print(f"  wrong: {row}", flush=True)
+        _append(options, "gpu_checks.csv", backend=options.backend, **_rounded(row))
+    print(f"sweeps: {wrong} wrong results against float64", flush=True)
+    if wrong:
+        return wrong
+    dtype = getattr(torch, options.dtype)
+    for row in gpu_sweeps.bandwidth(run, options.device, options.sweep_batch, dtype):
+        print(f"  {row['sweep']:17} {row['shape']:15} {row['share_of_copy']:.3f} of a copy (target ≥ {SHARE_OF_COPY})")
+        _append(options, "gpu_bandwidth.csv", backend=options.backend, **_rounded(row), target=SHARE_OF_COPY)
+    return 0
+
+
+def run_taxes(options: argparse.Namespace, budget: Budget) -> int:
+    """The tax of each setting that fits; returns how many failed their checks."""
+    failed, everything = 0, list[Measured]()
+    for mode, batch, patterns in TAXES:
+        what = f"{mode}, batch {batch}, {patterns}"
+        if mode not in options.only or batch not in options.batch or not budget.allows(mode, what):
+            continue
+        print(what, flush=True)
+        start, shape = time.monotonic(), (batch, options.size, options.dtype, "channels_last", options.device)
+        try:
+            setting = Setting(options.model, mode, *shape, options.rounds, choose(patterns.split(",")))
+            everything.append(measure(setting))
+            save(everything[-1], GPU_TARGETS, str(options.output / "gpu_tax.csv"), at_commit=options.commit)
+            write_numbers(options.output, everything, NETWORKS)
+        except InputError as error:
+            print(f"  {error}", flush=True)
+            failed += 1
+        if options.device == "cuda":
+            torch.cuda.empty_cache()
+        budget.took(mode, time.monotonic() - start)
+    return failed
+
+
+def _append(options: argparse.Namespace, file: str, **row: Any) -> None:
+    append_row(str(options.output / file), options.commit, **row)
+
+
+def _rounded(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in row.items()}
+
+
+def draw_bandwidth(rows: list[dict[str, str]], path: Path) -> None:
+    """Share of a copy's bandwidth: a group of bars a stage, a bar a sweep, the target as a line."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    latest = {(row["sweep"], row["shape"]): float(row["share_of_copy"]) for row in rows}
+    shapes, names = list(dict.fromkeys(row["shape"] for row in rows)), list(gpu_sweeps.TRAFFIC)
+    figure = Figure(figsize=(7.2, 4.2), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for index, (name, colour) in enumerate(zip(names, ("#0072B2", "#56B4E9", "#D55E00", "#E69F00"), strict=True)):
+        places = [group + 0.2 * (index - 1.5) for group in range(len(shapes))]
+        bars = axes.bar(places, [latest.get((name, s), 0.0) for s in shapes], 0.19, color=colour, label=name)
+        axes.bar_label(bars, fmt="%.2f", fontsize=6.5, padding=1)
+    axes.axhline(SHARE_OF_COPY, color="0.15", linewidth=1.0, linestyle="--")
+    axes.set_ylim(0, max(1.05, 1.1 * max(latest.values())))
+    axes.set_xticks(range(len(shapes)), [shape.replace("x", "×") for shape in shapes])
+    axes.set_ylabel("bandwidth ÷ that of a copy on the same device")
+    axes.set_title(f"{rows[-1]['hardware'].rpartition('+ ')[2]}, {rows[-1]['dtype']}, channels_last", fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    image = io.BytesIO()
+    figure.savefig(image, format="png")
+    write_atomically(path, image.getvalue())
+
+
+def draw(options: argparse.Namespace) -> None:
+    """Both figures, from the rows of this folder; without matplotlib, how to draw them elsewhere."""
+    bandwidth, networks = options.output / "gpu_bandwidth.csv", options.output / f"{NETWORKS}.json"
+    try:
+        if bandwidth.exists():
+            with bandwidth.open(newline="") as handle:
+                draw_bandwidth(list(csv.DictReader(handle)), bandwidth.with_suffix(".png"))
+        if networks.exists():
+            content = json.loads(networks.read_text())
+            title = (
+                f"{options.model} and its plain twin, {content['machine']['gpu'] or content['machine']['processor']}"
+            )
+            plot_tax(networks.with_suffix(".png"), [setting["rows"] for setting in content["settings"]], title)
+    except ModuleNotFoundError as error:
+        print(f"no figures: {error.name} is not installed; elsewhere: gpu.py --draw --output {options.output}")
+
+
+def arguments(words: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=9.0)
+    parser.add_argument("--only", nargs="+", choices=("sweeps", "train", "inference"), default=list(PARTS))
+    parser.add_argument("--batch", type=int, nargs="+", default=[256, 32, 1], help="of the networks")
+    parser.add_argument("--sweep-batch", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--model", default="se_resnet50")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--backend", default="triton", help="whose sweeps are measured")
+    parser.add_argument("--commit", help="the commit that is measured, where there is no git")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--draw", action="store_true")
+    options = parser.parse_args(words)
+    options.output = options.output.resolve()
+    return options
+
+
+def main(words: list[str] | None = None) -> int:
+    options = arguments(words)
+    options.output.mkdir(parents=True, exist_ok=True)
+    if options.draw:
+        draw(options)
+        return 0
+    if options.device == "cuda" and not torch.cuda.is_available():
+        print("no CUDA device was found: nothing is measured", file=sys.stderr)
+        return 2
+    budget = Budget(options.minutes, options.device == "cuda")
+    failed = run_sweeps(options, budget) if "sweeps" in options.only else 0
+    failed += run_taxes(options, budget)
+    draw(options)
+    for what in budget.dropped:
+        print(f"dropped, out of time: {what}")
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""The four sweeps on a GPU: right to rounding against float64, and their share of a device copy's bandwidth."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from senet.ops import sweeps as definitions
+from senet.ops.backend import Sweeps
+
+# The maps at the end of ResNet-50's stages.
+STAGES = ((256, 56), (512, 28), (1024, 14), (2048, 7))
+# Odd channels, one pixel, one image, three and five images, and two of the stages.
+CHECKED = ((3, 5, 7, 9), (2, 64, 1, 1), (1, 257, 14, 14), (5, 2048, 7, 7), (16, 256, 56, 56))
+# Relative to the largest value: what float32 sums lose, and for maps the one rounding to the map's type.
+TABLES_ALLOWED = 1e-5
+_HALVES = {dtype: 0.51 * torch.finfo(dtype).eps for dtype in (torch.bfloat16, torch.float16)}
+MAPS_ALLOWED = {torch.float64: 1e-12, torch.float32: 1e-5, **_HALVES}
+# Maps read and written: u; u, shortcut → out; dout, out, u → g; g, u → du. Eleven in all.
+TRAFFIC = {"moments": 1, "affine": 3, "affine_backward": 4, "moments_backward": 3}
+COPY_BYTES = 2**30
+
+Bench = Callable[[Callable[[], object]], float]
+
+
+def arguments(shape: tuple[int, ...], dtype: torch.dtype, last: bool, device: str) -> dict[str, tuple[Any, ...]]:
+    """What each sweep is called with: maps of mean 3 and deviation 2, tables of about 1."""
+    generator = torch.Generator(device).manual_seed(0)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+
+    def a_map(mean: float = 0.0, deviation: float = 1.0) -> Tensor:
+        drawn = torch.randn(shape, generator=generator, device=device, dtype=wide) * deviation + mean
+        return drawn.to(dtype, memory_format=torch.channels_last if last else torch.contiguous_format)
+
+    def a_table() -> Tensor:
+        return torch.randn(shape[:2], generator=generator, device=device, dtype=wide)
+
+    u, shortcut, dout = a_map(3.0, 2.0), a_map(), a_map()
+    m, a, b = u.to(wide).mean((2, 3)), a_table(), a_table()
+    out = torch.relu(a_map())
+    return {
+        "moments": (u,),
+        "affine": (u, m, a, b, shortcut, True),
+        "affine_backward": (dout, out, u, m),
+        "moments_backward": (dout, u, m, a, a_table(), a_table()),
+    }
+
+
+def errors(run: Sweeps, shape: tuple[int, ...], dtype: torch.dtype, last: bool, device: str) -> dict[str, float]:
+    """Each sweep's largest error against its definition in float64, as a share of what is allowed; above 1 is wrong."""
+    found = {}
+    for name, args in arguments(shape, dtype, last, device).items():
+        exact_args = [arg.double() if isinstance(arg, Tensor) else arg for arg in args]
+        got, exact = getattr(run, name)(*args), getattr(definitions, name)(*exact_args)
+        pairs = zip(*((value if isinstance(value, tuple) else (value,)) for value in (got, exact)), strict=True)
+        found[name] = max(_share(a, b, dtype) for a, b in pairs)
+    return found
+
+
+def _share(found: Tensor, exact: Tensor, dtype: torch.dtype) -> float:
+    """Error over allowed error. A NaN counts as infinitely wrong, and a map in another type than it came in as well."""
+    is_map = found.ndim > 2
+    if is_map and found.dtype != dtype:
+        return float("inf")
+    allowed = MAPS_ALLOWED[dtype] if is_map or dtype == torch.float64 else TABLES_ALLOWED
+    error = (found.double() - exact).abs().max() / exact.abs().max().clamp_min(1e-30)
+    return float("inf") if error.isnan() else (error / allowed).item()
+
+
+def check(run: Sweeps, device: str, shapes: tuple[tuple[int, ...], ...] = CHECKED) -> list[dict[str, Any]]:
+    """One row a sweep and type, with its worst shape and layout; ``share_of_allowed`` above 1 is an error."""
+    worst: dict[tuple[str, torch.dtype], dict[str, Any]] = {}
+    for shape in shapes:
+        for dtype in MAPS_ALLOWED:
+            for last in (True, False):
+                for name, share in errors(run, shape, dtype, last, device).items():
+                    if share > worst.get((name, dtype), {"share_of_allowed": -1.0})["share_of_allowed"]:
+                        worst[name, dtype] = _where(name, shape, dtype, last) | {"share_of_allowed": share}
+    return list(worst.values())
+
+
+def _where(name: str, shape: tuple[int, ...], dtype: torch.dtype, last: bool) -> dict[str, Any]:
+    return {
+        "sweep": name,
+        "shape": "x".join(map(str, shape)),
+        "dtype": str(dtype).removeprefix("torch."),
+        "layout": "channels_last" if last else "contiguous",
+    }
+
+
+def milliseconds(device: str) -> Bench:
+    """Median time of a call: on a GPU by Triton's do_bench, which empties the cache before each; else by the clock."""
+    if device.startswith("cuda"):
+        from triton.testing import do_bench
+
+        return lambda call: do_bench(call, warmup=10, rep=60, return_mode="median")
+
+    def by_clock(call: Callable[[], object]) -> float:
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - start)
+        return 1e3 * sorted(times)[2]
+
+    return by_clock
+
+
+def copy_gb_per_s(device: str, bench: Bench) -> float:
+    """Bytes read and written by a copy of 1 GiB (4 MiB on a CPU) over its time."""
+    source = torch.zeros(COPY_BYTES if device.startswith("cuda") else 2**22, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / bench(lambda: target.copy_(source)) / 1e6
+
+
+def bandwidth(
+    run: Sweeps, device: str, batch: int, dtype: torch.dtype, stages: tuple[tuple[int, int], ...] = STAGES
+) -> Iterator[dict[str, Any]]:
+    """One row a sweep and stage: GB/s (maps read and written over time), beside a copy of 1 GiB on the same device."""
+    bench = milliseconds(device)
+    copy = copy_gb_per_s(device, bench)
+    for channels, side in stages:
+        shape = (batch, channels, side, side)
+        for name, args in arguments(shape, dtype, True, device).items():
+            call = getattr(run, name)
+            call(*args)  # compiles and tunes
+            elapsed = bench(lambda call=call, args=args: call(*args))  # type: ignore[misc]
+            size = TRAFFIC[name] * args[0].nbytes
+            yield _where(name, shape, dtype, True) | {
+                "us": 1e3 * elapsed,
+                "gb_per_s": size / elapsed / 1e6,
+                "copy_gb_per_s": copy,
+                "share_of_copy": size / elapsed / 1e6 / copy,
+            }

@@ -1,0 +1,128 @@
+"""The SE tax on the CPU, `se_resnet50` against `resnet50`: the targets and what is measured, side by side.
+
+    python benchmarks/tax.py [--rounds 15] [--only train]
+
+Float32, channels_last, 224×224; a train step of 8, inference of 1 and of 8. It is what `senet bench` measures
+(senet.measure.tax): correctness first, everybody in turn in one run. Every ratio becomes a row of results/tax.csv.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from common import append_row
+
+from senet.errors import InputError
+from senet.measure.candidates import BASE, CANDIDATES, Setting, choose
+from senet.measure.tax import Measured, measure
+
+FILE = "tax.csv"
+SHOWN = ("model", "mode", "batch", "size", "dtype", "layout", "device")
+
+
+@dataclass(frozen=True)
+class Target:
+    """The fastest of ``numerators`` over the fastest of ``denominators`` is to be at most ``limit``."""
+
+    what: str
+    mode: str
+    numerators: tuple[str, ...]
+    denominators: tuple[str, ...]
+    limit: float
+    of: str = "time"
+
+
+OURS = ("se-accelerated", "se-accelerated-compiled")
+CPU_TARGETS = (
+    Target("train step, SE ÷ plain eager", "train", ("se-fast",), (BASE,), 1.00),
+    Target("saved for backward, SE ÷ plain eager", "train", ("se-fast",), (BASE,), 1.01, of="saved"),
+    Target("inference, SE ÷ plain compiled", "inference", OURS, ("plain-compiled",), 1.05),
+    Target(
+        "inference, SE here ÷ the fastest peer's SE",
+        "inference",
+        OURS,
+        ("onnxruntime-se", "openvino-se", "timm-se-compiled"),
+        0.95,
+    ),
+)
+
+
+def pairs(measured: Measured, targets: tuple[Target, ...]) -> Iterator[dict[str, Any]]:
+    """Every ratio of one setting: each candidate to plain eager and to its twin, and those with a target."""
+    names = [name for name in measured.timings if name != BASE]
+    plain = {(name, BASE, "time"): ("", None) for name in names}
+    twins = {(name, CANDIDATES[name].twin or BASE, "time"): ("", None) for name in names}
+    sizes = {(name, BASE, of): ("", None) for of, sizes in _sizes(measured).items() for name in sizes if name != BASE}
+    wanted: dict[tuple[str, str, str], tuple[str, float | None]] = plain | twins | sizes
+    for target in targets:
+        ours, theirs = (_fastest(measured, group) for group in (target.numerators, target.denominators))
+        if target.mode == measured.setting.mode and ours and theirs:
+            wanted[ours, theirs, target.of] = (target.what, target.limit)
+    for (numerator, denominator, of), (what, limit) in wanted.items():
+        found = _ratio(measured, numerator, denominator, of)
+        if found is not None:
+            shared = {"of": of, "numerator": numerator, "denominator": denominator, "target": limit, "what": what}
+            yield shared | dict(zip(("ratio", "q25", "q75"), found, strict=True))
+
+
+def _sizes(measured: Measured) -> dict[str, dict[str, float]]:
+    return {"saved": measured.saved_mb, "peak": measured.peak_mb}
+
+
+def _fastest(measured: Measured, names: tuple[str, ...]) -> str | None:
+    timed = [name for name in names if name in measured.timings]
+    return min(timed, key=lambda name: measured.timings[name].median, default=None)
+
+
+def _ratio(measured: Measured, numerator: str, denominator: str, of: str) -> tuple[float, float, float] | None:
+    if of == "time":
+        r = measured.ratio(numerator, denominator)
+        return None if r is None else (r.median, r.q25, r.q75)
+    sizes = _sizes(measured)[of]  # bytes have no spread
+    return (sizes[numerator] / sizes[denominator],) * 3 if {numerator, denominator} <= sizes.keys() else None
+
+
+def save(measured: Measured, targets: tuple[Target, ...], file: str, **more: Any) -> None:
+    """Print the checks and the ratios, and append the ratios to ``file``."""
+    setting = measured.setting
+    for check in measured.checks:
+        print(f"  {check}")
+    for name, reason in measured.left_out.items():
+        print(f"  {name}: {reason}")
+    rounds = len(measured.timings[BASE].rounds)
+    for row in pairs(measured, targets):
+        numbers = {key: f"{row[key]:.4f}" for key in ("ratio", "q25", "q75")}
+        reached = "" if row["target"] is None else f"   {row['what']}: target ≤ {row['target']:.2f}"
+        print(f"  {row['of']:5} {row['numerator']} ÷ {row['denominator']}: {numbers['ratio']}{reached}")
+        shown = {name: getattr(setting, name) for name in SHOWN}
+        target = "" if row["target"] is None else row["target"]
+        append_row(file, **more, **shown, rounds=rounds, **row | numbers | {"target": target})
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--model", default="se_resnet50")
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--only", choices=("train", "inference"))
+    parser.add_argument("--candidates", default="*")
+    parser.add_argument("--file", default=FILE, help="in benchmarks/results, or a path")
+    args = parser.parse_args(arguments)
+    for mode, batch in (("train", 8), ("inference", 1), ("inference", 8)):
+        if args.only not in (None, mode):
+            continue
+        chosen = choose(args.candidates.split(","))
+        print(f"{args.model}, {mode}, batch {batch}", flush=True)
+        try:
+            measured = measure(Setting(args.model, mode, batch, args.size, rounds=args.rounds, candidates=chosen))
+        except InputError as error:
+            print(error, file=sys.stderr)
+            return 1
+        save(measured, CPU_TARGETS, args.file)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""``senet bench``: what SE costs on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from senet.cli import options as opt
+from senet.errors import InputError
+
+if TYPE_CHECKING:
+    from senet.measure.tax import Measured, Progress
+
+FILES = ("tax.csv", "tax.json", "tax.png")
+
+
+def command(
+    model: Annotated[str, typer.Argument(help="The SE network (or its plain twin) from `senet list`.")] = "se_resnet50",
+    batch: Annotated[list[int] | None, typer.Option(help="Images at a time; repeatable. Default: 8")] = None,
+    size: Annotated[int | None, typer.Option(help="Side of the images in pixels. Default: the network's own.")] = None,
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Type of the maps.")] = "float32",
+    layout: Annotated[Literal["channels_last", "contiguous"], typer.Option(help="Of the maps.")] = "channels_last",
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = "auto",
+    mode: Annotated[Literal["train", "inference", "both"], typer.Option(help="What to time.")] = "both",
+    rounds: Annotated[int, typer.Option(help="How often everybody's turn comes.")] = 15,
+    candidates: Annotated[str, typer.Option(help="Names or patterns, with commas: 'se-fast,timm-*'.")] = "*",
+    threads: Annotated[int | None, typer.Option(help="Processor threads of every engine. Default: PyTorch's.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for tax.csv, .json and .png.")] = None,
+    overwrite: opt.OverwriteOption = False,
+) -> None:
+    """Measure what SE costs here: plain and SE networks in turn, here and on the engines that are installed.
+
+    Example: [cyan]senet bench se_resnet50 --batch 1 --batch 8 --output tax[/]
+    """
+    if output is not None and not overwrite:
+        for name in FILES:
+            if (output / name).exists():
+                raise InputError(f"{output / name} exists; choose another --output, or --overwrite")
+    if output is not None:
+        import matplotlib  # noqa: F401 - where it is missing, say so before everything is measured, not after
+    if threads is not None and threads < 1:
+        raise InputError(f"--threads {threads} is not allowed; it must be at least 1")
+    import torch
+
+    from senet.measure.candidates import Setting, choose
+    from senet.measure.tax import Measured, checked_setting
+    from senet.models.registry import model_spec
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    modes: list[Any] = ["train", "inference"] if mode == "both" else [mode]
+    side = model_spec(model).input_size if size is None else size
+    chosen = choose([pattern.strip() for pattern in candidates.split(",")])
+    everything = [
+        Measured(checked_setting(Setting(model, each, count, side, dtype, layout, device, rounds, chosen)))
+        for each in modes
+        for count in batch or [8]
+    ]
+    _run(everything, output)
+
+
+def _run(everything: list[Measured], output: Path | None) -> None:
+    """Measure, show and write; whatever stops it, what has been measured by then is shown and written."""
+    from rich.console import Console
+
+    from senet.cli.tax_tables import checks_table, tax_tables
+    from senet.measure.tax import measure_into
+    from senet.measure.tax_files import write_tax
+
+    console = Console()
+    try:
+        for measured in everything:
+            try:
+                with _progress(measured) as progress:
+                    measure_into(measured, progress)
+            finally:
+                checks_table(measured, console)
+            if output is not None:
+                write_tax(output, everything)
+    finally:
+        tax_tables(everything, console)
+        if output is not None and any(measured.timings for measured in everything):
+            write_tax(output, everything)
+            written = ", ".join(str(output / name) for name in FILES)
+            console.print(f"written: {written}", highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def _progress(measured: Measured) -> Iterator[Progress]:
+    """Progress of one setting on stderr; silent when that is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Shown
+
+    errors = Console(stderr=True)
+    title = f"{measured.setting.mode}, batch {measured.setting.batch}"
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Shown(*columns, console=errors, transient=True, disable=not errors.is_terminal) as shown:
+        task = shown.add_task(title)
+
+        def progress(what: str, done: int, total: int) -> None:
+            shown.update(task, description=f"{title}: {what}", completed=done, total=total)
+
+        yield progress

@@ -1,0 +1,36 @@
+"""The files of ``senet bench``: tax.csv for programs, tax.json with everything, tax.png to look at."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from senet.measure.tax import COLUMNS, Measured, machine
+from senet.measure.tax_figure import plot_tax
+from senet.models.weights import write_atomically
+
+
+def write_tax(folder: Path, everything: Sequence[Measured], name: str = "tax") -> None:
+    """Write what has been measured so far: ``<name>.csv``, ``.json`` and ``.png``, each atomically."""
+    if any(measured.timings for measured in everything):
+        write_numbers(folder, everything, name)
+        complete = all(measured.complete for measured in everything)
+        title = f"What SE costs: {everything[0].setting.model} and its plain twin"
+        rows = [measured.rows() for measured in everything]
+        plot_tax(folder / f"{name}.png", rows, title if complete else f"{title} (stopped early)")
+
+
+def write_numbers(folder: Path, everything: Sequence[Measured], name: str = "tax") -> None:
+    """``<name>.csv``, a row a candidate and setting, and ``<name>.json``, with checks, stages and the machine."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for measured in everything:
+        writer.writerows(measured.rows())
+    write_atomically(folder / f"{name}.csv", text.getvalue().encode())
+    settings = [measured.to_dict() for measured in everything]
+    content = {"machine": machine(), "complete": all(m.complete for m in everything), "settings": settings}
+    write_atomically(folder / f"{name}.json", (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())

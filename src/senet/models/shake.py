@@ -1,0 +1,266 @@
+"""Shake-Shake networks for CIFAR (arXiv 1705.07485), plain and with SE: 26 2×96d and 29 2×4×64d (Tables 4 and 5).
+
+Two residual branches are mixed with random weights, drawn for each block and each image. The blocks are those of the
+authors' Torch code, in which the 26-layer network has pre-activation blocks and a two-path shortcut, and the 29-layer
+one is a ResNeXt with projection shortcuts.
+
+The SE paper does not say where its block stands among three branches. By its section 3.3 SE transforms the non-identity
+branch and acts before the summation; here each of the two branches has its own, before they are mixed.
+"""
+
+import functools
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import torch
+import torch.fx
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from senet.models.base import FIRST_STAGE, ConvNet, ResidualBlock, make_stage
+from senet.models.registry import register_model
+from senet.models.resnet import conv_norm
+from senet.nn.residual_tail import norm_act
+from senet.nn.squeeze_excite import SEConfig
+
+ON_THE_BRANCHES = ("standard", "pre", "3x3")  # placements of which each branch has its own gate
+
+
+class Mix(torch.autograd.Function):
+    """α·a + (1 − α)·b, whose gradient takes β for α: maps (N, C, H, W), weights (N, 1, 1, 1)."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
+        ctx.save_for_backward(beta)
+        return torch.lerp(b, a, alpha)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        (grad,), (beta,) = grads, ctx.saved_tensors
+        return grad * beta, grad * (1 - beta), None, None
+
+
+def shake(a: Tensor, b: Tensor, random_backward: bool) -> Tensor:
+    """Mix two branches as in training: each image with its own random weights, uniform in 0…1.
+
+    The gradient has random weights of its own ("Shake-Shake-Image"), or 1/2 where ``random_backward`` is false
+    ("Shake-Even-Image"). All are drawn in the forward pass, from the global generator of the maps' device.
+
+    Args:
+        a, b: (N, C, H, W), of one type.
+        random_backward: whether the gradient is shaken as well.
+    """
+    one_an_image = a.detach()[:, :1, :1, :1]
+    # Drawn in float32 whatever the maps' type, so that one seed gives the same weights in each.
+    alpha = torch.rand_like(one_an_image, dtype=torch.float32)
+    beta = torch.rand_like(alpha) if random_backward else torch.full_like(alpha, 0.5)
+    return Mix.apply(a, b, alpha.to(a.dtype), beta.to(a.dtype))
+
+
+torch.fx.wrap("shake")  # one operation to a trace, which cannot look into an autograd function
+
+
+class TwoPathShortcut(nn.Module):
+    """The shortcut of the authors where the shape changes: two 1×1 convolutions side by side, and one norm.
+
+    The second sees the map moved by a pixel to the right and down, so that with stride 2 it sees other pixels.
+
+    Args:
+        in_channels, out_channels: half of ``out_channels`` comes from each path.
+        stride: 1 or 2.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.conv1 = nn.Conv2d(in_channels, out_channels // 2, 1, stride, bias=False)
+        self.conv2 = nn.Conv2d(in_channels, out_channels // 2, 1, stride, bias=False)
+        self.bn = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        moved = F.pad(x, (1, -1, 1, -1))
+        return self.bn(torch.cat((self.conv1(x), self.conv2(moved)), dim=1))
+
+
+class BasicBranch(ResidualBlock):
+    """Two 3×3 convolutions with norms, behind an activation that both branches share; SE ends it.
+
+    Args:
+        in_channels, planes: channels of the input and of the output.
+        stride: of the first convolution.
+        stage: the paper's number of the stage, for ``SEConfig.stages``.
+        se: None where this branch has no gate.
+    """
+
+    expansion: ClassVar[int] = 1
+    pre_activation: ClassVar[bool] = True
+
+    def __init__(self, in_channels: int, planes: int, stride: int, stage: int, se: SEConfig | None) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, planes, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.add_gate(se, stage, branch=planes, inside=planes, entry=in_channels, activation=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = norm_act(self.conv1(self.gate_entry(x)), self.bn1, self.relu, self.inside)
+        return self.tail(self.conv2(h), self.bn2, self.se, None)
+
+    @staticmethod
+    def shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module:
+        return TwoPathShortcut(in_channels, out_channels, stride)
+
+
+class NextBranch(ResidualBlock):
+    """ResNeXt's 1×1, grouped 3×3 and 1×1 convolutions with norms; 4 groups of the stage's planes. SE ends it.
+
+    Args: those of ``BasicBranch``; the output has ``4 * planes`` channels.
+    """
+
+    expansion: ClassVar[int] = 4
+    pre_activation: ClassVar[bool] = False
+    groups: ClassVar[int] = 4
+
+    def __init__(self, in_channels: int, planes: int, stride: int, stage: int, se: SEConfig | None) -> None:
+        super().__init__()
+        width, out_channels = planes * self.groups, planes * self.expansion
+        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, groups=self.groups, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.add_gate(se, stage, branch=out_channels, inside=width, entry=in_channels, activation=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.relu(self.bn1(self.conv1(self.gate_entry(x))))
+        h = norm_act(self.conv2(h), self.bn2, self.relu, self.inside)
+        return self.tail(self.conv3(h), self.bn3, self.se, None)
+
+    @staticmethod
+    def shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module:
+        return conv_norm(in_channels, out_channels, 1, stride)
+
+
+class ShakeBlock(ResidualBlock):
+    """Two branches, mixed at random in training and evenly otherwise, and a shortcut.
+
+    With placements ``"post"`` and ``"identity"`` the block has one gate, on the sum or the shortcut; with the others
+    each branch has its own.
+
+    Args:
+        in_channels, planes, stride, stage: as in the branches.
+        branch: what the two branches are.
+        random_backward: whether the gradient is shaken as well, see ``shake``.
+        se: None for the plain block.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        planes: int,
+        stride: int,
+        stage: int,
+        branch: type[BasicBranch] | type[NextBranch],
+        random_backward: bool,
+        se: SEConfig | None,
+    ) -> None:
+        super().__init__()
+        out_channels = planes * branch.expansion
+        branch_se, own_se = (se, None) if se is None or se.placement in ON_THE_BRANCHES else (None, se)
+        self.branch1 = branch(in_channels, planes, stride, stage, branch_se)
+        self.branch2 = branch(in_channels, planes, stride, stage, branch_se)
+        reshapes = stride != 1 or in_channels != out_channels
+        self.downsample = branch.shortcut(in_channels, out_channels, stride) if reshapes else None
+        self.pre_activation = branch.pre_activation
+        self.random_backward = random_backward
+        self.add_gate(
+            own_se,
+            stage,
+            branch=out_channels,
+            inside=planes,
+            entry=in_channels,
+            activation=not branch.pre_activation,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(x) if self.pre_activation else x
+        shortcut = x if self.downsample is None else self.downsample(h)
+        a, b = self.branch1(h), self.branch2(h)
+        mixed = shake(a, b, self.random_backward) if self.training else (a + b) / 2
+        return self.tail(mixed, None, self.se, shortcut)
+
+
+class ShakeNet(ConvNet):
+    """A network of ``ShakeBlock``s for small images: three stages with strides 1, 2 and 4.
+
+    Args:
+        branch: ``BasicBranch`` (26 2×96d) or ``NextBranch`` (29 2×4×64d).
+        stem_channels: of the 3×3 convolution before the first stage.
+        planes: of the first stage; each stage doubles them.
+        blocks: in each stage.
+        random_backward: whether the gradient is shaken as well, see ``shake``.
+        se: None is the plain network.
+    """
+
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+
+    def __init__(
+        self,
+        branch: type[BasicBranch] | type[NextBranch],
+        stem_channels: int,
+        planes: int,
+        blocks: int,
+        random_backward: bool,
+        *,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        se: SEConfig | None = None,
+        drop_rate: float = 0.0,
+        features_only: bool = False,
+    ) -> None:
+        super().__init__(num_classes, in_chans, drop_rate, features_only)
+        self.pre_activation = branch.pre_activation
+        self.conv1 = nn.Conv2d(in_chans, stem_channels, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(stem_channels)
+        self.relu = nn.ReLU(inplace=True)
+        channels, outputs = stem_channels, [planes * 2**index * branch.expansion for index in range(3)]
+        for index, out_channels in enumerate(outputs):
+            block = functools.partial(
+                ShakeBlock,
+                planes=planes * 2**index,
+                stage=index + FIRST_STAGE,
+                branch=branch,
+                random_backward=random_backward,
+                se=se,
+            )
+            self.add_module(
+                f"layer{index + 1}", make_stage(block, channels, out_channels, blocks, 1 if index == 0 else 2)
+            )
+            channels = out_channels
+        self.finish_build(tuple(outputs), (1, 2, 4))
+
+    def stem(self, x: Tensor) -> Tensor:
+        x = self.bn1(self.conv1(x))
+        return x if self.pre_activation else self.relu(x)  # a pre-activation block begins with the ReLU
+
+    def stages(self) -> Iterable[nn.Module]:
+        return (self.layer1, self.layer2, self.layer3)
+
+    def finish(self, x: Tensor) -> Tensor:
+        return torch.relu(x) if self.pre_activation else x
+
+
+def _register() -> None:
+    build = functools.partial(ShakeNet, BasicBranch, 16, 96, (26 - 2) // 6, True)
+    register_model("shake26_2x96d", build, family="shake", input_size=32, stride="first 3×3", recipe="cifar_shake")
+    build = functools.partial(ShakeNet, NextBranch, 64, 64, (29 - 2) // 9, False)
+    register_model("shake29_2x4x64d", build, family="shake", input_size=32, stride="3×3", recipe="cifar100_shake")
+
+
+_register()

@@ -1,0 +1,108 @@
+"""VGG-16 with batch norm (arXiv 1409.1556, configuration D), plain and with SE; parameter names are torchvision's.
+
+SE follows the ReLU of each of the 13 convolutions, as the SE paper says of its VGG-16 (Table 2: 15.47 → 15.48 GFLOPs,
+with the gates' pooling counted). The gates live inside the ReLUs' places, ``features.2.se``, and so shift no index.
+"""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from senet.models.base import FlatConvNet, make_gate
+from senet.models.registry import register_model
+from senet.nn.squeeze_excite import SEConfig
+
+# Channels and convolutions of conv1_x … conv5_x; a pooling follows each.
+BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
+POOLED_SIDE = 7
+HIDDEN = 4096
+
+
+class GatedReLU(nn.Module):
+    """ReLU, and SE behind it.
+
+    Args:
+        channels: of the map.
+        stage: for ``SEConfig.stages``.
+        se: None for the plain network.
+    """
+
+    def __init__(self, channels: int, stage: int, se: SEConfig | None) -> None:
+        super().__init__()
+        self.relu = nn.ReLU(inplace=True)
+        self.se = make_gate(channels, se, stage)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(x)
+        return x if self.se is None else self.se(x)
+
+
+class VGG(FlatConvNet):
+    """VGG-16 with batch norm; stages have strides 2, 4, 8, 16 (conv2_x … conv5_x) and 32 (the last pooling).
+
+    Its classifier has two hidden layers of 4096 and takes a map of 7 × 7: of other sizes, the nearest average pooling
+    makes one, as in torchvision. ``num_classes=0`` gives the 512 globally pooled channels before them.
+
+    Args:
+        drop_rate: dropout behind both hidden layers.
+        se: None is the plain network. ``SEConfig.stages``: 1 … 5 are conv1_x … conv5_x.
+    """
+
+    head_name = "classifier"
+
+    def __init__(
+        self,
+        *,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        se: SEConfig | None = None,
+        drop_rate: float = 0.5,
+        features_only: bool = False,
+    ) -> None:
+        super().__init__(num_classes, in_chans, drop_rate, features_only)
+        layers: list[nn.Module] = []
+        starts = []  # of each block, behind the pooling that belongs to the next
+        for stage, (channels, convs) in enumerate(BLOCKS, 1):
+            for _ in range(convs):
+                layers += [nn.Conv2d(in_chans, channels, 3, padding=1), nn.BatchNorm2d(channels)]
+                layers += [GatedReLU(channels, stage, se)]
+                in_chans = channels
+            starts.append(len(layers))
+            layers += [nn.MaxPool2d(2)]
+        self.features = nn.Sequential(*layers)
+        rows = zip(starts, [*starts[1:], len(layers)], strict=True)
+        self.stem_end = starts[0]
+        self.stage_rows = tuple(tuple(f"features.{index}" for index in range(*row)) for row in rows)
+        self.finish_build((*(channels for channels, _ in BLOCKS[1:]), BLOCKS[-1][0]), (2, 4, 8, 16, 32))
+
+    def stem(self, x: Tensor) -> Tensor:
+        for layer in list(self.features)[: self.stem_end]:
+            x = layer(x)
+        return x
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the last layer, or all three where there are none; 0 classes: the network gives pooled features."""
+        old = getattr(self, self.head_name, None)
+        self.num_classes = num_classes
+        if not num_classes:
+            self.classifier: nn.Module = nn.Identity()
+        elif isinstance(old, nn.Sequential):
+            old[-1] = nn.Linear(HIDDEN, num_classes)
+        else:
+            self.classifier = nn.Sequential(
+                nn.Linear(self.num_features * POOLED_SIDE**2, HIDDEN),
+                nn.ReLU(inplace=True),
+                self.dropout,
+                nn.Linear(HIDDEN, HIDDEN),
+                nn.ReLU(inplace=True),
+                self.dropout,
+                nn.Linear(HIDDEN, num_classes),
+            )
+
+    def forward_head(self, x: Tensor) -> Tensor:
+        """The classifier on the map averaged to 7 × 7, or global average pooling where there is none."""
+        if not self.num_classes:
+            return super().forward_head(x)
+        return self.classifier(F.adaptive_avg_pool2d(x, POOLED_SIDE).flatten(1))
+
+
+register_model("vgg16_bn", VGG, family="vgg", stride="pool", min_size=32)

@@ -1,0 +1,130 @@
+"""The sweeps under ``torch.compile``, on the CPU and on GPUs: each is compiled once a layout, type and set of options.
+
+Sizes are dynamic: maps are handed over as (N, C, S) with S or C contiguous, so that all stages of a network, all batch
+sizes and all image sizes share one piece of code, and nothing is recompiled when they change.
+"""
+
+import functools
+import os
+import shutil
+import types
+import warnings
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from senet.ops import sweeps
+
+
+def why_not() -> str | None:
+    """Why sweeps cannot be compiled on this machine; None if they can, as far as can be seen without trying."""
+    if os.environ.get("TORCHDYNAMO_DISABLE", "0") == "1":
+        return "torch.compile is switched off by TORCHDYNAMO_DISABLE=1"
+    if torch.cuda.is_available():
+        return None
+    names = (os.environ.get("CXX"), "g++", "clang++", "c++", "cl")
+    if not any(name and shutil.which(name) for name in names):
+        return "torch.compile needs a C++ compiler, and none was found (install g++ or clang, or set CXX)"
+    return None
+
+
+_broken: list[str] = []  # the first failure of the compiler; from then on the sweeps run uncompiled
+
+
+def _flat(x: Tensor, last: bool) -> Tensor:
+    """A map as (N, C, S), without a copy: ``last`` says that the channels are contiguous rather than the positions."""
+    return x.movedim(1, -1).flatten(1, -2).transpose(1, 2) if last else x.flatten(2)
+
+
+def _unflat(flat: Tensor, u: Tensor, last: bool) -> Tensor:
+    """(N, C, S) back to the shape and layout of the map ``u``."""
+    if last:
+        return flat.transpose(1, 2).reshape(u.shape[0], *u.shape[2:], u.shape[1]).movedim(-1, 1)
+    return flat.reshape(u.shape)
+
+
+# What is compiled. Views are taken inside: a view made outside would keep autograd from adding gradients in place.
+def _moments(last: bool, u: Tensor) -> tuple[Tensor, Tensor]:
+    return sweeps.moments(_flat(u, last))
+
+
+def _mean(last: bool, u: Tensor) -> Tensor:
+    return sweeps.mean(_flat(u, last))
+
+
+def _affine(last: bool, u: Tensor, m: Tensor, a: Tensor, b: Tensor, shortcut: Tensor | None, relu: bool) -> Tensor:
+    flat_shortcut = None if shortcut is None else _flat(shortcut, last)
+    return _unflat(sweeps.affine(_flat(u, last), m, a, b, flat_shortcut, relu), u, last)
+
+
+def _affine_backward(
+    last: bool, dout: Tensor, out: Tensor | None, u: Tensor, m: Tensor
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    if out is None:
+        return None, *sweeps.product_sums(_flat(dout, last), _flat(u, last), m)
+    g, da, db = sweeps.affine_backward(_flat(dout, last), _flat(out, last), _flat(u, last), m)
+    return _unflat(g, u, last), da, db
+
+
+def _moments_backward(last: bool, g: Tensor, u: Tensor, m: Tensor, a: Tensor, dm: Tensor, dv: Tensor) -> Tensor:
+    return _unflat(sweeps.moments_backward(_flat(g, last), _flat(u, last), m, a, dm, dv), u, last)
+
+
+@functools.cache
+def _compiled(body: types.FunctionType, key: tuple[object, ...]) -> Callable[..., Any]:
+    """A sweep compiled for one layout, type and set of options. Each has a code object, hence a cache, of its own."""
+    own = types.FunctionType(body.__code__.replace(co_name=body.__name__), body.__globals__)
+    return torch.compile(own, dynamic=True, fullgraph=True)
+
+
+def _run(body: Callable[..., Any], u: Tensor, *args: Any) -> Any:
+    """Run ``body(last, *args)`` compiled, or as it is where the compiler has failed."""
+    last = not u.is_contiguous() and u.movedim(1, -1).is_contiguous()
+    args = tuple(_in_layout(x, u, last) for x in args)
+    if _broken:
+        return body(last, *args)
+    key = (last, *((x.dtype, x.device, x.ndim) if isinstance(x, Tensor) else x for x in args))
+    try:
+        return _compiled(cast(types.FunctionType, body), key)(last, *args)
+    except Exception as error:
+        # Whatever the compiler cannot do here, the definitions can; an error of theirs is raised as it is.
+        result = body(last, *args)
+        _broken.append(str(error))
+        reason = str(error).strip().partition("\n")[0]
+        warnings.warn(f"senet: torch.compile failed, the sweeps run uncompiled, which is slower: {reason}", stacklevel=2)
+        return result
+
+
+def _in_layout(x: Any, u: Tensor, last: bool) -> Any:
+    """A map in the layout that is compiled for, a copy if it has another; anything else as it is."""
+    if not isinstance(x, Tensor) or x.ndim != u.ndim:
+        return x
+    return x.movedim(1, -1).contiguous().movedim(-1, 1) if last else x.contiguous()
+
+
+def moments(u: Tensor) -> tuple[Tensor, Tensor]:
+    """See ``sweeps.moments``."""
+    return _run(_moments, u, u)
+
+
+def mean(u: Tensor) -> Tensor:
+    """See ``sweeps.mean``."""
+    return _run(_mean, u, u)
+
+
+def affine(u: Tensor, m: Tensor, a: Tensor, b: Tensor, shortcut: Tensor | None, relu: bool) -> Tensor:
+    """See ``sweeps.affine``."""
+    return _run(_affine, u, u, m, a, b, shortcut, relu)
+
+
+def affine_backward(dout: Tensor, out: Tensor | None, u: Tensor, m: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """See ``sweeps.affine_backward``."""
+    g, da, db = _run(_affine_backward, u, dout, out, u, m)
+    return dout if g is None else g, da, db
+
+
+def moments_backward(g: Tensor, u: Tensor, m: Tensor, a: Tensor, dm: Tensor, dv: Tensor) -> Tensor:
+    """See ``sweeps.moments_backward``."""
+    return _run(_moments_backward, u, g, u, m, a, dm, dv)

@@ -1,0 +1,232 @@
+"""Training without a tax: norm + SE + shortcut + ReLU in two sweeps forward and two backward (docs/zero-tax.md).
+
+Two primitives touch maps: ``moments`` (mean and variance of each channel of each image) and ``affine``. What lies between
+them, batch norm's statistics, the squeeze, the excitation, happens on (N, C) tables and is ordinary autograd, so any
+excitation module works and trains by itself.
+
+The gradient of the map u is due to both primitives and is written once, by the backward pass of ``moments``. What that
+needs from ``affine`` travels as the "gradients" of two *handles*: outputs of ``moments`` without content of their own.
+So there is no state beside the graph, and checkpointing, retained graphs and ``torch.compile`` see pure functions.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from senet.ops import sweeps
+from senet.ops.backend import sweeps_of
+from senet.ops.native.batch_norm_tail import NO_DOUBLE_BACKWARD, batch_norm_tail, suits
+from senet.ops.norm_tables import norm_tables, uses_batch_statistics
+from senet.ops.reference import table_dtype
+from senet.ops.sweeps import positions
+
+@torch.library.custom_op("senet::moments", mutates_args=())
+def _moments(u: Tensor, variance: bool, backend: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(m, v, map handle, table handle) of a map; v is empty if ``variance`` is not asked for."""
+    run = sweeps_of(backend)
+    m, v = run.moments(u) if variance else (run.mean(u), u.new_empty(0))
+    return m, v, u.new_empty(()).expand(u.shape), m.new_empty(()).expand(m.shape)
+
+
+@_moments.register_fake
+def _(u: Tensor, variance: bool, backend: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    m = u.new_empty(u.shape[:2], dtype=table_dtype(u.dtype))
+    v = torch.empty_like(m) if variance else u.new_empty(0)
+    return m, v, u.new_empty(()).expand(u.shape), m.new_empty(()).expand(m.shape)
+
+
+@torch.library.custom_op("senet::moments_backward", mutates_args=())
+def _moments_backward(g: Tensor, u: Tensor, m: Tensor, a: Tensor, dm: Tensor, dv: Tensor, backend: str) -> Tensor:
+    return sweeps_of(backend).moments_backward(g, u, m, a, dm, dv)
+
+
+@_moments_backward.register_fake
+def _(g: Tensor, u: Tensor, m: Tensor, a: Tensor, dm: Tensor, dv: Tensor, backend: str) -> Tensor:
+    return torch.empty_like(u)
+
+
+@torch.library.custom_op("senet::affine", mutates_args=())
+def _affine(
+    u: Tensor,
+    m: Tensor,
+    a: Tensor,
+    b: Tensor,
+    shortcut: Tensor | None,
+    relu: bool,
+    map_handle: Tensor | None,
+    table_handle: Tensor | None,
+    backend: str,
+) -> Tensor:
+    """δ(a·(u − m) + b + shortcut). With handles ``u`` is detached: its gradient is left to ``moments``."""
+    return sweeps_of(backend).affine(u, m, a, b, shortcut, relu)
+
+
+@_affine.register_fake
+def _(
+    u: Tensor,
+    m: Tensor,
+    a: Tensor,
+    b: Tensor,
+    shortcut: Tensor | None,
+    relu: bool,
+    map_handle: Tensor | None,
+    table_handle: Tensor | None,
+    backend: str,
+) -> Tensor:
+    return torch.empty_like(u)
+
+
+@torch.library.custom_op("senet::affine_backward", mutates_args=())
+def _affine_backward(dout: Tensor, out: Tensor, u: Tensor, m: Tensor, backend: str) -> tuple[Tensor, Tensor, Tensor]:
+    return sweeps_of(backend).affine_backward(dout, out, u, m)
+
+
+@_affine_backward.register_fake
+def _(dout: Tensor, out: Tensor, u: Tensor, m: Tensor, backend: str) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(u), torch.empty_like(m), torch.empty_like(m)
+
+
+@torch.library.custom_op("senet::product_sums", mutates_args=())
+def _product_sums(g: Tensor, u: Tensor, m: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    _, da, db = sweeps_of(backend).affine_backward(g, None, u, m)
+    return da, db
+
+
+@_product_sums.register_fake
+def _(g: Tensor, u: Tensor, m: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(m), torch.empty_like(m)
+
+
+def _save_moments(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(inputs[0], output[0])
+    ctx.backend = inputs[2]
+    ctx.set_materialize_grads(False)
+
+
+def _grad_of_moments(
+    ctx: Any, dm: Tensor | None, dv: Tensor | None, g: Tensor | None, a: Tensor | None
+) -> tuple[Tensor | None, None, None]:
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise RuntimeError(NO_DOUBLE_BACKWARD)
+    u, m = ctx.saved_tensors
+    zero = torch.zeros_like(m)
+    dm, dv = zero if dm is None else dm, zero if dv is None or not dv.numel() else dv
+    if g is None or a is None:  # the tables were used without the map
+        g, a = u.new_zeros(()).expand(u.shape), zero
+    return _moments_backward(g, u, m, a, dm, dv, ctx.backend), None, None
+
+
+def _save_affine(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    u, m, a, _, shortcut, relu, map_handle, _, ctx.backend = inputs
+    ctx.save_for_backward(u, m, a, *((output,) if relu else ()))
+    ctx.shared = map_handle is not None
+    ctx.shortcut_dtype = None if shortcut is None else shortcut.dtype
+
+
+def _grad_of_affine(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise RuntimeError(NO_DOUBLE_BACKWARD)
+    u, m, a, *relu_out = ctx.saved_tensors
+    if relu_out:
+        g, da, db = _affine_backward(dout, relu_out[0], u, m, ctx.backend)
+    else:
+        g, (da, db) = dout, _product_sums(dout, u, m, ctx.backend)
+    dm = -a * db if ctx.needs_input_grad[1] else None
+    du = None
+    if ctx.needs_input_grad[0] and not ctx.shared:
+        zero = torch.zeros_like(a)
+        du = _moments_backward(g, u, m, a, zero, zero, ctx.backend)
+    dshortcut = None if ctx.shortcut_dtype is None else g.to(ctx.shortcut_dtype)
+    handles = (g, a) if ctx.shared else (None, None)
+    return du, dm, da, db, dshortcut, None, *handles, None
+
+
+_moments.register_autograd(_grad_of_moments, setup_context=_save_moments)
+_affine.register_autograd(_grad_of_affine, setup_context=_save_affine)
+
+
+def norm_tail(
+    u: Tensor,
+    norm: nn.Module | None,
+    excitation: Callable[[Tensor], Tensor] | None,
+    shortcut: Tensor | None,
+    relu: bool,
+    backend: str | None,
+) -> Tensor:
+    """δ(SE(norm(u)) + shortcut) in two sweeps: the same function as ``reference.residual_tail``.
+
+    Squeezing needs no sweep of its own: with batch norm y = g·(u − μ) + β, the squeeze of y (equation 2) is
+    z = g·(m − μ) + β, where m is the mean that batch norm takes anyway.
+
+    Args:
+        u: (N, C, *S), one to three spatial axes, any layout, type float16, bfloat16, float32 or float64.
+        norm: one of ``norm_tables.NORMS``, or None.
+        excitation: from squeezed channels to the gate, (N, C) → (N, C), any function or ``reference.FullyConnected``;
+            None is the plain network.
+        shortcut: of u's shape, or None.
+        relu: whether a ReLU ends the block.
+        backend: the implementation of the sweeps; None traces their definitions, for an outer ``torch.compile``, which
+            fuses them with their neighbours.
+
+    Returns:
+        A map of u's shape, type and layout.
+
+    Raises:
+        ValueError: training-mode batch norm got a single value a channel.
+        RuntimeError: at a double backward: the fast sweeps have no second derivative (not with ``backend=None``).
+    """
+    if backend == "native" and suits(norm, excitation, u):
+        return batch_norm_tail(u, norm, excitation, shortcut, relu)
+    batch_statistics = norm is not None and uses_batch_statistics(norm)
+    if excitation is None and not batch_statistics:
+        return _frozen_tail(u, norm, shortcut, relu, backend)
+    m, v, handles = _moments_of(u, batch_statistics, backend)
+    if norm is None:
+        g, z = None, m
+    else:
+        g, z = norm_tables(norm, m, v, positions(u))
+    if excitation is None:
+        a, b = g, z
+    else:
+        s = excitation(z)
+        a, b = s if g is None else s * g, s * z
+    return _affine_of(u, m, a.expand_as(m).contiguous(), b, shortcut, relu, handles, backend)
+
+
+def _frozen_tail(u: Tensor, norm: nn.Module | None, shortcut: Tensor | None, relu: bool, backend: str | None) -> Tensor:
+    """Without SE and with frozen statistics nothing is measured: one sweep forward."""
+    table = u.new_zeros(u.shape[:2], dtype=table_dtype(u.dtype))
+    if norm is None:
+        m, a, b = table, table + 1, table
+    else:
+        m = norm.running_mean.to(table.dtype).expand_as(table).contiguous()
+        g, z = norm_tables(norm, m, table, positions(u))
+        a, b = g.expand_as(m).contiguous(), z
+    return _affine_of(u, m, a, b, shortcut, relu, None, backend)
+
+
+def _moments_of(u: Tensor, variance: bool, backend: str | None) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
+    if backend is None:
+        m, v = sweeps.moments(u) if variance else (sweeps.mean(u), u)
+        return m, v, None
+    m, v, *handles = _moments(u, variance, backend)
+    return m, v, (handles[0], handles[1])
+
+
+def _affine_of(
+    u: Tensor,
+    m: Tensor,
+    a: Tensor,
+    b: Tensor,
+    shortcut: Tensor | None,
+    relu: bool,
+    handles: tuple[Tensor, Tensor] | None,
+    backend: str | None,
+) -> Tensor:
+    if backend is None:
+        return sweeps.affine(u, m, a, b, shortcut, relu)
+    if handles is None:
+        return _affine(u, m, a, b, shortcut, relu, None, None, backend)
+    return _affine(u.detach(), m, a, b, shortcut, relu, *handles, backend)

@@ -1,0 +1,108 @@
+"""Batch norm + SE + shortcut + ReLU on the CPU in one call of the library each way (tail.hpp).
+
+The general form (``senet.ops.moments_affine``) leaves the tables to autograd and takes any norm and any excitation. This
+one takes what nearly every network has, batch norm and the paper's excitation, and saves the cost of the small parts.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from senet.ops.native.sweeps import call, in_layout, prepared
+from senet.ops.reference import FullyConnected, table_dtype
+
+NO_DOUBLE_BACKWARD = (
+    "senet: the fast sweeps have no second derivative; for a double backward run the forward pass in "
+    "`with senet.use_backend('reference'):` or set SENET_BACKEND=reference"
+)
+# The numbers of tail.hpp.
+GATE_NUMBERS = {name: i for i, name in enumerate(("sigmoid", "tanh", "relu", "hard_sigmoid"))}
+GATE_NUMBERS |= {f"identity_{name}": number + 4 for name, number in GATE_NUMBERS.items()}
+
+
+def suits(norm: nn.Module | None, excitation: object, u: Tensor) -> bool:
+    """Whether the library covers it: batch norm of its own batch and the paper's excitation, in the tables' type."""
+    if not isinstance(norm, _BatchNorm) or isinstance(norm, nn.SyncBatchNorm):
+        return False
+    if not norm.training or norm.momentum is None:
+        return False
+    tensors = [norm.weight, norm.bias, norm.running_mean, norm.running_var]
+    if excitation is not None:
+        if not isinstance(excitation, FullyConnected):
+            return False
+        tensors += [excitation.w1, excitation.b1, excitation.w2, excitation.b2]
+    dtype = table_dtype(u.dtype)
+    return all(t is None or (t.dtype == dtype and t.is_contiguous()) for t in tensors)
+
+
+def batch_norm_tail(
+    u: Tensor, norm: _BatchNorm, excitation: FullyConnected | None, shortcut: Tensor | None, relu: bool
+) -> Tensor:
+    """δ(SE(norm(u)) + shortcut) for what ``suits``; arguments and errors as in ``moments_affine.norm_tail``."""
+    if u.shape[0] * math.prod(u.shape[2:]) == 1:
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(u.shape)}")
+    u, last = prepared(u)
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+    shortcut = None if shortcut is None else in_layout(shortcut.to(u.dtype), last)
+    e = excitation
+    weights = (None, None, None, None) if e is None else (e.w1, e.b1, e.w2, e.b2)
+    gate = 0 if e is None else GATE_NUMBERS[e.gate]
+    return _Tail.apply(u, shortcut, norm.weight, norm.bias, *weights, norm, gate, relu)
+
+
+class _Tail(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        u: Tensor,
+        shortcut: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        w1: Tensor | None,
+        b1: Tensor | None,
+        w2: Tensor | None,
+        b2: Tensor | None,
+        norm: Any,
+        gate: int,
+        relu: bool,
+    ) -> Tensor:
+        n, c = u.shape[:2]
+        hidden = 0 if w1 is None else w1.shape[0]
+        # Laid out as `Kept` in tail.hpp: m, z, the gate, the hidden channels, then three rows a channel.
+        size = (3 if hidden else 2) * n * c + n * hidden + 3 * c
+        kept = torch.empty(size, dtype=table_dtype(u.dtype))
+        tracked = (norm.running_mean, norm.running_var) if norm.track_running_stats else (None, None)
+        out = torch.empty_like(u)
+        call(
+            "tail", u, u, weight, bias, float(norm.eps), float(norm.momentum), *tracked, hidden, gate, w1, b1, w2, b2,
+            shortcut, int(relu), kept, out,
+        )  # fmt: skip
+        ctx.save_for_backward(u, weight, w1, w2, kept, *((out,) if relu else ()))
+        ctx.gate = gate
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if torch.is_grad_enabled():
+            raise RuntimeError(NO_DOUBLE_BACKWARD)
+        u, weight, w1, w2, kept, *relu_out = ctx.saved_tensors
+        out = relu_out[0] if relu_out else None
+        needs, c, hidden = ctx.needs_input_grad, u.shape[1], 0 if w1 is None else w1.shape[0]
+        dout = in_layout(dout, not u.is_contiguous())
+        dsum = dout if out is None else torch.empty_like(u)
+        du = torch.empty_like(u) if needs[0] else None
+        dweight, dbias = kept.new_empty(c), kept.new_empty(c)
+        dw1, db1, dw2, db2 = None, None, None, None
+        if hidden:
+            dw1, dw2 = torch.empty_like(w1), torch.empty_like(w2)
+            db1, db2 = kept.new_empty(hidden), kept.new_empty(c)
+        call(
+            "tail_backward", u, dout, out, u, weight, hidden, ctx.gate, w1, w2, kept, dsum, du, dweight, dbias, dw1, db1,
+            dw2, db2,
+        )  # fmt: skip
+        grads = (du, dsum, dweight, dbias, dw1, db1, dw2, db2)
+        return *(g if need else None for g, need in zip(grads, needs[:8], strict=True)), None, None, None

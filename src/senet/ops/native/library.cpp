@@ -1,0 +1,48 @@
+// What Python calls, through ctypes: one function a sweep and map type, and the whole residual tail in one call.
+
+#include "sweeps.hpp"
+#include "tail.hpp"
+
+#define SWEEPS(NAME, T, A)                                                                                             \
+    void moments_##NAME(int64_t n, int64_t c, int64_t s, int threads, int last, const T *u, A *m, A *v) {              \
+        last ? moments_last<T, A>({n, c, s, threads}, u, m, v) : moments_first<T, A>({n, c, s, threads}, u, m, v);     \
+    }                                                                                                                  \
+    void mean_##NAME(int64_t n, int64_t c, int64_t s, int threads, int last, const T *u, A *m) {                       \
+        last ? mean_last<T, A>({n, c, s, threads}, u, m) : mean_first<T, A>({n, c, s, threads}, u, m);                 \
+    }                                                                                                                  \
+    void affine_##NAME(int64_t n, int64_t c, int64_t s, int threads, int last, const T *u, const A *m, const A *a,     \
+                       const A *b, const T *id, int relu, T *out) {                                                    \
+        affine<T, A>({n, c, s, threads}, last, u, m, a, b, id, relu, out);                                             \
+    }                                                                                                                  \
+    void affine_backward_##NAME(int64_t n, int64_t c, int64_t s, int threads, int last, const T *dout, const T *out,   \
+                                const T *u, const A *m, T *g, A *da, A *db) {                                          \
+        Shape k{n, c, s, threads};                                                                                     \
+        if (last && out) backward_last<T, A, true>(k, dout, out, u, m, g, da, db);                                     \
+        else if (last) backward_last<T, A, false>(k, dout, out, u, m, g, da, db);                                      \
+        else if (out) backward_first<T, A, true>(k, dout, out, u, m, g, da, db);                                       \
+        else backward_first<T, A, false>(k, dout, out, u, m, g, da, db);                                               \
+    }                                                                                                                  \
+    void moments_backward_##NAME(int64_t n, int64_t c, int64_t s, int threads, int last, const T *g, const T *u,       \
+                                 const A *m, const A *a, const A *offset, const A *slope, T *du) {                     \
+        moments_backward<T, A>({n, c, s, threads}, last, g, u, m, a, offset, slope, du);                               \
+    }                                                                                                                  \
+    void tail_##NAME(int64_t n, int64_t c, int64_t s, int threads, int last, const T *u, const A *weight,              \
+                     const A *bias, double eps, double momentum, A *running_mean, A *running_var, int hidden,          \
+                     int kind, const A *w1, const A *b1, const A *w2, const A *b2, const T *id, int relu, A *kept,     \
+                     T *out) {                                                                                         \
+        Norm<A> norm{weight, bias, A(eps), A(momentum), running_mean, running_var};                                    \
+        tail<T, A>({n, c, s, threads}, last, u, norm, {hidden, kind, w1, b1, w2, b2}, id, relu, kept, out);            \
+    }                                                                                                                  \
+    void tail_backward_##NAME(int64_t n, int64_t c, int64_t s, int threads, int last, const T *dout, const T *out,     \
+                              const T *u, const A *weight, int hidden, int kind, const A *w1, const A *w2, A *kept,    \
+                              T *dsum, T *du, A *dweight, A *dbias, A *dw1, A *db1, A *dw2, A *db2) {                  \
+        tail_backward<T, A>({n, c, s, threads}, last, dout, out, u, weight,                                            \
+                            {hidden, kind, w1, nullptr, w2, nullptr}, kept, dsum, du,                                  \
+                            {dweight, dbias, dw1, db1, dw2, db2});                                                     \
+    }
+
+extern "C" {
+SWEEPS(float32, float, float)
+SWEEPS(float64, double, double)
+SWEEPS(bfloat16, bfloat16, float)
+}

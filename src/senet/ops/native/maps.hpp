@@ -1,0 +1,84 @@
+// Maps, tables, and how work on them is shared out.
+//
+// A map is (N, S, C) with the channels contiguous ("last") or (N, C, S) with the positions contiguous; tables are (N, C).
+// The work is cut into blocks of rows that fit the second-level cache; a block belongs to one image, so that a table's
+// row serves all of it. Sums over positions go to one partial row a block and are merged in a fixed order:
+// the result does not depend on the number of threads.
+
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+struct bfloat16 {
+    uint16_t bits;
+};
+
+inline float wide(float x) { return x; }
+inline double wide(double x) { return x; }
+inline float wide(bfloat16 x) {
+    uint32_t bits = uint32_t(x.bits) << 16;
+    float y;
+    std::memcpy(&y, &bits, 4);
+    return y;
+}
+
+template <typename T> struct Narrow {
+    static T of(T x) { return x; }
+};
+template <> struct Narrow<bfloat16> {
+    static bfloat16 of(float x) {  // round to nearest even; NaN stays NaN
+        uint32_t bits;
+        std::memcpy(&bits, &x, 4);
+        uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+        return {uint16_t(x != x ? (bits >> 16) | 0x40 : rounded)};
+    }
+};
+
+struct Shape {
+    int64_t n, c, s;
+    int threads;
+};
+
+// Memory for partial sums, kept by the calling thread: fresh memory would cost page faults, and holes among the maps.
+template <typename A> A *scratch(int64_t count) {
+    static thread_local std::vector<A> kept;
+    if (int64_t(kept.size()) < count) kept.resize(count);
+    return kept.data();
+}
+
+// The same for the tables of a whole backward pass, which the sweeps inside it must not overwrite.
+template <typename A> std::vector<A> &backward_room() {
+    static thread_local std::vector<A> kept;
+    return kept;
+}
+
+// Rows of a block: about 64 KiB of the map, so that what a block reads twice comes from the second-level cache.
+template <typename T> int64_t block_rows(const Shape &k) {
+    return std::clamp<int64_t>(65536 / (k.c * int64_t(sizeof(T))), 8, 256);
+}
+
+// body(image, block, first row, rows) over the blocks of a channels-last map.
+template <typename T, typename Body> void over_blocks(const Shape &k, Body body) {
+    int64_t rows = block_rows<T>(k), blocks = (k.s + rows - 1) / rows;
+#pragma omp parallel for num_threads(k.threads) schedule(static)
+    for (int64_t task = 0; task < k.n * blocks; task++) {
+        int64_t block = task % blocks, first = block * rows;
+        body(task / blocks, block, first, std::min(rows, k.s - first));
+    }
+}
+
+// body(row) over the (n, c) rows of a contiguous map, each of s positions.
+template <typename Body> void over_rows(const Shape &k, Body body) {
+#pragma omp parallel for num_threads(k.threads) schedule(static)
+    for (int64_t row = 0; row < k.n * k.c; row++) body(row);
+}
+
+template <typename T> int64_t blocks_of(const Shape &k) { return (k.s + block_rows<T>(k) - 1) / block_rows<T>(k); }
+
+}  // namespace

@@ -1,0 +1,237 @@
+// The sweeps of senet/ops/sweeps.py: the only loops over maps that training needs.
+
+#pragma once
+
+#include "maps.hpp"
+
+namespace {
+
+// ---------------------------------------------------------------- moments
+
+// Sums of a block shifted by its first row: with at most 256 rows no more than two digits are lost, whatever the data.
+template <typename T, typename A>
+void moments_last(const Shape &k, const T *u, A *mean, A *var) {
+    int64_t blocks = blocks_of<T>(k), rows_a_block = block_rows<T>(k);
+    A *partial = scratch<A>(k.n * blocks * 2 * k.c);
+    over_blocks<T>(k, [&](int64_t n, int64_t block, int64_t first, int64_t rows) {
+        const T *x = u + (n * k.s + first) * k.c;
+        A *mu = &partial[(n * blocks + block) * 2 * k.c], *m2 = mu + k.c;
+        std::fill(mu, mu + 2 * k.c, A(0));
+        for (int64_t r = 1; r < rows; r++) {
+            const T *row = x + r * k.c;
+#pragma omp simd
+            for (int64_t c = 0; c < k.c; c++) {
+                A d = wide(row[c]) - wide(x[c]);
+                mu[c] += d;
+                m2[c] += d * d;
+            }
+        }
+#pragma omp simd
+        for (int64_t c = 0; c < k.c; c++) {
+            A d = mu[c] / A(rows);
+            m2[c] = std::max(m2[c] - mu[c] * d, A(0));
+            mu[c] = wide(x[c]) + d;
+        }
+    });
+    over_rows({k.n, 1, 1, k.threads}, [&](int64_t n) {  // Chan's rule, block by block
+        A *m = mean + n * k.c, *v = var + n * k.c;
+        std::fill(m, m + k.c, A(0));
+        std::fill(v, v + k.c, A(0));
+        for (int64_t block = 0; block < blocks; block++) {
+            const A *mu = &partial[(n * blocks + block) * 2 * k.c], *m2 = mu + k.c;
+            A before = A(block * rows_a_block), rows = A(std::min(rows_a_block, k.s - block * rows_a_block));
+            A share = rows / (before + rows), weight = before * share;
+#pragma omp simd
+            for (int64_t c = 0; c < k.c; c++) {
+                A d = mu[c] - m[c];
+                m[c] += d * share;
+                v[c] += m2[c] + d * d * weight;
+            }
+        }
+        for (int64_t c = 0; c < k.c; c++) v[c] /= A(k.s);
+    });
+}
+
+template <typename T, typename A> void moments_first(const Shape &k, const T *u, A *mean, A *var) {
+    over_rows(k, [&](int64_t row) {
+        const T *x = u + row * k.s;
+        A m = 0, m2 = 0, seen = 0;
+        for (int64_t first = 0; first < k.s; first += 4096) {  // twice through a chunk that is in the first-level cache
+            int64_t count = std::min<int64_t>(4096, k.s - first);
+            A sum = 0, squares = 0;
+#pragma omp simd reduction(+ : sum)
+            for (int64_t i = 0; i < count; i++) sum += wide(x[first + i]);
+            A mu = sum / A(count);
+#pragma omp simd reduction(+ : squares)
+            for (int64_t i = 0; i < count; i++) {
+                A d = wide(x[first + i]) - mu;
+                squares += d * d;
+            }
+            A d = mu - m, share = A(count) / (seen + A(count));
+            m += d * share;
+            m2 += squares + d * d * seen * share;
+            seen += A(count);
+        }
+        mean[row] = m;
+        var[row] = m2 / A(k.s);
+    });
+}
+
+// ---------------------------------------------------------------- mean
+
+template <typename T, typename A> void mean_last(const Shape &k, const T *u, A *mean) {
+    int64_t blocks = blocks_of<T>(k);
+    A *partial = scratch<A>(k.n * blocks * k.c);
+    over_blocks<T>(k, [&](int64_t n, int64_t block, int64_t first, int64_t rows) {
+        A *sum = &partial[(n * blocks + block) * k.c];
+        std::fill(sum, sum + k.c, A(0));
+        for (const T *row = u + (n * k.s + first) * k.c; rows--; row += k.c) {
+#pragma omp simd
+            for (int64_t c = 0; c < k.c; c++) sum[c] += wide(row[c]);
+        }
+    });
+    over_rows({k.n, 1, 1, k.threads}, [&](int64_t n) {
+        for (int64_t c = 0; c < k.c; c++) {
+            A sum = 0;
+            for (int64_t block = 0; block < blocks; block++) sum += partial[(n * blocks + block) * k.c + c];
+            mean[n * k.c + c] = sum / A(k.s);
+        }
+    });
+}
+
+template <typename T, typename A> void mean_first(const Shape &k, const T *u, A *mean) {
+    over_rows(k, [&](int64_t row) {
+        const T *x = u + row * k.s;
+        const int64_t count = k.s;
+        A sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t i = 0; i < count; i++) sum += wide(x[i]);
+        mean[row] = sum / A(count);
+    });
+}
+
+// ---------------------------------------------------------------- affine
+
+template <typename T, typename A, bool Short, bool Relu>
+inline void affine_span(int64_t count, const T *u, const T *id, T *out, const A *m, const A *a, const A *b, int step) {
+#pragma omp simd
+    for (int64_t i = 0; i < count; i++) {
+        int64_t t = i * step;  // tables go along with the channels, or stay
+        A y = a[t] * (wide(u[i]) - m[t]) + b[t];
+        if (Short) y += wide(id[i]);
+        if (Relu) y = y < 0 ? A(0) : y;  // NaN stays NaN
+        out[i] = Narrow<T>::of(y);
+    }
+}
+
+template <typename T, typename A, bool Short, bool Relu>
+void affine_as(const Shape &k, bool last, const T *u, const A *m, const A *a, const A *b, const T *id, T *out) {
+    if (last)
+        over_blocks<T>(k, [&](int64_t n, int64_t, int64_t first, int64_t rows) {
+            int64_t table = n * k.c;
+            for (int64_t at = (n * k.s + first) * k.c; rows--; at += k.c)
+                affine_span<T, A, Short, Relu>(k.c, u + at, id + at, out + at, m + table, a + table, b + table, 1);
+        });
+    else
+        over_rows(k, [&](int64_t row) {
+            int64_t at = row * k.s;
+            affine_span<T, A, Short, Relu>(k.s, u + at, id + at, out + at, m + row, a + row, b + row, 0);
+        });
+}
+
+template <typename T, typename A>
+void affine(const Shape &k, bool last, const T *u, const A *m, const A *a, const A *b, const T *id, bool relu, T *out) {
+    if (id && relu) affine_as<T, A, true, true>(k, last, u, m, a, b, id, out);
+    else if (id) affine_as<T, A, true, false>(k, last, u, m, a, b, id, out);
+    else if (relu) affine_as<T, A, false, true>(k, last, u, m, a, b, u, out);
+    else affine_as<T, A, false, false>(k, last, u, m, a, b, u, out);
+}
+
+// ---------------------------------------------------------------- backward of affine
+
+template <typename T, typename A, bool Relu>
+void backward_last(const Shape &k, const T *dout, const T *out, const T *u, const A *m, T *g, A *da, A *db) {
+    int64_t blocks = blocks_of<T>(k);
+    A *partial = scratch<A>(k.n * blocks * 2 * k.c);
+    over_blocks<T>(k, [&](int64_t n, int64_t block, int64_t first, int64_t rows) {
+        A *products = &partial[(n * blocks + block) * 2 * k.c], *sums = products + k.c;
+        std::fill(products, products + 2 * k.c, A(0));
+        const A *centre = m + n * k.c;
+        for (int64_t at = (n * k.s + first) * k.c; rows--; at += k.c) {
+#pragma omp simd
+            for (int64_t c = 0; c < k.c; c++) {
+                A d = wide(dout[at + c]);
+                if (Relu) {
+                    d = wide(out[at + c]) <= 0 ? A(0) : d;
+                    g[at + c] = Narrow<T>::of(d);
+                }
+                products[c] += d * (wide(u[at + c]) - centre[c]);
+                sums[c] += d;
+            }
+        }
+    });
+    over_rows({k.n, 1, 1, k.threads}, [&](int64_t n) {
+        std::fill(da + n * k.c, da + (n + 1) * k.c, A(0));
+        std::fill(db + n * k.c, db + (n + 1) * k.c, A(0));
+        for (int64_t block = 0; block < blocks; block++) {
+            const A *products = &partial[(n * blocks + block) * 2 * k.c], *sums = products + k.c;
+#pragma omp simd
+            for (int64_t c = 0; c < k.c; c++) da[n * k.c + c] += products[c], db[n * k.c + c] += sums[c];
+        }
+    });
+}
+
+template <typename T, typename A, bool Relu>
+void backward_first(const Shape &k, const T *dout, const T *out, const T *u, const A *m, T *g, A *da, A *db) {
+    over_rows(k, [&](int64_t row) {
+        const int64_t at = row * k.s, count = k.s;
+        const T *d_row = dout + at, *out_row = out + at, *u_row = u + at;
+        T *__restrict g_row = g + at;
+        const A centre = m[row];
+        A products = 0, sums = 0;
+#pragma omp simd reduction(+ : products, sums)
+        for (int64_t i = 0; i < count; i++) {
+            A d = wide(d_row[i]);
+            if (Relu) {
+                d = wide(out_row[i]) <= 0 ? A(0) : d;
+                g_row[i] = Narrow<T>::of(d);
+            }
+            products += d * (wide(u_row[i]) - centre);
+            sums += d;
+        }
+        da[row] = products;
+        db[row] = sums;
+    });
+}
+
+// ---------------------------------------------------------------- backward of moments
+
+template <typename T, typename A>
+inline void spread_span(
+    int64_t count, const T *g, const T *u, T *du, const A *m, const A *a, const A *offset, const A *slope, int step
+) {
+#pragma omp simd
+    for (int64_t i = 0; i < count; i++) {
+        int64_t t = i * step;
+        du[i] = Narrow<T>::of(a[t] * wide(g[i]) + offset[t] + slope[t] * (wide(u[i]) - m[t]));
+    }
+}
+
+template <typename T, typename A>
+void moments_backward(
+    const Shape &k, bool last, const T *g, const T *u, const A *m, const A *a, const A *offset, const A *slope, T *du
+) {
+    if (last)
+        over_blocks<T>(k, [&](int64_t n, int64_t, int64_t first, int64_t rows) {
+            int64_t t = n * k.c;
+            for (int64_t at = (n * k.s + first) * k.c; rows--; at += k.c)
+                spread_span<T, A>(k.c, g + at, u + at, du + at, m + t, a + t, offset + t, slope + t, 1);
+        });
+    else
+        over_rows(k, [&](int64_t row) {
+            int64_t at = row * k.s;
+            spread_span<T, A>(k.s, g + at, u + at, du + at, m + row, a + row, offset + row, slope + row, 0);
+        });
+}
+
+}  // namespace

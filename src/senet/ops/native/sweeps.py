@@ -1,0 +1,112 @@
+"""The sweeps of ``senet.ops.sweeps`` in C++ (sweeps.cpp): float32, float64 and bfloat16 maps on the CPU."""
+
+import ctypes
+import functools
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from senet.ops.native.build import library, why_not
+from senet.ops.reference import table_dtype
+
+__all__ = ["TYPES", "affine", "affine_backward", "mean", "moments", "moments_backward", "why_not"]
+
+_int64, _pointer = ctypes.c_int64, ctypes.c_void_p
+_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+TYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
+
+
+@functools.cache
+def _function(name: str, dtype: torch.dtype) -> Any:
+    function = getattr(library(), f"{name}_{TYPES[dtype]}")
+    function.restype = None
+    return function
+
+
+def call(name: str, u: Tensor, *args: Tensor | float | None) -> None:
+    """Call a function of the library for a map: it gets shape, threads, layout, then numbers and pointers of tensors.
+
+    ``u`` is in one of the two layouts (see ``prepared``), tables are contiguous; an ``int`` is passed as C's int.
+    """
+    n, c, *s = u.shape
+    values: list[Any] = [_int64(n), _int64(c), _int64(math.prod(s)), torch.get_num_threads(), not u.is_contiguous()]
+    for x in args:
+        if isinstance(x, Tensor):
+            values.append(_pointer(x.data_ptr()))
+        else:
+            values.append(ctypes.c_double(x) if isinstance(x, float) else x)  # None is the null pointer
+    _function(name, u.dtype)(*values)
+
+
+def is_last(u: Tensor) -> bool:
+    """Whether the channels are contiguous (channels_last), which a map of one pixel or one channel also is."""
+    layout = _LAST.get(u.ndim)
+    if layout is not None:
+        return u.is_contiguous(memory_format=layout)
+    return u.movedim(1, -1).is_contiguous()
+
+
+def prepared(u: Tensor) -> tuple[Tensor, bool]:
+    """The map in one of the two layouts, and whether it is the one with contiguous channels."""
+    if u.is_contiguous():
+        return u, False
+    return in_layout(u, True), True
+
+
+def in_layout(x: Any, last: bool) -> Any:
+    """A map (or None) with channels, or positions, contiguous; a copy only if it has another layout."""
+    if x is None or not last:
+        return x if x is None else x.contiguous()
+    return x if is_last(x) else x.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def _table(u: Tensor) -> Tensor:
+    return torch.empty(u.shape[:2], dtype=table_dtype(u.dtype))
+
+
+def moments(u: Tensor) -> tuple[Tensor, Tensor]:
+    """See ``sweeps.moments``."""
+    u, _ = prepared(u)
+    m, v = _table(u), _table(u)
+    call("moments", u, u, m, v)
+    return m, v
+
+
+def mean(u: Tensor) -> Tensor:
+    """See ``sweeps.mean``."""
+    u, _ = prepared(u)
+    m = _table(u)
+    call("mean", u, u, m)
+    return m
+
+
+def affine(u: Tensor, m: Tensor, a: Tensor, b: Tensor, shortcut: Tensor | None, relu: bool) -> Tensor:
+    """See ``sweeps.affine``."""
+    u, last = prepared(u)
+    shortcut = None if shortcut is None else in_layout(shortcut.to(u.dtype), last)
+    out = torch.empty_like(u)
+    call("affine", u, u, m.contiguous(), a.contiguous(), b.contiguous(), shortcut, int(relu), out)
+    return out
+
+
+def affine_backward(dout: Tensor, out: Tensor | None, u: Tensor, m: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """See ``sweeps.affine_backward``."""
+    u, last = prepared(u)
+    dout, out = in_layout(dout, last), in_layout(out, last)
+    g = dout if out is None else torch.empty_like(u)
+    da, db = _table(u), _table(u)
+    call("affine_backward", u, dout, out, u, m.contiguous(), g, da, db)
+    return g, da, db
+
+
+def moments_backward(g: Tensor, u: Tensor, m: Tensor, a: Tensor, dm: Tensor, dv: Tensor) -> Tensor:
+    """See ``sweeps.moments_backward``."""
+    u, last = prepared(u)
+    du = torch.empty_like(u)
+    size = u.shape[2:].numel()
+    offset, slope = dm / size, dv * (2 / size)
+    call("moments_backward", u, in_layout(g, last), u, m.contiguous(), a.contiguous(), offset, slope, du)
+    return du

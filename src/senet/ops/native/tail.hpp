@@ -1,0 +1,218 @@
+// Batch norm + SE + shortcut + ReLU, forward and backward, with the tables between the sweeps written out.
+//
+// N images, C channels, R bottleneck channels. Left to PyTorch, the tables are some eighty operations on a few thousand
+// numbers; on a CPU whose caches a convolution has just emptied, those cost more than the sweeps.
+
+#pragma once
+
+#include "sweeps.hpp"
+
+namespace {
+
+// ---------------------------------------------------------------- excitation
+
+enum Curve { SIGMOID, TANH, RELU, HARD_SIGMOID };
+
+// The gate at e; `identity` forms (numbers from 4 on) are moved so that e = 0 gives exactly 1.
+template <typename A> A gate_value(int kind, A e) {
+    bool identity = kind >= 4;
+    switch (Curve(kind % 4)) {
+    case SIGMOID: return (identity ? 2 : 1) / (1 + std::exp(-e));
+    case TANH: return (identity ? 1 : 0) + std::tanh(e);
+    case RELU: return std::max(identity ? 1 + e : e, A(0));
+    default: return (identity ? 2 : 1) * std::min(std::max(e + 3, A(0)), A(6)) / 6;
+    }
+}
+
+// Its derivative, from the gate's value s.
+template <typename A> A gate_slope(int kind, A s) {
+    bool identity = kind >= 4;
+    switch (Curve(kind % 4)) {
+    case SIGMOID: return identity ? s * (1 - s / 2) : s * (1 - s);
+    case TANH: return 1 - (identity ? (s - 1) * (s - 1) : s * s);
+    case RELU: return s > 0 ? 1 : 0;
+    default: return s > 0 && s < (identity ? 2 : 1) ? A(identity ? 2 : 1) / 6 : A(0);
+    }
+}
+
+template <typename A> A dot(const A *x, const A *y, int64_t count) {
+    A sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < count; i++) sum += x[i] * y[i];
+    return sum;
+}
+
+template <typename A> void add_scaled(A *x, A factor, const A *y, int64_t count) {
+#pragma omp simd
+    for (int64_t i = 0; i < count; i++) x[i] += factor * y[i];
+}
+
+// W1 is (R, C), W2 is (C, R); biases may be null. No hidden channels: no gate.
+template <typename A> struct Excitation {
+    int64_t hidden;
+    int kind;
+    const A *w1, *b1, *w2, *b2;
+};
+
+// h = relu(W1 z + b1), s = gate(W2 h + b2) of each image.
+template <typename A> void excite(const Shape &k, const Excitation<A> &e, const A *z, A *h, A *s) {
+    over_rows({e.hidden, 1, 1, k.threads}, [&](int64_t r) {
+        for (int64_t n = 0; n < k.n; n++) {
+            A x = dot(e.w1 + r * k.c, z + n * k.c, k.c) + (e.b1 ? e.b1[r] : A(0));
+            h[n * e.hidden + r] = x < 0 ? A(0) : x;
+        }
+    });
+    over_rows({k.c, 1, 1, k.threads}, [&](int64_t c) {
+        for (int64_t n = 0; n < k.n; n++)
+            s[n * k.c + c] = gate_value(
+                e.kind, dot(e.w2 + c * e.hidden, h + n * e.hidden, e.hidden) + (e.b2 ? e.b2[c] : A(0))
+            );
+    });
+}
+
+// From the gradient of s (overwritten) to those of the weights; adds to dz.
+template <typename A>
+void excite_backward(const Shape &k, const Excitation<A> &e, const A *z, const A *h, const A *s, A *ds, A *dh, A *dz,
+                     A *dw1, A *db1, A *dw2, A *db2) {
+    const int64_t hidden = e.hidden;
+    over_rows({k.c, 1, 1, k.threads}, [&](int64_t c) {
+        std::fill(dw2 + c * hidden, dw2 + (c + 1) * hidden, A(0));
+        A sum = 0;
+        for (int64_t n = 0; n < k.n; n++) {
+            A &d = ds[n * k.c + c];
+            d *= gate_slope(e.kind, s[n * k.c + c]);
+            sum += d;
+            add_scaled(dw2 + c * hidden, d, h + n * hidden, hidden);
+        }
+        if (db2) db2[c] = sum;
+    });
+    over_rows({k.n, 1, 1, k.threads}, [&](int64_t n) {
+        A *own = dh + n * hidden;
+        std::fill(own, own + hidden, A(0));
+        for (int64_t c = 0; c < k.c; c++) add_scaled(own, ds[n * k.c + c], e.w2 + c * hidden, hidden);
+        for (int64_t r = 0; r < hidden; r++) own[r] = h[n * hidden + r] > 0 ? own[r] : A(0);
+        for (int64_t r = 0; r < hidden; r++) add_scaled(dz + n * k.c, own[r], e.w1 + r * k.c, k.c);
+    });
+    over_rows({hidden, 1, 1, k.threads}, [&](int64_t r) {
+        std::fill(dw1 + r * k.c, dw1 + (r + 1) * k.c, A(0));
+        A sum = 0;
+        for (int64_t n = 0; n < k.n; n++) {
+            sum += dh[n * hidden + r];
+            add_scaled(dw1 + r * k.c, dh[n * hidden + r], z + n * k.c, k.c);
+        }
+        if (db1) db1[r] = sum;
+    });
+}
+
+// ---------------------------------------------------------------- the tail
+
+// What the forward pass keeps for the backward pass, one after the other in one tensor.
+template <typename A> struct Kept {
+    A *m, *z, *s, *h, *centre, *r, *g;
+    Kept(const Shape &k, int64_t hidden, A *from) {
+        int64_t table = k.n * k.c;
+        m = from, z = m + table;
+        s = z + table, h = s + (hidden ? table : 0);
+        centre = h + k.n * hidden, r = centre + k.c, g = r + k.c;
+    }
+};
+
+template <typename A> struct Norm {
+    const A *weight, *bias;
+    A eps, momentum;
+    A *running_mean, *running_var;
+};
+
+// Statistics of the batch from the moments of each image; g is the factor on u, z the squeeze of the normalised map.
+// z holds the variances at first.
+template <typename A> void batch_tables(const Shape &k, const Norm<A> &norm, const Kept<A> &t) {
+    A *variance = scratch<A>(k.c), images = A(k.n), count = A(k.n) * A(k.s);
+    std::fill(t.centre, t.centre + k.c, A(0));
+    std::fill(variance, variance + k.c, A(0));
+    for (int64_t n = 0; n < k.n; n++) add_scaled(t.centre, 1 / images, t.m + n * k.c, k.c);
+    for (int64_t n = 0; n < k.n; n++)
+        for (int64_t c = 0; c < k.c; c++) {
+            A d = t.m[n * k.c + c] - t.centre[c];
+            variance[c] += t.z[n * k.c + c] + d * d;
+        }
+    for (int64_t c = 0; c < k.c; c++) {
+        A var = variance[c] / images;
+        t.r[c] = 1 / std::sqrt(var + norm.eps);
+        t.g[c] = norm.weight ? norm.weight[c] * t.r[c] : t.r[c];
+        if (norm.running_mean) {
+            norm.running_mean[c] += norm.momentum * (t.centre[c] - norm.running_mean[c]);
+            norm.running_var[c] += norm.momentum * (var * count / (count - 1) - norm.running_var[c]);
+        }
+    }
+    for (int64_t n = 0, i = 0; n < k.n; n++)
+        for (int64_t c = 0; c < k.c; c++, i++)
+            t.z[i] = t.g[c] * (t.m[i] - t.centre[c]) + (norm.bias ? norm.bias[c] : A(0));
+}
+
+template <typename T, typename A>
+void tail(const Shape &k, bool last, const T *u, const Norm<A> &norm, const Excitation<A> &e, const T *id, bool relu,
+          A *kept, T *out) {
+    Kept<A> t(k, e.hidden, kept);
+    last ? moments_last<T, A>(k, u, t.m, t.z) : moments_first<T, A>(k, u, t.m, t.z);
+    batch_tables(k, norm, t);
+    if (e.hidden) excite(k, e, t.z, t.h, t.s);
+    A *a = scratch<A>(2 * k.n * k.c), *b = a + k.n * k.c;
+    for (int64_t n = 0, i = 0; n < k.n; n++)
+        for (int64_t c = 0; c < k.c; c++, i++) {
+            A s = e.hidden ? t.s[i] : A(1);
+            a[i] = s * t.g[c];
+            b[i] = s * t.z[i];
+        }
+    affine<T, A>(k, last, u, t.m, a, b, id, relu, out);
+}
+
+// Gradients of the tail's parameters; every pointer is valid (but for biases that are not there).
+template <typename A> struct Gradients {
+    A *weight, *bias, *w1, *b1, *w2, *b2;
+};
+
+// `dsum` is the gradient of the sum before the ReLU, hence of the shortcut (dout itself without a ReLU); `du` may be null.
+template <typename T, typename A>
+void tail_backward(const Shape &k, bool last, const T *dout, const T *out, const T *u, const A *weight,
+                   const Excitation<A> &e, A *kept, T *dsum, T *du, const Gradients<A> &d) {
+    Kept<A> t(k, e.hidden, kept);
+    const int64_t table = k.n * k.c;
+    const A images = A(k.n), positions = A(k.s);
+    std::vector<A> &room = backward_room<A>();
+    room.resize(std::max<size_t>(room.size(), 5 * table + k.n * e.hidden));
+    A *products = room.data(), *sums = products + table, *dz = sums + table, *a = dz + table, *ds = a + table;
+    if (last && out) backward_last<T, A, true>(k, dout, out, u, t.m, dsum, products, sums);
+    else if (last) backward_last<T, A, false>(k, dout, out, u, t.m, dsum, products, sums);
+    else if (out) backward_first<T, A, true>(k, dout, out, u, t.m, dsum, products, sums);
+    else backward_first<T, A, false>(k, dout, out, u, t.m, dsum, products, sums);
+
+    for (int64_t n = 0, i = 0; n < k.n; n++)
+        for (int64_t c = 0; c < k.c; c++, i++) {
+            A s = e.hidden ? t.s[i] : A(1);
+            a[i] = s * t.g[c];
+            dz[i] = s * sums[i];
+            ds[i] = t.z[i] * sums[i] + t.g[c] * products[i];
+        }
+    if (e.hidden) excite_backward(k, e, t.z, t.h, t.s, ds, ds + table, dz, d.w1, d.b1, d.w2, d.b2);
+
+    std::fill(d.weight, d.weight + k.c, A(0));
+    std::fill(d.bias, d.bias + k.c, A(0));
+    for (int64_t n = 0, i = 0; n < k.n; n++)
+        for (int64_t c = 0; c < k.c; c++, i++) {
+            d.bias[c] += dz[i];
+            // So far the gradient of g = weight * r.
+            d.weight[c] += (e.hidden ? t.s[i] : A(1)) * products[i] + dz[i] * (t.m[i] - t.centre[c]);
+        }
+    for (int64_t n = 0, i = 0; n < k.n; n++)
+        for (int64_t c = 0; c < k.c; c++, i++) {
+            A w = weight ? weight[c] : A(1);
+            A dvar = -w * t.r[c] * t.r[c] * t.r[c] * d.weight[c] / images;  // twice that of each image's variance
+            A dm = t.g[c] * (dz[i] - d.bias[c] / images) + dvar * (t.m[i] - t.centre[c]) - a[i] * sums[i];
+            products[i] = dm / positions;  // from here on the tables of the last sweep
+            sums[i] = dvar / positions;
+        }
+    for (int64_t c = 0; c < k.c; c++) d.weight[c] *= t.r[c];
+    if (du) moments_backward<T, A>(k, last, out ? dsum : dout, u, t.m, a, products, sums, du);
+}
+
+}  // namespace

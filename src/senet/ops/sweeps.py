@@ -1,0 +1,67 @@
+"""The four sweeps over feature maps that training needs, in plain PyTorch (derivation: docs/zero-tax.md).
+
+Everything else of a residual tail happens on (N, C) tables. A *sweep* reads its maps once and writes at most one.
+These definitions are what the compiled backend compiles, what an outer ``torch.compile`` traces, and what the Triton
+kernels are tested against.
+
+Shapes: maps (N, C, *S) of any layout; tables (N, C) in float32, or float64 for float64 maps.
+"""
+
+import torch
+from torch import Tensor
+
+from senet.ops.reference import table_dtype
+
+
+def positions(u: Tensor) -> int:
+    """S, the number of positions of a map."""
+    return u[0, 0].numel() if u.shape[0] else u.shape[2:].numel()
+
+
+def _over(table: Tensor, u: Tensor) -> Tensor:
+    """The table, broadcast over the positions of the map."""
+    return table.reshape(*table.shape, *(1,) * (u.ndim - 2))
+
+
+def moments(u: Tensor) -> tuple[Tensor, Tensor]:
+    """Forward sweep 1: mean and centred (biased) variance of each channel of each image, two (N, C) tables."""
+    variance, mean = torch.var_mean(u.to(table_dtype(u.dtype)), tuple(range(2, u.ndim)), correction=0)
+    return mean, variance
+
+
+def mean(u: Tensor) -> Tensor:
+    """Forward sweep 1 where no variance is asked for: the mean of each channel of each image, (N, C)."""
+    return u.mean(tuple(range(2, u.ndim)), dtype=table_dtype(u.dtype))
+
+
+def affine(u: Tensor, m: Tensor, a: Tensor, b: Tensor, shortcut: Tensor | None, relu: bool) -> Tensor:
+    """Forward sweep 2: δ(a·(u − m) + b + shortcut), computed in the tables' type and rounded once, to the map's.
+
+    Centring on m keeps it well conditioned for maps whose mean is large beside their deviation.
+    """
+    y = _over(a, u) * (u - _over(m, u)) + _over(b, u)
+    if shortcut is not None:
+        y = y + shortcut
+    return (torch.relu(y) if relu else y).to(u.dtype)
+
+
+def affine_backward(dout: Tensor, out: Tensor | None, u: Tensor, m: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Backward sweep 1: g = dout where out > 0, else 0, with Σg·(u − m) and Σg over the positions, two (N, C) tables.
+
+    ``out`` None: there was no ReLU, and g is ``dout`` itself. g is also the shortcut's gradient.
+    """
+    g = dout if out is None else torch.where(out <= 0, 0, dout)  # NaN passes, as in PyTorch's own ReLU
+    return g, *product_sums(g, u, m)
+
+
+def product_sums(g: Tensor, u: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+    """Σg·(u − m) and Σg over the positions, two (N, C) tables."""
+    spatial, wide = tuple(range(2, u.ndim)), g.to(m.dtype)
+    return (wide * (u - _over(m, u))).sum(spatial), wide.sum(spatial)
+
+
+def moments_backward(g: Tensor, u: Tensor, m: Tensor, a: Tensor, dm: Tensor, dv: Tensor) -> Tensor:
+    """Backward sweep 2: du = a·g + dm/S + (2·dv/S)·(u − m), the whole gradient of u, written once."""
+    size = positions(u)
+    du = _over(a, u) * g + _over(dm / size, u) + _over(2 * dv / size, u) * (u - _over(m, u))
+    return du.to(u.dtype)
