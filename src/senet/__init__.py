@@ -7,10 +7,12 @@ from senet._version import __version__
 
 if TYPE_CHECKING:
     from senet.errors import InputError
+    from senet.gates.accelerate import accelerate
     from senet.models.registry import ModelSpec, create_model, list_models, model_spec, register_model
     from senet.models.weights import build_from_checkpoint, load_weights, save_weights
     from senet.nn.residual_tail import ResidualTail
     from senet.nn.squeeze_excite import SEConfig, SqueezeExcite
+    from senet.ops.backend import use_backend
 
 # Public name → where it lives. Loaded at first use (PEP 562), so that the command line answers without importing torch.
 _HOMES = {
@@ -19,6 +21,7 @@ _HOMES = {
     "ResidualTail": "senet.nn.residual_tail",
     "SEConfig": "senet.nn.squeeze_excite",
     "SqueezeExcite": "senet.nn.squeeze_excite",
+    "accelerate": "senet.gates.accelerate",
     "build_from_checkpoint": "senet.models.weights",
     "create_model": "senet.models.registry",
     "list_models": "senet.models.registry",
@@ -26,6 +29,7 @@ _HOMES = {
     "model_spec": "senet.models.registry",
     "register_model": "senet.models.registry",
     "save_weights": "senet.models.weights",
+    "use_backend": "senet.ops.backend",
 }
 
 __all__ = [
@@ -35,6 +39,7 @@ __all__ = [
     "SEConfig",
     "SqueezeExcite",
     "__version__",
+    "accelerate",
     "build_from_checkpoint",
     "create_model",
     "list_models",
@@ -42,6 +47,7 @@ __all__ = [
     "model_spec",
     "register_model",
     "save_weights",
+    "use_backend",
 ]
 
 

@@ -1,7 +1,8 @@
 """Batch norm + SE + shortcut + ReLU on the CPU in one call of the library each way (tail.hpp).
 
-The general form (``senet.ops.moments_affine``) leaves the tables to autograd and takes any norm and any excitation. This
-one takes what nearly every network has, batch norm and the paper's excitation, and saves the cost of the small parts.
+The general form (``senet.ops.moments_affine``) leaves the tables to autograd and takes any norm and any excitation.
+This one takes what nearly every network has, batch norm and the paper's excitation, and saves the cost of the small
+parts.
 """
 
 import math
@@ -24,28 +25,31 @@ GATE_NUMBERS |= {f"identity_{name}": number + 4 for name, number in GATE_NUMBERS
 
 
 def suits(norm: nn.Module | None, excitation: object, u: Tensor) -> bool:
-    """Whether the library covers it: batch norm of its own batch and the paper's excitation, in the tables' type."""
+    """Whether the library covers it: batch norm of its own batch and the paper's excitation, in the tables' type.
+
+    Sizes are looked at too: C++ would read past the end where PyTorch says what is wrong.
+    """
     if not isinstance(norm, _BatchNorm) or isinstance(norm, nn.SyncBatchNorm):
         return False
     if not norm.training or norm.momentum is None:
         return False
-    tensors = [norm.weight, norm.bias, norm.running_mean, norm.running_var]
+    c = u.shape[1]
+    tensors = [(norm.weight, c), (norm.bias, c), (norm.running_mean, c), (norm.running_var, c)]
     if excitation is not None:
         if not isinstance(excitation, FullyConnected):
             return False
-        tensors += [excitation.w1, excitation.b1, excitation.w2, excitation.b2]
+        e, hidden = excitation, excitation.w1.shape[0]
+        tensors += [(e.w1, hidden * c), (e.b1, hidden), (e.w2, c * hidden), (e.b2, c)]
     dtype = table_dtype(u.dtype)
-    return all(t is None or (t.dtype == dtype and t.is_contiguous()) for t in tensors)
+    return all(t is None or (t.dtype == dtype and t.numel() == size and t.is_contiguous()) for t, size in tensors)
 
 
-def batch_norm_tail(
-    u: Tensor, norm: _BatchNorm, excitation: FullyConnected | None, shortcut: Tensor | None, relu: bool
-) -> Tensor:
+def batch_norm_tail(u: Tensor, norm: Any, excitation: Any, shortcut: Tensor | None, relu: bool) -> Tensor:
     """δ(SE(norm(u)) + shortcut) for what ``suits``; arguments and errors as in ``moments_affine.norm_tail``."""
     if u.shape[0] * math.prod(u.shape[2:]) == 1:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(u.shape)}")
     u, last = prepared(u)
-    if norm.num_batches_tracked is not None:
+    if norm.track_running_stats and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
     shortcut = None if shortcut is None else in_layout(shortcut.to(u.dtype), last)
     e = excitation
@@ -86,7 +90,7 @@ class _Tail(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise RuntimeError(NO_DOUBLE_BACKWARD)
         u, weight, w1, w2, kept, *relu_out = ctx.saved_tensors
@@ -101,8 +105,8 @@ class _Tail(torch.autograd.Function):
             dw1, dw2 = torch.empty_like(w1), torch.empty_like(w2)
             db1, db2 = kept.new_empty(hidden), kept.new_empty(c)
         call(
-            "tail_backward", u, dout, out, u, weight, hidden, ctx.gate, w1, w2, kept, dsum, du, dweight, dbias, dw1, db1,
-            dw2, db2,
+            "tail_backward", u, dout, out, u, weight, hidden, ctx.gate, w1, w2, kept, dsum, du, dweight, dbias, dw1,
+            db1, dw2, db2,
         )  # fmt: skip
         grads = (du, dsum, dweight, dbias, dw1, db1, dw2, db2)
         return *(g if need else None for g, need in zip(grads, needs[:8], strict=True)), None, None, None

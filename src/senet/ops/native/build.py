@@ -1,4 +1,4 @@
-"""Compiles the C++ of this folder once, for this very processor, and loads it; the result is kept for later processes."""
+"""Compiles the C++ of this folder once, for this very processor, and loads it; it is kept for later processes."""
 
 import ctypes
 import functools
@@ -40,7 +40,12 @@ def why_not() -> str | None:
 @functools.cache
 def _attempt() -> ctypes.CDLL | BuildError:
     try:
-        return ctypes.CDLL(str(_built()))
+        path = _built()
+        try:
+            return ctypes.CDLL(str(path))
+        except OSError:  # what lies in the cache is not what was put there
+            path.unlink()
+            return ctypes.CDLL(str(_built()))
     except BuildError as error:
         return error
     except OSError as error:  # a folder that cannot be written, a library that does not load
@@ -73,9 +78,8 @@ def _built() -> Path:
     if path is None:
         raise BuildError("no C++ compiler was found (install g++ or clang, or set CXX)")
     version = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
-    key = hashlib.sha256()
-    for part in (version, _processor(), repr((_FLAGS, _TARGETS)), *(f.read_text() for f in sorted(HERE.glob("*.[ch]pp")))):
-        key.update(part.encode())
+    sources = [file.read_text() for file in sorted(HERE.glob("*.[ch]pp"))]
+    key = hashlib.sha256("\0".join((version, _processor(), repr((_FLAGS, _TARGETS)), *sources)).encode())
     target = cache_folder() / f"native-{key.hexdigest()[:20]}.so"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)

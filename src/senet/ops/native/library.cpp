@@ -1,5 +1,6 @@
 // What Python calls, through ctypes: one function a sweep and map type, and the whole residual tail in one call.
 
+#include "inference.hpp"
 #include "sweeps.hpp"
 #include "tail.hpp"
 
@@ -25,6 +26,14 @@
     void moments_backward_##NAME(int64_t n, int64_t c, int64_t s, int threads, int last, const T *g, const T *u,       \
                                  const A *m, const A *a, const A *offset, const A *slope, T *du) {                     \
         moments_backward<T, A>({n, c, s, threads}, last, g, u, m, a, offset, slope, du);                               \
+    }                                                                                                                  \
+    void gate_##NAME(int64_t n, int64_t c, int64_t s, int threads, int last, const T *h, int out, int hidden,          \
+                     int kind, const A *w1, const A *b1, const A *w2, const A *b2, A *gate) {                          \
+        early_gate<T, A>({n, c, s, threads}, last, h, out, {hidden, kind, w1, b1, w2, b2}, gate);                      \
+    }                                                                                                                  \
+    void gated_sum_##NAME(int64_t n, int64_t c, int64_t s, int threads, int last, T *u, const A *gate, const T *id,    \
+                          int relu) {                                                                                  \
+        gated_sum<T, A>({n, c, s, threads}, last, u, gate, id, relu);                                                  \
     }                                                                                                                  \
     void tail_##NAME(int64_t n, int64_t c, int64_t s, int threads, int last, const T *u, const A *weight,              \
                      const A *bias, double eps, double momentum, A *running_mean, A *running_var, int hidden,          \

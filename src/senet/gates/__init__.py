@@ -1,0 +1,1 @@
+"""SE as an operation on networks that exist already."""

@@ -1,0 +1,145 @@
+"""``senet.accelerate``: the inference form of a network, with the network's own keys and the way back to training."""
+
+import copy
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from senet.errors import InputError
+from senet.gates.folding import folded
+from senet.gates.microbatch import InCache
+from senet.ops import early_gate
+
+_version = operator.attrgetter("_version")
+
+
+def accelerate(model: nn.Module, backend: str = "auto") -> nn.Module:
+    """A copy of ``model`` that computes the same function faster at inference; ``model`` is not changed.
+
+    In eval mode norms are folded into convolutions, gates are computed before the last 1×1 convolution of a block, and
+    gate, shortcut and ReLU are applied in one sweep or in that convolution's epilogue (docs/zero-tax.md). Outputs agree
+    to 1e-5 of their size in float32; maps come out channels_last.
+
+    The copy keeps the class, the parameters and the keys: ``state_dict`` loads both ways. ``train()`` gives the ordinary
+    network back and ``eval()`` folds again; weights that change in between are seen. While it is in eval mode its
+    parameters do not require gradients; an input that does gets them through the ordinary operations.
+
+    Args:
+        model: a network that torch.fx can trace: every network of this package, torchvision's, most of timm's.
+        backend: ``"native"``: oneDNN and C++ on the CPU; ``"triton"``: on a CUDA device; ``"reference"``: folded and
+            early-gated in plain PyTorch; ``"auto"``: the first of them that can run.
+
+    Raises:
+        InputError: an unknown backend, one that cannot run here (the message says why), or an untraceable network.
+    """
+    if backend != "auto" and backend not in early_gate.BACKENDS:
+        raise InputError(f"accelerate: {backend!r} is not a backend; there are auto, {', '.join(early_gate.BACKENDS)}")
+    if isinstance(model, Accelerated):
+        raise InputError("accelerate: the network is accelerated already")
+    fast = copy.deepcopy(model)
+    fast.__class__ = _class_for(type(model))
+    fast.__dict__["_requested"] = backend
+    fast.__dict__["_trainable"] = {}
+    fast.train(model.training)
+    if not model.training:
+        fast._form()
+    return fast
+
+
+class _Form:
+    """The inference form, what it was made from, and the state of the parameters then. Not a module: it has no keys."""
+
+    def __init__(self, model: nn.Module, backend: str) -> None:
+        self.tensors = [t for t in (*model.parameters(), *model.buffers()) if not t.is_inference()]
+        self.versions = list(map(_version, self.tensors))
+        self.graph: fx.GraphModule = folded(model, backend)
+        self.run: Any = InCache(self.graph) if backend == "native" else self.graph
+
+    def is_stale(self) -> bool:
+        """Whether a parameter or a statistic has been written to since."""
+        return list(map(_version, self.tensors)) != self.versions
+
+    def __call__(self, x: Tensor) -> Any:
+        return (self.graph if torch.compiler.is_compiling() else self.run)(x)
+
+
+class Accelerated:
+    """What ``accelerate`` adds to a network's class."""
+
+    training: bool
+    _requested: str
+    _trainable: dict[str, bool]
+
+    def forward(self, x: Tensor) -> Any:
+        """The inference form in eval mode, the ordinary network in training mode or where ``x`` needs a gradient."""
+        if self.training or (x.requires_grad and torch.is_grad_enabled()):
+            return super().forward(x)  # type: ignore[misc]
+        if x.ndim == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        with torch.no_grad():
+            return self._form()(x)
+
+    def train(self, mode: bool = True) -> Any:
+        """Switch to the ordinary, trainable network; ``eval()`` goes back to the inference form."""
+        super().train(mode)  # type: ignore[misc]
+        self.__dict__.pop("_fast", None)
+        parameters = dict(self.named_parameters())  # type: ignore[attr-defined]
+        if mode:
+            for name, parameter in parameters.items():
+                parameter.requires_grad_(self._trainable.get(name, parameter.requires_grad))
+            self._trainable.clear()
+        else:
+            for name, parameter in parameters.items():
+                self._trainable.setdefault(name, parameter.requires_grad)
+                parameter.requires_grad_(False)
+        return self
+
+    def _form(self) -> _Form:
+        """The inference form; made anew when a parameter or a statistic has changed since."""
+        form: _Form | None = self.__dict__.get("_fast")
+        if form is None or (not torch.compiler.is_compiling() and form.is_stale()):
+            weight = next(self.parameters())  # type: ignore[attr-defined]
+            form = self.__dict__["_fast"] = _Form(self._ordinary(), self._backend(weight))
+        return form
+
+    def _ordinary(self) -> nn.Module:
+        """This network under its own class, sharing all parameters: what is traced."""
+        twin = copy.copy(self)
+        twin.__dict__ = {k: v for k, v in self.__dict__.items() if k not in ("_requested", "_trainable", "_fast")}
+        twin.__class__ = type(self).__bases__[1]
+        return twin  # type: ignore[return-value]
+
+    def _backend(self, weight: Tensor) -> str:
+        if self._requested == "auto":
+            return next(b for b in ("native", "triton", "reference") if early_gate.why_not(b, weight) is None)
+        reason = early_gate.why_not(self._requested, weight)
+        if reason is not None:
+            raise InputError(f"accelerate: backend {self._requested!r} cannot run here: {reason}; use 'auto'")
+        return self._requested
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, (nn.Module, Tensor)):  # a new head, say
+            self.__dict__.pop("_fast", None)
+        super().__setattr__(name, value)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        self.__dict__.pop("_fast", None)  # another device or type
+        return super()._apply(*args, **kwargs)  # type: ignore[misc]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        state = {k: v for k, v in self.__dict__.items() if k != "_fast"}
+        return _restored, (type(self).__bases__[1], state)
+
+
+def _class_for(ordinary: type) -> type:
+    return type(f"Accelerated{ordinary.__name__}", (Accelerated, ordinary), {"__module__": __name__})
+
+
+def _restored(ordinary: type, state: dict[str, Any]) -> nn.Module:
+    """An accelerated network from a pickle or a copy."""
+    kind = _class_for(ordinary)
+    model = kind.__new__(kind)
+    model.__dict__.update(state)
+    return model

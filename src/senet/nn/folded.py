@@ -1,0 +1,128 @@
+"""What a network is made of once it only infers: convolutions with their norm and activation, and gated tails."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from senet.nn.squeeze_excite import SqueezeExcite
+from senet.ops import early_gate
+from senet.ops.native import inference as native
+from senet.ops.native.inference import PackedConv2d
+
+
+class FoldedConv2d(nn.Module):
+    """A convolution with its frozen norm folded in and, if there is one, its activation and the sum before it.
+
+    Args:
+        conv, norm: what is folded; the weights are copied.
+        activation: ``nn.ReLU``, ``nn.ReLU6`` or None.
+        backend: ``"native"`` packs the weights for oneDNN; else ``F.conv2d``.
+    """
+
+    def __init__(self, conv: nn.Conv2d, norm: nn.Module | None, activation: nn.Module | None, backend: str) -> None:
+        super().__init__()
+        weight, bias = early_gate.fold_norm(conv, norm)
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias)
+        self.stride, self.padding, self.dilation = list(conv.stride), list(conv.padding), list(conv.dilation)
+        self.groups = conv.groups
+        self.activation = activation
+        self._packed: PackedConv2d | None = None
+        if backend == "native":
+            name = "none" if activation is None else "hardtanh" if isinstance(activation, nn.ReLU6) else "relu"
+            bounds = [0.0, 6.0] if name == "hardtanh" else []
+            geometry = (self.stride, self.padding, self.dilation, self.groups)
+            self._packed = PackedConv2d(weight, bias, *geometry, name, bounds)
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether it is an ungrouped 1×1 convolution that keeps the resolution."""
+        return (
+            tuple(self.weight.shape[2:]) == (1, 1)
+            and self.groups == 1
+            and self.stride == [1, 1]
+            and self.padding == [0, 0]
+        )
+
+    def runner(self) -> Callable[..., Tensor]:
+        """What computes this outside of ``torch.compile``, without the cost of a module's call."""
+        return self.forward if self._packed is None else self._packed
+
+    def forward(self, x: Tensor) -> Tensor:
+        """activation(convolution(x)), a new map."""
+        if self._packed is not None and not torch.compiler.is_compiling():
+            return self._packed(x)
+        y = F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        return y if self.activation is None else self.activation(y)
+
+
+class FoldedSum(nn.Module):
+    """δ(convolution(x) + shortcut); ``overwrites`` says that nobody reads the shortcut afterwards."""
+
+    def __init__(self, conv: FoldedConv2d, relu: bool, overwrites: bool) -> None:
+        super().__init__()
+        self.conv, self.relu, self.overwrites = conv, relu, overwrites
+
+    def forward(self, x: Tensor, shortcut: Tensor) -> Tensor:
+        """``shortcut`` has the shape of the convolution's output."""
+        if self.conv._packed is not None and self.overwrites and not torch.compiler.is_compiling():
+            return self.conv._packed.add_to(shortcut, x, self.relu)
+        y = self.conv(x) + shortcut
+        return torch.relu_(y) if self.relu else y
+
+
+class FoldedTail(nn.Module):
+    """δ(SE(convolution(x)) + shortcut), with the gate from x where the convolution is 1×1 (section 3, docs/zero-tax.md).
+
+    Args:
+        conv: the block's last convolution, without an activation.
+        se: the gate behind it; squeeze ``"avg"``.
+        relu: whether a ReLU follows.
+        backend: one of ``early_gate.BACKENDS``.
+    """
+
+    def __init__(self, conv: FoldedConv2d, se: SqueezeExcite, relu: bool, backend: str) -> None:
+        super().__init__()
+        self.conv, self.relu, self.backend = conv, relu, backend
+        self.early = conv.is_pointwise
+        excitation = se.fully_connected()
+        if self.early:
+            self.excitation = early_gate.move_before(conv.weight, conv.bias, excitation)
+        else:
+            self.excitation = early_gate.as_tables(excitation, conv.weight.dtype)
+        # In one look-up: at batch 1 a network's time is a few hundred such steps.
+        self._native = None if conv._packed is None else (conv._packed, self.excitation)
+
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        """``shortcut`` has the shape of the convolution's output, or is None."""
+        if self._native is not None and not torch.compiler.is_compiling():
+            packed, excitation = self._native
+            gate = native.gate_of(x, excitation) if self.early else None
+            u = packed(x)
+            return native.gated_sum_(u, native.gate_of(u, excitation) if gate is None else gate, shortcut, self.relu)
+        backend = "reference" if torch.compiler.is_compiling() else self.backend
+        if self.early and backend == "triton":
+            gate = early_gate.gate_of(x, self.excitation, backend)
+            return early_gate.gated_pointwise(x, self.conv.weight, self.conv.bias, gate, shortcut, self.relu, backend)
+        gate = early_gate.gate_of(x, self.excitation, backend) if self.early else None
+        u = self.conv(x)
+        if gate is None:
+            gate = early_gate.gate_of(u, self.excitation, backend)
+        return early_gate.gated_sum(u, gate, shortcut, self.relu, backend)
+
+
+class FoldedGate(nn.Module):
+    """SE of a map that others may still read: gate·x, a new map."""
+
+    def __init__(self, se: SqueezeExcite, dtype: torch.dtype, backend: str) -> None:
+        super().__init__()
+        self.excitation = early_gate.as_tables(se.fully_connected(), dtype)
+        self.backend = backend
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, *S) → the same shape."""
+        backend = "reference" if torch.compiler.is_compiling() else self.backend
+        gate = early_gate.gate_of(x, self.excitation, backend)
+        return early_gate.gated_sum(x.clone() if backend == "native" else x, gate, None, False, backend)

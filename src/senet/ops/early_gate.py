@@ -1,0 +1,100 @@
+"""Inference without a tax: the gate is known before the last convolution runs (docs/zero-tax.md).
+
+Global average pooling commutes with a 1×1 convolution and with a folded norm: mean(W₃·h + b₃) = W₃·mean(h) + b₃. So the
+gate comes from h, the input of the block's last 1×1 convolution, which has a quarter of the channels; and the first FC
+may be multiplied with that convolution once and for all: W₁·(W₃·mean(h) + b₃) + b₁ = (W₁·W₃)·mean(h) + (W₁·b₃ + b₁).
+
+Shapes: h (N, C, *S), weight (O, C, 1, 1), gate (N, O); R bottleneck channels.
+"""
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from senet.ops import reference
+from senet.ops.native import inference as native
+from senet.ops.reference import FullyConnected
+
+BACKENDS = ("reference", "native", "triton")
+
+
+@torch.no_grad()
+def fold_norm(conv: nn.Conv2d, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the convolution with its frozen batch norm multiplied in, computed in float64."""
+    weight = conv.weight.double()
+    bias = weight.new_zeros(weight.shape[0]) if conv.bias is None else conv.bias.double()
+    if norm is not None:
+        mean, var = norm.running_mean.double(), norm.running_var.double()
+        g = torch.rsqrt(var + norm.eps) if norm.weight is None else norm.weight.double() * torch.rsqrt(var + norm.eps)
+        weight, bias = weight * g.reshape(-1, 1, 1, 1), (bias - mean) * g
+        bias = bias if norm.bias is None else bias + norm.bias.double()
+    return weight.to(conv.weight.dtype), bias.to(conv.weight.dtype)
+
+
+@torch.no_grad()
+def move_before(weight: Tensor, bias: Tensor, excitation: FullyConnected) -> FullyConnected:
+    """The excitation as a function of the mean of h, the input of the 1×1 convolution ``weight``, ``bias``.
+
+    Its first FC is (R, C) instead of (R, O). Tables are float32, or float64 for float64 weights.
+    """
+    w1 = excitation.w1.flatten(1).double()
+    b1 = w1 @ bias.double()
+    b1 = b1 if excitation.b1 is None else b1 + excitation.b1.double()
+    return as_tables(replace(excitation, w1=w1 @ weight.flatten(1).double(), b1=b1), weight.dtype)
+
+
+@torch.no_grad()
+def as_tables(excitation: FullyConnected, dtype: torch.dtype) -> FullyConnected:
+    """The excitation with matrices in the type of tables, detached from its module."""
+    table = reference.table_dtype(dtype)
+
+    def own(t: Tensor | None) -> Tensor | None:
+        return None if t is None else t.detach().to(table).contiguous().clone()
+
+    e = excitation
+    w1, w2 = e.w1.flatten(1).detach().to(table).contiguous(), e.w2.flatten(1).detach().to(table).contiguous().clone()
+    return FullyConnected(w1, own(e.b1), w2, own(e.b2), e.gate)
+
+
+def why_not(backend: str, weight: Tensor) -> str | None:
+    """Why the inference kernels of a backend cannot run on the device and type of ``weight``; None if they can."""
+    if backend == "native":
+        return native.why_not(weight)
+    if backend == "triton" and weight.device.type != "cuda":
+        return "the network is not on a CUDA device"
+    if backend == "triton" and weight.dtype == torch.float64:
+        return "Triton's matrix product takes float16, bfloat16 and float32"
+    return None
+
+
+def gate_of(h: Tensor, excitation: FullyConnected, backend: str) -> Tensor:
+    """The gate from the mean of ``h``, (N, C, *S) → (N, O)."""
+    if backend == "native":
+        return native.gate_of(h, excitation)
+    return excitation(reference.squeeze(h))
+
+
+def gated_sum(u: Tensor, gate: Tensor, shortcut: Tensor | None, relu: bool, backend: str) -> Tensor:
+    """δ(gate·u + shortcut); overwrites ``u`` where the backend can."""
+    if backend == "native":
+        return native.gated_sum_(u, gate, shortcut, relu)
+    if backend == "triton":
+        from senet.ops import triton_kernels  # noqa: PLC0415 - imported where a GPU is, as Triton is heavy
+
+        return triton_kernels.scale_add_relu(u, gate, shortcut, relu)
+    y = reference.scale(u, gate)
+    y = y if shortcut is None else y + shortcut
+    return torch.relu(y) if relu else y
+
+
+def gated_pointwise(
+    h: Tensor, weight: Tensor, bias: Tensor, gate: Tensor, shortcut: Tensor | None, relu: bool, backend: str
+) -> Tensor:
+    """δ(gate·(weight·h + bias) + shortcut): a 1×1 convolution, stride 1, with the tail in its epilogue."""
+    if backend == "triton":
+        from senet.ops import triton_gemm  # noqa: PLC0415 - as above
+
+        return triton_gemm.gated_pointwise(h, weight.flatten(1), bias, gate, shortcut, relu)
+    return gated_sum(F.conv2d(h, weight, bias), gate, shortcut, relu, backend)

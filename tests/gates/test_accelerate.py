@@ -1,0 +1,311 @@
+"""The inference form against the ordinary network, and the way there and back."""
+
+import copy
+import pickle
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+
+import senet
+from senet import SEConfig
+from senet.gates import microbatch
+from senet.nn.folded import FoldedConv2d, FoldedGate, FoldedSum, FoldedTail
+from senet.ops import early_gate
+
+QUICK = {"resnet18", "se_resnet20", "se_resnet50", "se_vgg16_bn", "se_mobilenet_v1"}
+NAMES = [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in senet.list_models()]
+
+
+def settled(model, size=64, batch=8, dtype=torch.float64):
+    """In eval mode, with the statistics of real maps: fresh ones let a deep network amplify every rounding."""
+    model = model.to(dtype)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        model.train()(torch.randn(batch, 3, size, size, generator=generator, dtype=dtype))
+    return model.eval()
+
+
+def size_of(name):
+    spec = senet.model_spec(name)
+    return max(spec.min_size, 32 if spec.input_size == 32 else 64)
+
+
+def images(size, batch=3, dtype=torch.float64, seed=2):
+    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def relative(a, b):
+    return ((a - b).abs().max() / b.abs().max()).item()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_network_computes_the_same_function(name):
+    torch.manual_seed(0)
+    size = size_of(name)
+    model = settled(senet.create_model(name, 7), size)
+    x = images(size)
+    with torch.no_grad():
+        exact = model(x)
+        assert relative(senet.accelerate(model, "reference")(x), exact) < 1e-9
+        # In float32 the order of sums differs: it must be as good as the ordinary network in float32 is, or 1e-5.
+        single = copy.deepcopy(model).float()
+        own_error = relative(single(x.float()).double(), exact)
+        fast = senet.accelerate(single)
+        assert relative(fast(x.float()).double(), exact) <= max(1e-5, 4 * own_error)
+        assert relative(fast(x[:1].float()).double(), exact[:1]) <= max(1e-5, 4 * own_error)
+    assert list(fast.state_dict()) == list(single.state_dict())
+
+
+def kinds(fast):
+    return [type(module) for module in fast._form().graph.modules()]
+
+
+def test_bottlenecks_get_the_early_gate_and_basic_blocks_the_late_one():
+    fast = senet.accelerate(senet.create_model("se_resnet50").eval())
+    tails = [m for m in fast._form().graph.modules() if isinstance(m, FoldedTail)]
+    assert len(tails) == 16
+    assert all(tail.early for tail in tails)
+    # its first FC is a quarter as wide: it takes the input of the last convolution
+    assert tails[-1].excitation.w1.shape == (128, 512)
+    basic = senet.accelerate(senet.create_model("se_resnet18").eval())
+    assert [m.early for m in basic._form().graph.modules() if isinstance(m, FoldedTail)] == [False] * 8
+
+
+def test_no_norm_is_left_in_a_resnet_and_plain_sums_overwrite_their_shortcut():
+    fast = senet.accelerate(senet.create_model("resnet50").eval())
+    assert nn.BatchNorm2d not in kinds(fast)
+    assert kinds(fast).count(FoldedConv2d) == 53
+    sums = [m for m in fast._form().graph.modules() if isinstance(m, FoldedSum)]
+    assert len(sums) == 16
+    assert all(m.overwrites for m in sums)
+
+
+def test_features_that_are_returned_are_not_overwritten():
+    torch.manual_seed(0)
+    model = settled(senet.create_model("resnet18", features_only=True))
+    x = images(64)
+    with torch.no_grad():
+        for ours, theirs in zip(senet.accelerate(model, "reference")(x), model(x), strict=True):
+            assert relative(ours, theirs) < 1e-9
+        single = model.float()
+        for ours, theirs in zip(senet.accelerate(single)(x.float()), single(x.float()), strict=True):
+            assert relative(ours, theirs) < 1e-4
+
+
+@pytest.mark.parametrize("placement", ["standard", "pre", "post", "identity", "3x3"])
+@pytest.mark.parametrize("gate", ["sigmoid", "tanh", "hard_sigmoid"])
+def test_placements_and_gates(placement, gate):
+    torch.manual_seed(0)
+    se = SEConfig(placement=placement, gate=gate, identity_init=gate == "tanh")
+    model = settled(senet.create_model("resnet8", 5, se=se), 32)
+    x = images(32)
+    with torch.no_grad():
+        assert relative(senet.accelerate(model, "reference")(x), model(x)) < 1e-9
+        single = model.float()
+        assert relative(senet.accelerate(single)(x.float()), single(x.float())) < 1e-5
+
+
+@pytest.mark.parametrize("squeeze", ["max", "none"])
+def test_other_squeezes_are_left_as_they_are(squeeze):
+    torch.manual_seed(0)
+    model = settled(senet.create_model("resnet8", 5, se=SEConfig(squeeze=squeeze)), 32)
+    with torch.no_grad():
+        assert relative(senet.accelerate(model, "reference")(images(32)), model(images(32))) < 1e-9
+    assert FoldedTail not in kinds(senet.accelerate(model))
+    assert FoldedGate not in kinds(senet.accelerate(model))
+
+
+@pytest.mark.parametrize("make", [torchvision.models.resnet18, lambda: timm.create_model("resnet26")])
+def test_networks_of_others(make):
+    torch.manual_seed(0)
+    model = settled(make())
+    x = images(64)
+    with torch.no_grad():
+        assert relative(senet.accelerate(model, "reference")(x), model(x)) < 1e-9
+    assert nn.BatchNorm2d not in kinds(senet.accelerate(model))
+
+
+def test_bfloat16_and_contiguous_images():
+    torch.manual_seed(0)
+    model = settled(senet.create_model("se_resnet50", 5), dtype=torch.float32)
+    x = images(64, dtype=torch.float32)
+    with torch.no_grad():
+        expected = model(x)
+        assert relative(senet.accelerate(model)(x.contiguous()), expected) < 1e-3
+        half = senet.accelerate(copy.deepcopy(model).bfloat16())(x.bfloat16())
+        ordinary = copy.deepcopy(model).bfloat16()(x.bfloat16())
+    assert half.dtype == torch.bfloat16
+    # as far from float32 as bfloat16 is anyway
+    assert relative(half.float(), expected) < 2 * relative(ordinary.float(), expected)
+
+
+def test_the_model_itself_is_not_touched():
+    torch.manual_seed(0)
+    model = senet.create_model("se_resnet8", 5).eval()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    fast = senet.accelerate(model)
+    with torch.no_grad():
+        fast(images(32, dtype=torch.float32))
+    assert all(p.requires_grad for p in model.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert type(model).__name__ == "CifarResNet"
+    assert isinstance(fast, type(model))
+
+
+def test_training_gives_the_ordinary_network_back_and_eval_folds_what_it_learned():
+    torch.manual_seed(0)
+    model = senet.create_model("se_resnet8", 5)
+    model.fc.bias.requires_grad_(False)
+    fast = senet.accelerate(model.eval())
+    assert not any(p.requires_grad for p in fast.parameters())
+    x = images(32, dtype=torch.float32)
+    fast.train()
+    assert [p.requires_grad for p in fast.parameters()] == [p.requires_grad for p in model.parameters()]
+    model.train()
+    torch.testing.assert_close(fast(x), model(x), rtol=0, atol=0)
+    for each in (fast, model):
+        optimizer = torch.optim.SGD([p for p in each.parameters() if p.requires_grad], lr=0.1)
+        each(x).square().sum().backward()
+        optimizer.step()
+    fast.eval()
+    model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_weights_that_change_are_seen():
+    torch.manual_seed(0)
+    model = senet.create_model("se_resnet8", 5).eval()
+    other = senet.create_model("se_resnet8", 5).eval()
+    fast = senet.accelerate(model)
+    x = images(32, dtype=torch.float32)
+    with torch.no_grad():
+        fast(x)
+        fast.load_state_dict(other.state_dict(), strict=True)  # keys are the network's own
+        torch.testing.assert_close(fast(x), other(x), rtol=1e-5, atol=1e-6)
+        model.load_state_dict(fast.state_dict(), strict=True)  # and back
+        torch.testing.assert_close(model(x), other(x), rtol=0, atol=0)
+        fast.layer1[0].bn2.weight.mul_(3)
+        assert relative(fast(x), other(x)) > 1e-3
+        fast.reset_classifier(2)
+        assert fast(x).shape == (3, 2)
+        assert fast.double()(x.double()).dtype == torch.float64
+
+
+def test_a_gradient_of_the_image_goes_through_the_ordinary_operations():
+    torch.manual_seed(0)
+    model = settled(senet.create_model("se_resnet8", 5), 32)
+    gradients = []
+    for each in (model, senet.accelerate(model)):
+        x = images(32).requires_grad_()
+        each(x).square().sum().backward()
+        gradients.append(x.grad)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-10, atol=1e-12)
+
+
+def test_copies_and_pickles():
+    torch.manual_seed(0)
+    fast = senet.accelerate(senet.create_model("se_resnet8", 5).eval())
+    x = images(32, dtype=torch.float32)
+    with torch.no_grad():
+        expected = fast(x)
+        for twin in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
+            torch.testing.assert_close(twin(x), expected, rtol=0, atol=0)
+            twin.conv1.weight.zero_()
+            assert relative(twin(x), expected) > 1e-3
+        torch.testing.assert_close(fast(x), expected, rtol=0, atol=0)
+
+
+def test_micro_batches_give_the_same_and_are_used(monkeypatch):
+    monkeypatch.setattr(microbatch, "_WORTH_IT", 4 * 2**10)
+    monkeypatch.setattr(microbatch, "_AT_ONCE", 2 * 16 * 32 * 32 * 4)
+    torch.manual_seed(0)
+    model = settled(senet.create_model("se_resnet20", 5), 32, dtype=torch.float32)
+    whole = senet.accelerate(model, "reference")
+    fast = senet.accelerate(model, "native")
+    x = images(32, batch=5, dtype=torch.float32)
+    with torch.no_grad():
+        assert relative(fast(x), whole(x)) < 1e-5
+    (plan,) = fast._form().run.plans.values()
+    assert plan is not None
+    assert plan[2] == 2
+    with torch.no_grad():
+        assert fast(x[:0]).shape == (0, 5)
+
+
+def test_compiles_as_one_graph():
+    torch.manual_seed(0)
+    model = settled(senet.create_model("se_resnet8", 5), 32, dtype=torch.float32)
+    fast = senet.accelerate(model)
+    x = images(32, dtype=torch.float32)
+    with torch.no_grad():
+        compiled = torch.compile(fast, fullgraph=True)
+        assert relative(compiled(x), model(x)) < 1e-5
+
+
+class Branching(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+def test_bad_input_gets_one_line():
+    model = senet.create_model("se_resnet8").eval()
+    with pytest.raises(senet.InputError, match="'fast' is not a backend; there are auto, reference, native, triton"):
+        senet.accelerate(model, "fast")
+    with pytest.raises(senet.InputError, match="accelerated already"):
+        senet.accelerate(senet.accelerate(model))
+    with pytest.raises(senet.InputError, match="cannot trace Branching") as error:
+        senet.accelerate(nn.Sequential(Branching()).eval()[0])
+    assert "\n" not in str(error.value)
+    if not torch.cuda.is_available():
+        with pytest.raises(senet.InputError, match="'triton' cannot run here: the network is not on a CUDA device"):
+            senet.accelerate(model, "triton")
+    with pytest.raises(senet.InputError, match="'native' cannot run here: oneDNN takes float32 and bfloat16"):
+        senet.accelerate(model.double(), "native")
+
+
+def test_the_gate_before_the_convolution_is_the_gate_behind_it():
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda *size: torch.randn(*size, generator=generator, dtype=torch.float64)  # noqa: E731
+    h, weight, bias = draw(3, 6, 5, 4), draw(10, 6, 1, 1), draw(10)
+    se = senet.SqueezeExcite(10, SEConfig(hidden=4)).double()
+    behind = se.gate(nn.functional.conv2d(h, weight, bias))
+    before = early_gate.move_before(weight, bias, se.fully_connected())
+    assert before.w1.shape == (4, 6)
+    torch.testing.assert_close(early_gate.gate_of(h, before, "reference"), behind.detach(), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize(
+    "gate", sorted({"sigmoid", "tanh", "relu", "hard_sigmoid", "identity_sigmoid", "identity_tanh"})
+)
+def test_native_gate_and_sum_against_the_reference(gate, channels_last, dtype):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 37, 5, 7, generator=generator).to(dtype)
+    shortcut = torch.randn(3, 37, 5, 7, generator=generator).to(dtype)
+    if channels_last:
+        x, shortcut = (t.contiguous(memory_format=torch.channels_last) for t in (x, shortcut))
+    se = senet.SqueezeExcite(37, SEConfig(hidden=5, gate=gate.removeprefix("identity_"), bias=False)).requires_grad_(
+        False
+    )
+    se.gate_name = gate
+    excitation = early_gate.as_tables(se.fully_connected(), dtype)
+    expected = early_gate.gate_of(x, excitation, "reference")
+    got = early_gate.gate_of(x, excitation, "native")
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+    for relu in (True, False):
+        for id_map in (shortcut, None):
+            want = early_gate.gated_sum(
+                x.double(), got.double(), None if id_map is None else id_map.double(), relu, "reference"
+            )
+            have = early_gate.gated_sum(x.clone(), got, id_map, relu, "native")
+            assert have.dtype == dtype
+            tolerance = 1e-6 if dtype == torch.float32 else 2**-8
+            torch.testing.assert_close(have.double(), want, rtol=tolerance, atol=tolerance)
