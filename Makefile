@@ -25,9 +25,12 @@ types: $(INSTALLED)
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-bench: $(INSTALLED)  ## the measurements behind the README's tables; appends to benchmarks/results/
+bench: $(INSTALLED)  ## the measurements behind the README's tables; appends to benchmarks/results/ and fills the tables
 	$(BIN)/python benchmarks/against_timm.py
 	$(BIN)/python benchmarks/loader.py
+	$(BIN)/python benchmarks/tax.py
+	$(BIN)/python benchmarks/tax_sweep.py
+	$(BIN)/python benchmarks/tables.py
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'senet needs Python 3.11 or newer: make PYTHON=python3.12')"

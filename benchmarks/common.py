@@ -2,26 +2,21 @@
 
 import csv
 import datetime
-import platform
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-import torch
+from senet.measure.machine import machine
 
 RESULTS = Path(__file__).parent / "results"
 
 
-def hardware() -> str:
+def hardware(here: dict[str, Any]) -> str:
     """The processor (and accelerator), and how many cores PyTorch uses."""
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        models = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        name = models[0] if models else name
-    gpu = f" + {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{name}, {torch.get_num_threads()} threads{gpu}"
+    gpu = f" + {here['gpu']}" if here["gpu"] else ""
+    return f"{here['processor']}, {here['threads']} threads{gpu}"
 
 
 def commit() -> str:
@@ -39,12 +34,13 @@ def append_row(file: str, at_commit: str | None = None, **values: object) -> Non
 
     ``at_commit`` names the commit that was measured, when it is older than this checkout.
     """
+    here = machine()
     row = {
         "date": datetime.date.today().isoformat(),
         "commit": at_commit or commit(),
-        "hardware": hardware(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
+        "hardware": hardware(here),
+        "python": here["python"],
+        "torch": here["torch"],
         **values,
         "command": shlex.join(["python", "benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]]),
     }

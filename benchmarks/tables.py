@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import passes
 from gpu import GPU_TARGETS, SHARE_OF_COPY
 from tax import CPU_TARGETS, Target
 
@@ -155,6 +156,20 @@ def target_lines(where: str, target: Target, rows: list[dict[str, str]]) -> list
     ] or [[what, "", NOT_MEASURED, limit, ""]]
 
 
+def pass_counts() -> str:
+    """Maps read and written by the end of a residual block in training."""
+    forms = {
+        "without SE, operation by operation": passes.PLAIN,
+        "with SE, operation by operation": passes.EAGER,
+        "**with SE, in sweeps**": passes.SWEEPS,
+    }
+    counts = {name: passes.transfers(form) for name, form in forms.items()}
+    lines = [
+        [name, str(forward), str(backward), str(forward + backward)] for name, (forward, backward) in counts.items()
+    ]
+    return markdown(["norm, SE, shortcut, ReLU", "forward", "backward", "in all"], lines)
+
+
 def engines(file: str) -> str:
     """What SE costs on each engine: its time with SE over its time without."""
     rows = latest([row for row in rows_of(file) if row["of"] == "time"], *TAX_KEYS)
@@ -189,6 +204,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "against_timm": against_timm,
     "loader": loader,
     "cifar10": cifar10,
+    "passes": pass_counts,
     "tax": tax,
     "tax_engines": lambda: engines("tax.csv"),
     "gpu_engines": lambda: engines("gpu_tax.csv"),

@@ -11,7 +11,7 @@ from senet.cli.main import EXTRAS, app, describe
 
 def test_version_and_help_of_every_command(senet):
     assert senet("--version") == (0, f"senet {__version__}\n", "")
-    for command in ("train", "eval", "predict", "compare", "list"):
+    for command in ("train", "eval", "predict", "compare", "list", "bench"):
         result = CliRunner().invoke(app, [command, "--help"])
         assert result.exit_code == 0
         assert "Usage:" in result.output

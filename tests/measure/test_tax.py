@@ -15,8 +15,8 @@ from torch import nn
 from torch._inductor import freezing
 
 import senet
-from senet.measure import checks, tax
-from senet.measure.candidates import BASE, CANDIDATES, Setting, build, choose
+from senet.measure import checks, stages, tax
+from senet.measure.candidates import BASE, CANDIDATES, Setting, build, choose, make_twins
 from senet.measure.memory import saved_for_backward
 from senet.measure.tax import CheckError, Measured, checked_setting, measure, measure_into
 from senet.measure.tax_figure import plot_tax
@@ -114,6 +114,22 @@ def test_rows_are_the_ratios_of_the_same_rounds(mode):
         assert 1 < rows["se-reference"]["saved_mb_per_image"] / rows[BASE]["saved_mb_per_image"] < 2
     else:
         assert rows[BASE]["saved_mb_per_image"] is None
+
+
+@pytest.mark.parametrize("mode", ["train", "inference"])
+def test_stages_that_are_functions_get_the_input_that_they_get_in_the_network(mode):
+    setting = Setting("se_bn_inception", mode, 2, 64, candidates=EAGER)
+    twins = make_twins(setting)
+    runner = build(CANDIDATES["se-reference"], setting, twins)
+    entries = stages._entries(runner.model, "se-reference", setting, twins)
+    with torch.no_grad():
+        maps = runner.model.forward_stages(twins.x)
+    for (stage, entry), after in zip(entries, maps, strict=True):
+        with torch.no_grad():
+            torch.testing.assert_close(stage(entry), after)
+    costs = stages.stage_costs(setting, twins, {n: build(CANDIDATES[n], setting, twins) for n in EAGER}, rounds=1)
+    assert [cost.stage for cost in costs] == [2, 3, 4, 5]
+    assert all(cost.ms > 0 for cost in costs)
 
 
 def test_bytes_saved_for_backward_counted_by_hand():

@@ -114,21 +114,31 @@ def test_damaged_and_missing_files(tmp_path):
         senet.build_from_checkpoint(tmp_path / "wrong.safetensors")
 
 
-def test_pretrained_replaces_the_head_for_another_class_count(tmp_path, caplog):
-    source = senet.create_model("se_resnet8", 10)
+@pytest.mark.parametrize(
+    ("name", "anew"),
+    [
+        ("se_resnet8", ["fc.weight", "fc.bias"]),
+        ("vgg16_bn", ["classifier.6.weight", "classifier.6.bias"]),  # its two hidden layers are kept
+        ("mobilenet_v1", ["classifier.weight", "classifier.bias"]),
+    ],
+)
+def test_pretrained_replaces_the_head_for_another_class_count(tmp_path, caplog, name, anew):
+    source = senet.create_model(name, 10)
     torch.save(source.state_dict(), tmp_path / "w.pth")
-    model = senet.create_model("se_resnet8", 3, pretrained=tmp_path / "w.pth")
-    assert "another number of classes" in caplog.text
-    assert model.fc.out_features == 3
-    assert torch.equal(model.layer1[0].se.fc1.weight, source.layer1[0].se.fc1.weight)
+    model = senet.create_model(name, 3, pretrained=tmp_path / "w.pth")
+    assert f"another number of classes: {', '.join(anew)} start anew" in caplog.text
+    own, theirs = model.state_dict(), source.state_dict()
+    assert len(own[anew[0]]) == 3
+    assert [key for key in own if key not in anew and not torch.equal(own[key], theirs[key])] == []
 
 
 @pytest.mark.parametrize("form", [{"num_classes": 0}, {"features_only": True}])
-def test_a_classifiers_weights_load_into_a_backbone(tmp_path, form):
-    source = senet.create_model("se_resnet8", 10).eval()
+@pytest.mark.parametrize("name", ["se_resnet8", "vgg16_bn", "mobilenet_v1"])
+def test_a_classifiers_weights_load_into_a_backbone(tmp_path, name, form):
+    source = senet.create_model(name, 10).eval()
     senet.save_weights(tmp_path / "w.safetensors", source)
-    trunk = senet.create_model("se_resnet8", pretrained=tmp_path / "w.safetensors", **form).eval()
-    x = torch.randn(2, 3, 16, 16)
+    trunk = senet.create_model(name, pretrained=tmp_path / "w.safetensors", **form).eval()
+    x = torch.randn(2, 3, 32, 32)
     assert torch.equal(trunk.forward_features(x), source.forward_features(x))
 
 

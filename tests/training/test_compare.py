@@ -39,6 +39,19 @@ def test_comparison_end_to_end(pictures, quick_recipe, tmp_path):
     assert metadata["se"]["reduction"] == 4
 
 
+def test_a_mistake_leaves_the_comparison_that_was_to_be_overwritten(pictures, quick_recipe, tmp_path):
+    compare(RunSettings(str(pictures), "resnet8"), quick_recipe("epochs=1"), tmp_path / "out", seeds=1)
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    weights = str(tmp_path / "out" / "runs" / "resnet8-seed0" / "last.safetensors")
+    for settings, recipe, message in (
+        (RunSettings(str(pictures), "resnet8"), quick_recipe("transform.cutout=13"), "cutout is 13"),
+        (RunSettings(str(pictures), "resnet8", pretrained=weights), quick_recipe(), "does not fit this network"),
+    ):
+        with pytest.raises(InputError, match=message):
+            compare(settings, recipe, tmp_path / "out", overwrite=True)
+        assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
+
+
 def test_last_epoch_is_reported_not_the_best(pictures, quick_recipe, tmp_path):
     found = compare(RunSettings(str(pictures), "resnet8"), quick_recipe("epochs=3"), tmp_path / "out", seeds=1)
     for side in (found.plain, found.se):

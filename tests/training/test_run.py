@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 
+import senet
 from senet.errors import InputError
 from senet.models.weights import build_from_checkpoint, load_weights
 from senet.training.callbacks import NonFiniteError
@@ -80,10 +81,38 @@ def test_mistakes_are_found_before_a_folder_is_made(pictures, quick_recipe, tmp_
         (RunSettings(str(pictures), "se_resnet8", se=(("gate", "soft"),)), quick_recipe(), "gate"),
         (RunSettings(str(pictures), "se_resnet8", limit_batches=0), quick_recipe(), "limit_batches"),
         (RunSettings(str(pictures), "se_resnet8", device="cpu"), quick_recipe("precision=16-mixed"), "16-mixed"),
+        (RunSettings(str(pictures), "se_resnet8", devices=3), quick_recipe(), "batch_size=8 .* among 3 devices"),
+        (RunSettings(str(pictures), "se_resnet8"), quick_recipe("transform.cutout=13"), "cutout is 13: give 0 to 12"),
     ):
         with pytest.raises(InputError, match=message):
             train(settings, recipe, tmp_path / "run")
         assert not (tmp_path / "run").exists()
+
+
+def test_a_mistake_leaves_the_run_that_was_to_be_overwritten(pictures, quick_recipe, tmp_path):
+    good = RunSettings(str(pictures), "resnet8")
+    train(good, quick_recipe("epochs=1"), tmp_path / "run", loggers=False)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    weights = str(tmp_path / "run" / "last.safetensors")
+    for settings, recipe, message in (
+        (good, quick_recipe("transform.cutout=13"), "cutout is 13"),
+        (good, quick_recipe("transform.size=10", "transform.resize=8"), "resize 8 is below size 10"),
+        (RunSettings(str(pictures), "resnet14", pretrained=weights), quick_recipe(), "does not fit this network"),
+        (RunSettings(str(pictures), "resnet8", devices=3), quick_recipe(), "batch_size"),
+        (RunSettings(str(tmp_path / "none"), "resnet8"), quick_recipe(), "none"),
+    ):
+        with pytest.raises(InputError, match=message):
+            train(settings, recipe, tmp_path / "run", overwrite=True, loggers=False)
+        assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+def test_what_is_said_before_the_folder_is_made_is_in_its_log(pictures, quick_recipe, tmp_path):
+    senet.save_weights(tmp_path / "ten.safetensors", senet.create_model("resnet8", 10))
+    settings = RunSettings(str(pictures), "resnet8", pretrained=str(tmp_path / "ten.safetensors"))
+    train(settings, quick_recipe("epochs=1"), tmp_path / "run", loggers=False)
+    log = (tmp_path / "run" / "log.txt").read_text().splitlines()
+    assert "another number of classes" in log[0]
+    assert "33 images" in log[1]
 
 
 def test_a_loss_that_explodes_stops_the_run_and_spares_the_last_state(pictures, quick_recipe, tmp_path):

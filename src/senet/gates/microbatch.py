@@ -31,6 +31,7 @@ class Program:
         return getattr(self._modules, name)
 
     def __call__(self, x: Tensor) -> Any:
+        """What the graph returns for ``x``."""
         return self._steps(self, x)
 
 
@@ -43,6 +44,7 @@ class InCache:
         self.plans: dict[tuple[int, ...], tuple[Program, Program, int] | None] = {}
 
     def __call__(self, x: Tensor) -> Any:
+        """What the graph returns for ``x``, (N, …)."""
         plan = self._plan_for(x)
         if plan is None or x.shape[0] <= plan[2]:
             return self.whole(x)

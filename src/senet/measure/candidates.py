@@ -210,7 +210,7 @@ def build(candidate: Candidate, setting: Setting, twins: Twins) -> Runner:
     if setting.mode == "inference":
         model = model.to(DTYPES[setting.dtype])
         if candidate.home == "accelerated":
-            model = senet.accelerate(model, backend=candidate.backend).eval()
+            model = senet.accelerate(model, backend=candidate.backend)
         return Runner(_inference(model, candidate, twins.x.to(DTYPES[setting.dtype])), model)
     # A rate of 0 takes the same time and leaves the weights of all candidates alike, however many steps are timed.
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)

@@ -14,7 +14,7 @@ from senet.measure.timing import interleaved, ratio
 from senet.models.base import FIRST_STAGE, ConvNet
 
 Stage = Callable[[Tensor], Tensor]
-_STAGED = ("se-reference", "se-fast", "se-accelerated")
+_STAGED = ("se-reference", "se-fast")  # what is accelerated has no stages of its own
 
 
 @dataclass(frozen=True)

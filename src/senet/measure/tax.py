@@ -6,15 +6,12 @@ quartiles. Correctness is checked first, and nothing that fails is timed.
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from senet._version import __version__
 from senet.errors import InputError
 from senet.measure import checks
 from senet.measure.candidates import BASE, CANDIDATES, DTYPES, LAYOUTS, Runner, Setting, Twins, build, make_twins
@@ -92,23 +89,6 @@ class Measured:
             "rows": self.rows(),
             "stages": [asdict(stage) for stage in self.stages],
         }
-
-
-def machine() -> dict[str, Any]:
-    """This machine in words, and the versions that decide about speed."""
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        models = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        name = models[0] if models else name
-    return {
-        "processor": name,
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "senet": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
 
 
 def checked_setting(setting: Setting) -> Setting:

@@ -8,7 +8,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from senet.measure.tax import COLUMNS, Measured, machine
+from senet.measure.machine import machine
+from senet.measure.tax import COLUMNS, Measured
 from senet.measure.tax_figure import plot_tax
 from senet.models.weights import write_atomically
 

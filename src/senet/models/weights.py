@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from senet._version import __version__
 from senet.errors import InputError
+from senet.models.base import ConvNet
 from senet.models.registry import create_model
 from senet.nn.squeeze_excite import SEConfig, SqueezeExcite
 
@@ -114,12 +115,13 @@ def load_pretrained(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """
     state, _ = load_weights(path)
     own = model.state_dict()
-    head = [key for key in ("fc.weight", "fc.bias") if key in own]
-    if not head:  # pooled features or stage maps are wanted: a classifier's file has two tensors too many
-        state = {key: value for key, value in state.items() if key not in ("fc.weight", "fc.bias")}
-    elif any(key in state and state[key].shape != own[key].shape for key in head):
-        _LOG.warning("%s has another number of classes: the classifier starts anew", path)
-        state = state | {key: own[key] for key in head}
+    head = f"{getattr(model, 'head_name', ConvNet.head_name)}."
+    if not any(key.startswith(head) for key in own):  # pooled features or stage maps are wanted
+        state = {key: value for key, value in state.items() if not key.startswith(head)}
+    anew = {k: v for k, v in own.items() if k.startswith(head) and k in state and state[k].shape != v.shape}
+    if anew:
+        _LOG.warning("%s has another number of classes: %s start anew", path, ", ".join(anew))
+        state = state | anew
     gates = [(name, module) for name, module in model.named_modules() if isinstance(module, SqueezeExcite)]
     gate_keys = [f"{name}.{key}" for name, gate in gates for key in gate.state_dict()]
     if not any(key in state for key in gate_keys) and all(gate.config.identity_init for _, gate in gates):

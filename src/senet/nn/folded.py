@@ -24,9 +24,12 @@ class FoldedConv2d(nn.Module):
     def __init__(self, conv: nn.Conv2d, norm: nn.Module | None, activation: nn.Module | None, backend: str) -> None:
         super().__init__()
         weight, bias = early_gate.fold_norm(conv, norm)
+        self.weight: Tensor
+        self.bias: Tensor
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
-        self.stride, self.padding, self.dilation = list(conv.stride), list(conv.padding), list(conv.dilation)
+        self.stride, self.dilation = list(conv.stride), list(conv.dilation)
+        self.padding = [int(side) for side in conv.padding]
         self.groups = conv.groups
         self.activation = activation
         self._packed: PackedConv2d | None = None
@@ -74,7 +77,7 @@ class FoldedSum(nn.Module):
 
 
 class FoldedTail(nn.Module):
-    """δ(SE(convolution(x)) + shortcut), with the gate from x where the convolution is 1×1 (section 3, docs/zero-tax.md).
+    """δ(SE(convolution(x)) + shortcut), with the gate from x where the convolution is 1×1 (docs/zero-tax.md).
 
     Args:
         conv: the block's last convolution, without an activation.

@@ -5,12 +5,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.nn.modules.module import _has_any_global_hook
 
 from senet.nn.squeeze_excite import SqueezeExcite
 from senet.ops import reference
-from senet.ops.backend import backend_for
+from senet.ops.backend import backend_for, current_backend, traces_reference
 from senet.ops.moments_affine import norm_tail
-from senet.ops.norm_tables import NORMS
+from senet.ops.norm_tables import NORMS, gathers, uses_batch_statistics
 
 
 class ResidualTail(nn.Module):
@@ -43,8 +44,13 @@ class ResidualTail(nn.Module):
 
 
 def norm_act(u: Tensor, norm: nn.Module, activation: nn.Module, se: SqueezeExcite | None = None) -> Tensor:
-    """``activation(se(norm(u)))`` for a convolution's output ``u`` inside a block: with SE, a tail without a shortcut."""
-    if se is not None and type(activation) is nn.ReLU and not _has_hooks(activation):
+    """``activation(se(norm(u)))`` of a convolution's output ``u`` within a block: a tail without a shortcut.
+
+    Without SE too, so that with gates of exactly 1 the output is bit for bit the plain network's; but there compilers
+    are left PyTorch's own batch norm, which they fuse with the ReLU by themselves.
+    """
+    by_itself = se is None and torch.compiler.is_compiling()
+    if type(activation) is nn.ReLU and not _has_hooks(activation) and not by_itself:
         return _tail(u, norm, se, None, True)
     y = norm(u)
     return activation(y if se is None else se(y))
@@ -53,6 +59,8 @@ def norm_act(u: Tensor, norm: nn.Module, activation: nn.Module, se: SqueezeExcit
 def _tail(u: Tensor, norm: nn.Module | None, se: SqueezeExcite | None, shortcut: Tensor | None, relu: bool) -> Tensor:
     """The residual tail in the fastest form that means the same; the reference where there is none."""
     backend = _backend(u, norm, se)
+    if backend != "reference" and shortcut is not None and (shortcut.shape, shortcut.device) != (u.shape, u.device):
+        backend = "reference"  # broadcasts, or says what is wrong
     if backend == "reference":
         return reference.residual_tail(u, norm, se, shortcut, relu)
     excitation = None
@@ -65,15 +73,19 @@ def _backend(u: Tensor, norm: nn.Module | None, se: SqueezeExcite | None) -> str
     if norm is None and se is None:
         return "reference"  # a sum and a ReLU
     if torch.compiler.is_compiling():
-        return "reference" if torch.compiler.is_exporting() or not _is_known(norm, se) else "traced"
-    if type(u) not in (Tensor, nn.Parameter) or not u.numel() or torch.jit.is_tracing():
-        return "reference"  # a symbol of torch.fx, a fake or a subclass; an empty map
-    backend = backend_for(u)
-    if backend == "reference" or not _is_known(norm, se):
-        return "reference"
+        if norm is None or torch.compiler.is_exporting() or traces_reference() or not _is_known(norm, se):
+            return "reference"
+        # Frozen statistics are left as they are: compilers know how to fold them into the convolution.
+        return "traced" if uses_batch_statistics(norm) and type(norm) is not nn.SyncBatchNorm else "reference"
+    if type(u) not in (Tensor, nn.Parameter) or torch.jit.is_tracing() or not _is_known(norm, se):
+        return "reference"  # a symbol of torch.fx, a fake or a subclass; modules that are not ours
     # torch.func and forward-mode differentiation want operations that they can see into.
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return "reference"
+    frozen = norm is not None and not uses_batch_statistics(norm)
+    backend = backend_for(u, frozen) if u.numel() else "reference"
+    if backend == "reference" and gathers(norm) and current_backend() != "reference":
+        return "traced"  # ranks may have maps of other sizes, even empty ones; the form that all of them can take
     return backend
 
 
@@ -86,6 +98,8 @@ def _is_known(norm: nn.Module | None, se: SqueezeExcite | None) -> bool:
 
 def _has_hooks(module: nn.Module) -> bool:
     """Whether someone listens to the module's call, which the fast form does not make."""
+    if _has_any_global_hook():
+        return True
     hooks: tuple[Mapping[int, object], ...] = (
         module._forward_hooks,
         module._forward_pre_hooks,

@@ -150,9 +150,7 @@ class SqueezeExcite(nn.Module):
 
     def fully_connected(self) -> reference.FullyConnected:
         """The excitation as its weights (1×1 convolutions) and the name of its gate."""
-        return reference.FullyConnected(
-            self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias, self.gate_name
-        )
+        return reference.FullyConnected(self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias, self.gate_name)
 
     def gate(self, x: Tensor) -> Tensor:
         """The gate of a map: (N, C, *spatial) → (N, C) in float32, or (N, C, *spatial) with ``squeeze="none"``."""

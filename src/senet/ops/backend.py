@@ -6,6 +6,7 @@ import functools
 import importlib
 import importlib.util
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -30,10 +31,14 @@ class Sweeps:
     moments_backward: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
-# From how many elements a map is worth the calls of the native sweeps. Measured: benchmarks/crossover.py.
-SMALLEST_NATIVE = 2**15
+# From how many elements on a map is worth the calls of the native sweeps, without SE; with SE any map is, but twins
+# must take the same form for their outputs to be bit-equal. Measured: python benchmarks/crossover.py
+SMALLEST_NATIVE = 2**14
 
 _chosen: contextvars.ContextVar[str | None] = contextvars.ContextVar("senet_backend", default=None)
+# The same for an outer torch.compile: Dynamo cannot read context variables before torch 2.12, but guards a plain value,
+# so that another choice compiles anew. Threads that choose differently at a time may see each other's: the same maths.
+_while_tracing: dict[str, str | None] = {"name": None}
 
 
 def why_not(name: str) -> str | None:
@@ -65,17 +70,20 @@ def use_backend(name: str) -> Iterator[None]:
 
     Args:
         name: ``"reference"``: plain PyTorch, operation by operation; ``"compiled"``: the two-sweep form under
-            ``torch.compile``; ``"native"``: the same in C++ (CPU); ``"triton"``: the two-sweep form in hand-written kernels (CUDA); ``"auto"``: the fastest
-            of them for each map's device, type and size.
+            ``torch.compile``; ``"native"``: the same in C++ (CPU); ``"triton"``: the same in hand-written kernels
+            (CUDA); ``"auto"``: the fastest of them for each map's device, type and size. Within an outer
+            ``torch.compile`` there are two: ``"reference"``, and the two-sweep form for the compiler to fuse.
 
     Raises:
         InputError: the name is unknown, or that backend cannot run on this machine (the message says why).
     """
-    token = _chosen.set(_checked(name, "use_backend"))
+    token, before = _chosen.set(_checked(name, "use_backend")), _while_tracing["name"]
+    _while_tracing["name"] = name
     try:
         yield
     finally:
         _chosen.reset(token)
+        _while_tracing["name"] = before
 
 
 def current_backend() -> str:
@@ -88,26 +96,55 @@ def _from_environment(value: str) -> str:
     return _checked(value, "SENET_BACKEND")
 
 
-def backend_for(u: Tensor) -> str:
-    """The implementation that a map gets: the named one, or ``"auto"``'s choice by device, type and size."""
+def traces_reference() -> bool:
+    """Whether an outer ``torch.compile`` is to see plain PyTorch. (The environment counts as it was at the trace.)"""
+    return (_while_tracing["name"] or os.environ.get("SENET_BACKEND")) == "reference"
+
+
+def backend_for(u: Tensor, frozen: bool = False) -> str:
+    """The implementation that a map gets: the named one, or ``"auto"``'s choice by device, type and size.
+
+    ``frozen``: its norm uses running statistics. On a CPU PyTorch's own operations are the faster then
+    (``senet bench --mode inference``: se-fast); ``senet.accelerate`` is what makes inference fast.
+
+    Raises:
+        InputError: the named one is not made for maps of that device or type.
+    """
     name = current_backend()
-    if name != "auto" or u.device.type == "meta":
-        return "reference" if u.device.type == "meta" else name
+    if u.device.type == "meta":
+        return "reference"
+    if name == "native" and (u.device.type != "cpu" or u.dtype not in native.TYPES):
+        types = ", ".join(native.TYPES.values())
+        raise InputError(f"backend 'native' got a {u.dtype} map on {u.device}; it takes {types} on the CPU")
+    if name == "triton" and not (u.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"):
+        raise InputError(f"backend 'triton' got a map on {u.device}; it works on CUDA devices")
+    if name != "auto":
+        return name
     if u.device.type == "cuda":
         return next((n for n in ("triton", "compiled") if _available(n)), "reference")
-    if u.device.type == "cpu" and u.numel() >= SMALLEST_NATIVE and u.dtype in native.TYPES and _available("native"):
+    if (
+        u.device.type == "cpu"
+        and not frozen
+        and u.numel() >= SMALLEST_NATIVE
+        and u.dtype in native.TYPES
+        and _available("native")
+    ):
         return "native"
     return "reference"
 
 
 @functools.cache
 def _available(name: str) -> bool:
-    return why_not(name) is None
+    reason = why_not(name)
+    if reason is not None and name == "native":
+        message = f"senet: the fast CPU code is not used: {reason}. SENET_BACKEND=reference says that this is meant"
+        warnings.warn(message, stacklevel=2)
+    return reason is None
 
 
 @functools.cache
 def sweeps_of(name: str) -> Sweeps:
     """The functions of a backend. ``"reference"`` gives the definitions themselves."""
-    home = {"reference": "senet.ops.sweeps", "compiled": "senet.ops.compiler", "native": "senet.ops.native.sweeps", "triton": "senet.ops.triton_kernels"}
-    module = importlib.import_module(home[name])
+    homes = {"reference": "sweeps", "compiled": "compiler", "native": "native.sweeps", "triton": "triton_kernels"}
+    module = importlib.import_module(f"senet.ops.{homes[name]}")
     return Sweeps(module.moments, module.mean, module.affine, module.affine_backward, module.moments_backward)

@@ -85,21 +85,35 @@ def _run(body: Callable[..., Any], u: Tensor, *args: Any) -> Any:
     args = tuple(_in_layout(x, u, last) for x in args)
     if _broken:
         return body(last, *args)
-    key = (last, *((x.dtype, x.device, x.ndim) if isinstance(x, Tensor) else x for x in args))
+    key = (last, u.is_inference(), torch.is_autocast_enabled(u.device.type), *map(_kind, args))
     try:
-        return _compiled(cast(types.FunctionType, body), key)(last, *args)
+        with torch.no_grad():
+            return _compiled(cast(types.FunctionType, body), key)(last, *args)
     except Exception as error:
         # Whatever the compiler cannot do here, the definitions can; an error of theirs is raised as it is.
         result = body(last, *args)
         _broken.append(str(error))
         reason = str(error).strip().partition("\n")[0]
-        warnings.warn(f"senet: torch.compile failed, the sweeps run uncompiled, which is slower: {reason}", stacklevel=2)
+        warnings.warn(
+            f"senet: torch.compile failed, the sweeps run uncompiled, which is slower: {reason}", stacklevel=2
+        )
         return result
 
 
+def _kind(x: Any) -> object:
+    """What a compiled sweep is good for: sizes are free, but Dynamo compiles anew for a size of 1, up to a limit."""
+    return (x.dtype, x.device, tuple(size == 1 for size in x.shape)) if isinstance(x, Tensor) else x
+
+
 def _in_layout(x: Any, u: Tensor, last: bool) -> Any:
-    """A map in the layout that is compiled for, a copy if it has another; anything else as it is."""
-    if not isinstance(x, Tensor) or x.ndim != u.ndim:
+    """A map in the layout that is compiled for, a copy if it has another; anything else as it is.
+
+    Gradients are the callers' business; Dynamo would look at ``.grad`` of what requires one, which warns.
+    """
+    if not isinstance(x, Tensor):
+        return x
+    x = x.detach() if x.requires_grad else x
+    if x.ndim != u.ndim:
         return x
     return x.movedim(1, -1).contiguous().movedim(-1, 1) if last else x.contiguous()
 

@@ -8,6 +8,7 @@ Shapes: h (N, C, *S), weight (O, C, 1, 1), gate (N, O); R bottleneck channels.
 """
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,14 +22,14 @@ BACKENDS = ("reference", "native", "triton")
 
 
 @torch.no_grad()
-def fold_norm(conv: nn.Conv2d, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
+def fold_norm(conv: nn.Conv2d, norm: Any) -> tuple[Tensor, Tensor]:
     """Weight and bias of the convolution with its frozen batch norm multiplied in, computed in float64."""
     weight = conv.weight.double()
     bias = weight.new_zeros(weight.shape[0]) if conv.bias is None else conv.bias.double()
     if norm is not None:
-        mean, var = norm.running_mean.double(), norm.running_var.double()
-        g = torch.rsqrt(var + norm.eps) if norm.weight is None else norm.weight.double() * torch.rsqrt(var + norm.eps)
-        weight, bias = weight * g.reshape(-1, 1, 1, 1), (bias - mean) * g
+        g = torch.rsqrt(norm.running_var.double() + norm.eps)
+        g = g if norm.weight is None else g * norm.weight.double()
+        weight, bias = weight * g.reshape(-1, 1, 1, 1), (bias - norm.running_mean.double()) * g
         bias = bias if norm.bias is None else bias + norm.bias.double()
     return weight.to(conv.weight.dtype), bias.to(conv.weight.dtype)
 
@@ -81,7 +82,7 @@ def gated_sum(u: Tensor, gate: Tensor, shortcut: Tensor | None, relu: bool, back
     if backend == "native":
         return native.gated_sum_(u, gate, shortcut, relu)
     if backend == "triton":
-        from senet.ops import triton_kernels  # noqa: PLC0415 - imported where a GPU is, as Triton is heavy
+        from senet.ops import triton_kernels  # here, as Triton is heavy
 
         return triton_kernels.scale_add_relu(u, gate, shortcut, relu)
     y = reference.scale(u, gate)
@@ -94,7 +95,7 @@ def gated_pointwise(
 ) -> Tensor:
     """δ(gate·(weight·h + bias) + shortcut): a 1×1 convolution, stride 1, with the tail in its epilogue."""
     if backend == "triton":
-        from senet.ops import triton_gemm  # noqa: PLC0415 - as above
+        from senet.ops import triton_gemm
 
         return triton_gemm.gated_pointwise(h, weight.flatten(1), bias, gate, shortcut, relu)
     return gated_sum(F.conv2d(h, weight, bias), gate, shortcut, relu, backend)

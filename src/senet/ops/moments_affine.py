@@ -1,8 +1,8 @@
 """Training without a tax: norm + SE + shortcut + ReLU in two sweeps forward and two backward (docs/zero-tax.md).
 
-Two primitives touch maps: ``moments`` (mean and variance of each channel of each image) and ``affine``. What lies between
-them, batch norm's statistics, the squeeze, the excitation, happens on (N, C) tables and is ordinary autograd, so any
-excitation module works and trains by itself.
+Two primitives touch maps: ``moments`` (mean and variance of each channel of each image) and ``affine``. What lies
+between them, batch norm's statistics, the squeeze, the excitation, happens on (N, C) tables and is ordinary autograd,
+so any excitation module works and trains by itself.
 
 The gradient of the map u is due to both primitives and is written once, by the backward pass of ``moments``. What that
 needs from ``affine`` travels as the "gradients" of two *handles*: outputs of ``moments`` without content of their own.
@@ -21,6 +21,7 @@ from senet.ops.native.batch_norm_tail import NO_DOUBLE_BACKWARD, batch_norm_tail
 from senet.ops.norm_tables import norm_tables, uses_batch_statistics
 from senet.ops.reference import table_dtype
 from senet.ops.sweeps import positions
+
 
 @torch.library.custom_op("senet::moments", mutates_args=())
 def _moments(u: Tensor, variance: bool, backend: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -179,32 +180,41 @@ def norm_tail(
     """
     if backend == "native" and suits(norm, excitation, u):
         return batch_norm_tail(u, norm, excitation, shortcut, relu)
-    batch_statistics = norm is not None and uses_batch_statistics(norm)
-    if excitation is None and not batch_statistics:
-        return _frozen_tail(u, norm, shortcut, relu, backend)
-    m, v, handles = _moments_of(u, batch_statistics, backend)
-    if norm is None:
-        g, z = None, m
-    else:
-        g, z = norm_tables(norm, m, v, positions(u))
+    frozen = norm is not None and not uses_batch_statistics(norm)
+    if norm is None or frozen:
+        return _frozen_tail(u, norm, excitation, shortcut, relu, backend)
+    m, v, handles = _moments_of(u, True, backend)
+    g, z = norm_tables(norm, m, v, positions(u))
     if excitation is None:
-        a, b = g, z
+        a, b = g.expand_as(m).contiguous(), z
     else:
         s = excitation(z)
-        a, b = s if g is None else s * g, s * z
-    return _affine_of(u, m, a.expand_as(m).contiguous(), b, shortcut, relu, handles, backend)
+        a, b = s * g, s * z
+    return _affine_of(u, m, a, b, shortcut, relu, handles, backend)
 
 
-def _frozen_tail(u: Tensor, norm: nn.Module | None, shortcut: Tensor | None, relu: bool, backend: str | None) -> Tensor:
-    """Without SE and with frozen statistics nothing is measured: one sweep forward."""
+def _frozen_tail(
+    u: Tensor,
+    norm: Any,
+    excitation: Callable[[Tensor], Tensor] | None,
+    shortcut: Tensor | None,
+    relu: bool,
+    backend: str | None,
+) -> Tensor:
+    """Without a norm, or with frozen statistics: y = g·(u − centre) + offset is known before u is.
+
+    Centred there, and not on the mean of u, a gate of exactly 1 gives bit for bit the plain network's output.
+    """
     table = u.new_zeros(u.shape[:2], dtype=table_dtype(u.dtype))
-    if norm is None:
-        m, a, b = table, table + 1, table
-    else:
-        m = norm.running_mean.to(table.dtype).expand_as(table).contiguous()
-        g, z = norm_tables(norm, m, table, positions(u))
-        a, b = g.expand_as(m).contiguous(), z
-    return _affine_of(u, m, a, b, shortcut, relu, None, backend)
+    centre, g, offset = table, table + 1, table
+    if norm is not None:
+        centre = norm.running_mean.to(table.dtype).expand_as(table).contiguous()
+        g, offset = (t.expand_as(table).contiguous() for t in norm_tables(norm, centre, table, positions(u)))
+    if excitation is None:
+        return _affine_of(u, centre, g, offset, shortcut, relu, None, backend)
+    m, _, handles = _moments_of(u, False, backend)
+    s = excitation(g * (m - centre) + offset)
+    return _affine_of(u, centre, s * g, s * offset, shortcut, relu, handles, backend)
 
 
 def _moments_of(u: Tensor, variance: bool, backend: str | None) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:

@@ -22,7 +22,7 @@ def uses_batch_statistics(norm: nn.Module) -> bool:
     return True
 
 
-def norm_tables(norm: nn.Module, m: Tensor, v: Tensor, size: int) -> tuple[Tensor, Tensor]:
+def norm_tables(norm: Any, m: Tensor, v: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """(g, z) of a norm: the factor on u, (C,) or (N, C), and the squeeze of the normalised map, (N, C).
 
     The normalised map is g·(u − m) + z. Running statistics are updated in training mode, exactly as PyTorch does.
@@ -59,12 +59,12 @@ def _group_statistics(m: Tensor, v: Tensor, groups: int) -> tuple[Tensor, Tensor
 def _batch_statistics(norm: Any, m: Tensor, v: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each channel over the batch (over all ranks for SyncBatchNorm), (C,)."""
     count = m.shape[0] * size
-    if isinstance(norm, nn.SyncBatchNorm) and norm.training and _ranks(norm) > 1:
+    if gathers(norm):
         m, v, weights, total = _gathered(m, v, count, norm.process_group)
     else:
         weights, total = None, count
     if norm.training and total == 1:
-        raise ValueError(f"Expected more than 1 value per channel when training, got {m.shape[0]} image of {size} pixel")
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {(*m.shape, size)}")
     centre = _average(m, weights)
     variance = _average(v, weights) + _average((m - centre).square(), weights)
     if norm.training and norm.track_running_stats:
@@ -89,14 +89,18 @@ def _update_running(norm: Any, centre: Tensor, variance: Tensor, count: int) -> 
         norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), weight)
 
 
-def _ranks(norm: nn.SyncBatchNorm) -> int:
-    return dist.get_world_size(norm.process_group) if dist.is_available() and dist.is_initialized() else 1
+def gathers(norm: nn.Module | None) -> bool:
+    """Whether the norm asks other ranks for their statistics; then all of them must take the same form of it."""
+    if not isinstance(norm, nn.SyncBatchNorm) or not norm.training:
+        return False
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size(norm.process_group) > 1
 
 
 def _gathered(m: Tensor, v: Tensor, count: int, group: Any) -> tuple[Tensor, Tensor, Tensor, int]:
     """Each rank's statistics of the batch, as (ranks, C) tables, the ranks' shares of the pixels, and their number."""
-    centre = m.mean(0)
-    variance = v.mean(0) + (m - centre).square().mean(0)
+    images = max(m.shape[0], 1)  # a rank may have none
+    centre = m.sum(0) / images
+    variance = (v + (m - centre).square()).sum(0) / images
     own = torch.cat([centre, variance, centre.new_tensor([count])])
     table = _AllGather.apply(own, group)
     counts = table[:, -1:].detach()
@@ -115,7 +119,7 @@ class _AllGather(torch.autograd.Function):
         return torch.stack(rows)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         grad = grad.contiguous()
         dist.all_reduce(grad, group=ctx.group)
         return grad[dist.get_rank(ctx.group)], None

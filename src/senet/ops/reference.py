@@ -114,6 +114,7 @@ class FullyConnected:
     gate: str
 
     def __call__(self, z_nc: Tensor) -> Tensor:
+        """The gate of squeezed channels, (N, C) → (N, C)."""
         return excitation(z_nc, self.w1.flatten(1), self.b1, self.w2.flatten(1), self.b2, self.gate)
 
 

@@ -24,9 +24,17 @@ def _over(table: Tensor, u: Tensor) -> Tensor:
 
 
 def moments(u: Tensor) -> tuple[Tensor, Tensor]:
-    """Forward sweep 1: mean and centred (biased) variance of each channel of each image, two (N, C) tables."""
-    variance, mean = torch.var_mean(u.to(table_dtype(u.dtype)), tuple(range(2, u.ndim)), correction=0)
-    return mean, variance
+    """Forward sweep 1: mean and centred (biased) variance of each channel of each image, two (N, C) tables.
+
+    Taken from the first position's value, which costs nothing in a fused sweep: compilers add one value after the other,
+    and would round each sum to the digits of a mean that may be large beside the deviation.
+    """
+    spatial = tuple(range(2, u.ndim))
+    if not u.shape[0]:  # a rank without images; torch.var_mean warns
+        return mean(u), mean(u)
+    first = u.detach()[(..., *(slice(0, 1),) * len(spatial))].to(table_dtype(u.dtype))
+    variance, from_first = torch.var_mean(u - first, spatial, correction=0)
+    return from_first + first.flatten(1), variance
 
 
 def mean(u: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from senet.training.curves import plot_curves, read_csv, write_csv
 from senet.training.feed import transform_for
 from senet.training.interrupt import Interrupted, StopRequest
 from senet.training.recipe import Recipe
-from senet.training.run import threads_for, train
+from senet.training.run import build_classifier, threads_for, train
 from senet.training.settings import RunResult, RunSettings, check, se_config
 from senet.training.statistics import (
     HELPS,
@@ -131,6 +131,8 @@ def compare(
         _check_same(output, plain, se)
     source = open_source(settings.data, root=settings.root, val_fraction=settings.val_fraction, seed=0)
     if not resuming:
+        for model in (plain, se):  # whatever does not fit is found before an old comparison is removed
+            build_classifier(_side(settings, model), recipe, source)
         folders.renew(output)
     folders.write_json(output / MARKER, {"plain": plain, "se": se, "data": settings.data})
     stop = StopRequest()
@@ -139,7 +141,7 @@ def compare(
     with stop.listening():
         for number, (seed, model) in enumerate(plan, 1):
             result = train(
-                replace(settings, model=model, seed=seed, se=settings.se if model == se else ()),
+                replace(_side(settings, model), seed=seed),
                 recipe,
                 output / "runs" / f"{model}-seed{seed}",
                 resume=True,
@@ -157,6 +159,11 @@ def compare(
     comparison = _summary(settings, recipe, source, results, times, output)
     _write(comparison, output)
     return comparison
+
+
+def _side(settings: RunSettings, model: str) -> RunSettings:
+    """The settings of one of the twins, from those of the SE network."""
+    return replace(settings, model=model, se=settings.se if model == settings.model else ())
 
 
 def _check_same(output: Path, plain: str, se: str) -> None:

@@ -10,7 +10,6 @@ import lightning.pytorch as pl
 from senet.data.images import ImageSet
 from senet.data.loaders import ImageLoader, make_loader
 from senet.data.transforms import TransformSpec
-from senet.errors import InputError
 from senet.training.recipe import Recipe
 from senet.training.workers import default_workers
 
@@ -73,11 +72,6 @@ class Feed(pl.LightningDataModule):
         """Make the loaders once the number of processes is known."""
         trainer = self._trainer
         share = self.batch_size // self.accumulate
-        if share % trainer.world_size:
-            raise InputError(
-                f"batch_size={self.batch_size} (accumulate={self.accumulate}) cannot be divided among "
-                f"{trainer.world_size} devices; set it to a multiple"
-            )
         if self.batch_size > len(self.train_images):
             _LOG.warning(
                 "batch_size %d is more than the %d training images, so an epoch is one step; try --set batch_size=",

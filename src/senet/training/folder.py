@@ -10,9 +10,10 @@ import platform
 import shutil
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
@@ -116,18 +117,28 @@ def checked_state(path: Path) -> Path | None:
 
 
 @contextmanager
-def log_to(path: Path) -> Iterator[None]:
-    """Append what the package logs to a file."""
+def log_file() -> Iterator[Callable[[Path], None]]:
+    """Keep what the package logs; called with a path, it is appended to that file, with all that follows."""
     logger = logging.getLogger("senet")
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    handler.setLevel(logging.INFO)
+    kept = MemoryHandler(capacity=sys.maxsize, flushLevel=sys.maxsize, flushOnClose=False)
+    kept.setLevel(logging.INFO)
     before = logger.level
     logger.setLevel(logging.INFO)
-    logger.addHandler(handler)
+    logger.addHandler(kept)
+
+    def write_to(path: Path) -> None:
+        file = logging.FileHandler(path, encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        kept.setTarget(file)
+        kept.flush()
+        kept.capacity = 1
+
     try:
-        yield
+        yield write_to
     finally:
-        logger.removeHandler(handler)
-        handler.close()
+        logger.removeHandler(kept)
+        file = kept.target
+        kept.close()
+        if file is not None:
+            file.close()
         logger.setLevel(before)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -81,18 +81,21 @@ def train(
         if (output / folders.RESULT).is_file():
             return load_result(output)
     source = source or open_source(settings.data, root=settings.root, val_fraction=settings.val_fraction, seed=0)
-    if first_process and not resuming:
-        folders.renew(output)
-        write_atomically(output / "recipe.yaml", recipe.to_yaml().encode())
-        folders.write_json(output / folders.SETTINGS, settings.to_dict())  # last: it makes the folder a run
     stop = stop or StopRequest()
-    with stop.listening(), _quiet_lightning(), ExitStack() as stack:
+    with stop.listening(), _quiet_lightning(), folders.log_file() as log_to:
+        # Whatever does not fit (transform, weights, the network's options) is found before an old run is removed.
+        classifier, metadata = build_classifier(settings, recipe, source)
         if first_process:
+            if not resuming:
+                folders.renew(output)
+                write_atomically(output / "recipe.yaml", recipe.to_yaml().encode())
+                folders.write_json(output / folders.SETTINGS, settings.to_dict())  # last: it makes the folder a run
             folders.write_json(output / "environment.json", folders.environment(settings.device))
-            stack.enter_context(folders.log_to(output / "log.txt"))
+            log_to(output / "log.txt")
         # Not "if it exists": another process may not have removed an old run yet.
         state = folders.checked_state(output / folders.CHECKPOINT) if resuming else None
-        return _fit(settings, recipe, output, source, console, label or settings.model, loggers, stop, state)
+        label = label or settings.model
+        return _fit(settings, recipe, output, source, classifier, metadata, console, label, loggers, stop, state)
 
 
 def is_first_process() -> bool:
@@ -105,13 +108,14 @@ def _fit(
     recipe: Recipe,
     output: Path,
     source: DataSource,
+    classifier: Classifier,
+    metadata: dict[str, Any],
     console: Console | None,
     label: str,
     loggers: bool,
     stop: StopRequest,
     state: Path | None,
 ) -> RunResult:
-    classifier, metadata = build_classifier(settings, recipe, source)
     spec = classifier.spec
     feed = Feed(
         source,

@@ -133,3 +133,9 @@ def check(settings: RunSettings, recipe: Recipe) -> None:
         raise InputError(f"devices={settings.devices}, num_nodes={settings.num_nodes}: give at least 1 of each")
     if settings.limit_batches is not None and settings.limit_batches < 1:
         raise InputError(f"limit_batches is {settings.limit_batches}; give at least 1")
+    processes = settings.devices * settings.num_nodes
+    if recipe.batch_size // recipe.accumulate % processes:
+        raise InputError(
+            f"batch_size={recipe.batch_size} (accumulate={recipe.accumulate}) cannot be divided among {processes} "
+            "devices; set it to a multiple"
+        )

@@ -1,4 +1,4 @@
-"""Inference on the CPU: oneDNN's convolutions with packed weights, and gate, shortcut and ReLU in C++ (inference.hpp)."""
+"""Inference on the CPU: oneDNN's convolutions with packed weights; gate, shortcut and ReLU in C++ (inference.hpp)."""
 
 from typing import Any
 

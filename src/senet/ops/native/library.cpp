@@ -6,7 +6,7 @@
 
 #define SWEEPS(NAME, T, A)                                                                                             \
     void moments_##NAME(int64_t n, int64_t c, int64_t s, int threads, int last, const T *u, A *m, A *v) {              \
-        last ? moments_last<T, A>({n, c, s, threads}, u, m, v) : moments_first<T, A>({n, c, s, threads}, u, m, v);     \
+        moments<T, A>({n, c, s, threads}, last, u, m, v);                                                              \
     }                                                                                                                  \
     void mean_##NAME(int64_t n, int64_t c, int64_t s, int threads, int last, const T *u, A *m) {                       \
         last ? mean_last<T, A>({n, c, s, threads}, u, m) : mean_first<T, A>({n, c, s, threads}, u, m);                 \

@@ -13,6 +13,10 @@
 #include <cstring>
 #include <vector>
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 namespace {
 
 struct bfloat16 {
@@ -52,6 +56,13 @@ template <typename A> A *scratch(int64_t count) {
     return kept.data();
 }
 
+// The same of each thread that shares in the work.
+template <typename A> A *row_room(int64_t count) {
+    static thread_local std::vector<A> kept;
+    if (int64_t(kept.size()) < count) kept.resize(count);
+    return kept.data();
+}
+
 // The same for the tables of a whole backward pass, which the sweeps inside it must not overwrite.
 template <typename A> std::vector<A> &backward_room() {
     static thread_local std::vector<A> kept;
@@ -61,6 +72,42 @@ template <typename A> std::vector<A> &backward_room() {
 // Rows of a block: about 64 KiB of the map, so that what a block reads twice comes from the second-level cache.
 template <typename T> int64_t block_rows(const Shape &k) {
     return std::clamp<int64_t>(65536 / (k.c * int64_t(sizeof(T))), 8, 256);
+}
+
+// Whether a map is written past the caches: it is far larger than they are, so that nobody finds it there, and an ordinary
+// store would first read what it overwrites. Its rows must be whole cache lines.
+template <typename T> bool is_streamed(const Shape &k, bool last, const T *out) {
+#if defined(__AVX512F__)
+    int64_t row = k.c * int64_t(sizeof(T)), bytes = k.n * k.s * row;
+    return last && bytes > (int64_t(16) << 20) && row % 64 == 0 && reinterpret_cast<uintptr_t>(out) % 64 == 0;
+#else
+    return false;
+#endif
+}
+
+// out[i] = value(i) for a row of a map, past the caches if `Stream`.
+template <bool Stream, typename T, typename Value> inline void write_row(int64_t count, T *out, Value value) {
+#if defined(__AVX512F__)
+    if (Stream) {
+        constexpr int line = 64 / sizeof(T);
+        for (int64_t i = 0; i < count; i += line) {
+            alignas(64) T values[line];
+#pragma omp simd
+            for (int j = 0; j < line; j++) values[j] = value(i + j);
+            _mm512_stream_si512(reinterpret_cast<__m512i *>(out + i), _mm512_load_si512(values));
+        }
+        return;
+    }
+#endif
+#pragma omp simd
+    for (int64_t i = 0; i < count; i++) out[i] = value(i);
+}
+
+// Streamed stores become visible to other threads.
+inline void end_stream() {
+#if defined(__AVX512F__)
+    _mm_sfence();
+#endif
 }
 
 // body(image, block, first row, rows) over the blocks of a channels-last map.

@@ -8,45 +8,66 @@ namespace {
 
 // ---------------------------------------------------------------- moments
 
-// Sums of a block shifted by its first row: with at most 256 rows no more than two digits are lost, whatever the data.
-template <typename T, typename A>
-void moments_last(const Shape &k, const T *u, A *mean, A *var) {
-    int64_t blocks = blocks_of<T>(k), rows_a_block = block_rows<T>(k);
-    A *partial = scratch<A>(k.n * blocks * 2 * k.c);
-    over_blocks<T>(k, [&](int64_t n, int64_t block, int64_t first, int64_t rows) {
-        const T *x = u + (n * k.s + first) * k.c;
-        A *mu = &partial[(n * blocks + block) * 2 * k.c], *m2 = mu + k.c;
-        std::fill(mu, mu + 2 * k.c, A(0));
-        for (int64_t r = 1; r < rows; r++) {
-            const T *row = x + r * k.c;
+// Means are taken from a pivot, the batch's first value of each channel: a mean that is large beside the deviation costs
+// no digits, neither within an image nor when images are compared. (A pivot far off makes the variance large, too.)
+template <typename T, typename A> A pivot(const Shape &k, bool last, const T *u, int64_t c) {
+    return wide(u[last ? c : c * k.s]);
+}
+
+// Chan's rule: joins rows with mean `mu` and sum of squares `m2` to `before` rows with `mean` and `sum`.
+template <typename A>
+void join(int64_t channels, A before, A rows, const A *mu, const A *m2, A *__restrict mean, A *__restrict sum) {
+    A share = rows / (before + rows), weight = before * share;
 #pragma omp simd
-            for (int64_t c = 0; c < k.c; c++) {
+    for (int64_t c = 0; c < channels; c++) {
+        A d = mu[c] - mean[c];
+        mean[c] += d * share;
+        sum[c] += m2[c] + d * d * weight;
+    }
+}
+
+// Sums of 16 rows are shifted by the first of them: at most a factor of 16 cancels, also where that one is an outlier.
+template <typename T, typename A>
+void moments_of_rows(int64_t channels, int64_t rows, const T *x, const T *from, A *mean, A *sum) {
+    A *mu = row_room<A>(2 * channels), *m2 = mu + channels;
+    for (int64_t first = 0; first < rows; first += 16, x += 16 * channels) {
+        const int64_t count = std::min<int64_t>(16, rows - first);
+        std::fill(mu, mu + 2 * channels, A(0));
+        for (int64_t r = 1; r < count; r++) {
+            const T *row = x + r * channels;
+#pragma omp simd
+            for (int64_t c = 0; c < channels; c++) {
                 A d = wide(row[c]) - wide(x[c]);
                 mu[c] += d;
                 m2[c] += d * d;
             }
         }
 #pragma omp simd
-        for (int64_t c = 0; c < k.c; c++) {
-            A d = mu[c] / A(rows);
+        for (int64_t c = 0; c < channels; c++) {
+            A d = mu[c] / A(count);
             m2[c] = std::max(m2[c] - mu[c] * d, A(0));
-            mu[c] = wide(x[c]) + d;
+            mu[c] = wide(x[c]) - wide(from[c]) + d;
         }
+        join(channels, A(first), A(count), mu, m2, mean, sum);
+    }
+}
+
+template <typename T, typename A> void moments_last(const Shape &k, const T *u, A *mean, A *var) {
+    int64_t blocks = blocks_of<T>(k), rows_a_block = block_rows<T>(k);
+    A *partial = scratch<A>(k.n * blocks * 2 * k.c);
+    over_blocks<T>(k, [&](int64_t n, int64_t block, int64_t first, int64_t rows) {
+        A *mu = &partial[(n * blocks + block) * 2 * k.c];
+        std::fill(mu, mu + 2 * k.c, A(0));
+        moments_of_rows(k.c, rows, u + (n * k.s + first) * k.c, u, mu, mu + k.c);
     });
-    over_rows({k.n, 1, 1, k.threads}, [&](int64_t n) {  // Chan's rule, block by block
+    over_rows({k.n, 1, 1, k.threads}, [&](int64_t n) {
         A *m = mean + n * k.c, *v = var + n * k.c;
         std::fill(m, m + k.c, A(0));
         std::fill(v, v + k.c, A(0));
         for (int64_t block = 0; block < blocks; block++) {
-            const A *mu = &partial[(n * blocks + block) * 2 * k.c], *m2 = mu + k.c;
+            const A *mu = &partial[(n * blocks + block) * 2 * k.c];
             A before = A(block * rows_a_block), rows = A(std::min(rows_a_block, k.s - block * rows_a_block));
-            A share = rows / (before + rows), weight = before * share;
-#pragma omp simd
-            for (int64_t c = 0; c < k.c; c++) {
-                A d = mu[c] - m[c];
-                m[c] += d * share;
-                v[c] += m2[c] + d * d * weight;
-            }
+            join(k.c, before, rows, mu, mu + k.c, m, v);
         }
         for (int64_t c = 0; c < k.c; c++) v[c] /= A(k.s);
     });
@@ -55,26 +76,36 @@ void moments_last(const Shape &k, const T *u, A *mean, A *var) {
 template <typename T, typename A> void moments_first(const Shape &k, const T *u, A *mean, A *var) {
     over_rows(k, [&](int64_t row) {
         const T *x = u + row * k.s;
+        const A from = pivot<T, A>(k, false, u, row % k.c);
         A m = 0, m2 = 0, seen = 0;
         for (int64_t first = 0; first < k.s; first += 4096) {  // twice through a chunk that is in the first-level cache
             int64_t count = std::min<int64_t>(4096, k.s - first);
             A sum = 0, squares = 0;
 #pragma omp simd reduction(+ : sum)
-            for (int64_t i = 0; i < count; i++) sum += wide(x[first + i]);
+            for (int64_t i = 0; i < count; i++) sum += wide(x[first + i]) - from;
             A mu = sum / A(count);
 #pragma omp simd reduction(+ : squares)
             for (int64_t i = 0; i < count; i++) {
-                A d = wide(x[first + i]) - mu;
+                A d = wide(x[first + i]) - from - mu;
                 squares += d * d;
             }
-            A d = mu - m, share = A(count) / (seen + A(count));
-            m += d * share;
-            m2 += squares + d * d * seen * share;
+            join<A>(1, seen, A(count), &mu, &squares, &m, &m2);
             seen += A(count);
         }
         mean[row] = m;
         var[row] = m2 / A(k.s);
     });
+}
+
+// Mean, from the channel's pivot, and variance of each image's channels.
+template <typename T, typename A> void moments_from_pivot(const Shape &k, bool last, const T *u, A *mean, A *var) {
+    last ? moments_last<T, A>(k, u, mean, var) : moments_first<T, A>(k, u, mean, var);
+}
+
+template <typename T, typename A> void moments(const Shape &k, bool last, const T *u, A *mean, A *var) {
+    moments_from_pivot(k, last, u, mean, var);
+    for (int64_t n = 0, i = 0; n < k.n; n++)
+        for (int64_t c = 0; c < k.c; c++, i++) mean[i] += pivot<T, A>(k, last, u, c);
 }
 
 // ---------------------------------------------------------------- mean
@@ -112,30 +143,35 @@ template <typename T, typename A> void mean_first(const Shape &k, const T *u, A 
 
 // ---------------------------------------------------------------- affine
 
-template <typename T, typename A, bool Short, bool Relu>
+template <bool Stream, typename T, typename A, bool Short, bool Relu>
 inline void affine_span(int64_t count, const T *u, const T *id, T *out, const A *m, const A *a, const A *b, int step) {
-#pragma omp simd
-    for (int64_t i = 0; i < count; i++) {
+    write_row<Stream>(count, out, [=](int64_t i) {
         int64_t t = i * step;  // tables go along with the channels, or stay
         A y = a[t] * (wide(u[i]) - m[t]) + b[t];
         if (Short) y += wide(id[i]);
         if (Relu) y = y < 0 ? A(0) : y;  // NaN stays NaN
-        out[i] = Narrow<T>::of(y);
-    }
+        return Narrow<T>::of(y);
+    });
+}
+
+template <bool Stream, typename T, typename A, bool Short, bool Relu>
+void affine_last(const Shape &k, const T *u, const A *m, const A *a, const A *b, const T *id, T *out) {
+    over_blocks<T>(k, [&](int64_t n, int64_t, int64_t first, int64_t rows) {
+        int64_t t = n * k.c;
+        for (int64_t at = (n * k.s + first) * k.c; rows--; at += k.c)
+            affine_span<Stream, T, A, Short, Relu>(k.c, u + at, id + at, out + at, m + t, a + t, b + t, 1);
+        if (Stream) end_stream();
+    });
 }
 
 template <typename T, typename A, bool Short, bool Relu>
 void affine_as(const Shape &k, bool last, const T *u, const A *m, const A *a, const A *b, const T *id, T *out) {
-    if (last)
-        over_blocks<T>(k, [&](int64_t n, int64_t, int64_t first, int64_t rows) {
-            int64_t table = n * k.c;
-            for (int64_t at = (n * k.s + first) * k.c; rows--; at += k.c)
-                affine_span<T, A, Short, Relu>(k.c, u + at, id + at, out + at, m + table, a + table, b + table, 1);
-        });
+    if (is_streamed(k, last, out)) affine_last<true, T, A, Short, Relu>(k, u, m, a, b, id, out);
+    else if (last) affine_last<false, T, A, Short, Relu>(k, u, m, a, b, id, out);
     else
         over_rows(k, [&](int64_t row) {
             int64_t at = row * k.s;
-            affine_span<T, A, Short, Relu>(k.s, u + at, id + at, out + at, m + row, a + row, b + row, 0);
+            affine_span<false, T, A, Short, Relu>(k.s, u + at, id + at, out + at, m + row, a + row, b + row, 0);
         });
 }
 
@@ -149,27 +185,38 @@ void affine(const Shape &k, bool last, const T *u, const A *m, const A *a, const
 
 // ---------------------------------------------------------------- backward of affine
 
-template <typename T, typename A, bool Relu>
-void backward_last(const Shape &k, const T *dout, const T *out, const T *u, const A *m, T *g, A *da, A *db) {
+template <bool Stream, typename T, typename A, bool Relu>
+void backward_blocks(const Shape &k, const T *dout, const T *out, const T *u, const A *m, T *g, A *partial) {
     int64_t blocks = blocks_of<T>(k);
-    A *partial = scratch<A>(k.n * blocks * 2 * k.c);
     over_blocks<T>(k, [&](int64_t n, int64_t block, int64_t first, int64_t rows) {
         A *products = &partial[(n * blocks + block) * 2 * k.c], *sums = products + k.c;
         std::fill(products, products + 2 * k.c, A(0));
         const A *centre = m + n * k.c;
         for (int64_t at = (n * k.s + first) * k.c; rows--; at += k.c) {
-#pragma omp simd
-            for (int64_t c = 0; c < k.c; c++) {
-                A d = wide(dout[at + c]);
-                if (Relu) {
-                    d = wide(out[at + c]) <= 0 ? A(0) : d;
-                    g[at + c] = Narrow<T>::of(d);
-                }
-                products[c] += d * (wide(u[at + c]) - centre[c]);
+            const T *d_row = dout + at, *out_row = out + at, *u_row = u + at;
+            auto step = [=](int64_t c) {
+                A d = wide(d_row[c]);
+                if (Relu) d = wide(out_row[c]) <= 0 ? A(0) : d;
+                products[c] += d * (wide(u_row[c]) - centre[c]);
                 sums[c] += d;
+                return Narrow<T>::of(d);
+            };
+            if (Relu) write_row<Stream>(k.c, g + at, step);
+            else {
+#pragma omp simd
+                for (int64_t c = 0; c < k.c; c++) step(c);
             }
         }
+        if (Stream) end_stream();
     });
+}
+
+template <typename T, typename A, bool Relu>
+void backward_last(const Shape &k, const T *dout, const T *out, const T *u, const A *m, T *g, A *da, A *db) {
+    int64_t blocks = blocks_of<T>(k);
+    A *partial = scratch<A>(k.n * blocks * 2 * k.c);
+    if (Relu && is_streamed(k, true, g)) backward_blocks<true, T, A, Relu>(k, dout, out, u, m, g, partial);
+    else backward_blocks<false, T, A, Relu>(k, dout, out, u, m, g, partial);
     over_rows({k.n, 1, 1, k.threads}, [&](int64_t n) {
         std::fill(da + n * k.c, da + (n + 1) * k.c, A(0));
         std::fill(db + n * k.c, db + (n + 1) * k.c, A(0));
@@ -206,31 +253,38 @@ void backward_first(const Shape &k, const T *dout, const T *out, const T *u, con
 
 // ---------------------------------------------------------------- backward of moments
 
-template <typename T, typename A>
+template <bool Stream, typename T, typename A>
 inline void spread_span(
     int64_t count, const T *g, const T *u, T *du, const A *m, const A *a, const A *offset, const A *slope, int step
 ) {
-#pragma omp simd
-    for (int64_t i = 0; i < count; i++) {
+    write_row<Stream>(count, du, [=](int64_t i) {
         int64_t t = i * step;
-        du[i] = Narrow<T>::of(a[t] * wide(g[i]) + offset[t] + slope[t] * (wide(u[i]) - m[t]));
-    }
+        return Narrow<T>::of(a[t] * wide(g[i]) + offset[t] + slope[t] * (wide(u[i]) - m[t]));
+    });
+}
+
+template <bool Stream, typename T, typename A>
+void spread_last(
+    const Shape &k, const T *g, const T *u, const A *m, const A *a, const A *offset, const A *slope, T *du
+) {
+    over_blocks<T>(k, [&](int64_t n, int64_t, int64_t first, int64_t rows) {
+        int64_t t = n * k.c;
+        for (int64_t at = (n * k.s + first) * k.c; rows--; at += k.c)
+            spread_span<Stream, T, A>(k.c, g + at, u + at, du + at, m + t, a + t, offset + t, slope + t, 1);
+        if (Stream) end_stream();
+    });
 }
 
 template <typename T, typename A>
 void moments_backward(
     const Shape &k, bool last, const T *g, const T *u, const A *m, const A *a, const A *offset, const A *slope, T *du
 ) {
-    if (last)
-        over_blocks<T>(k, [&](int64_t n, int64_t, int64_t first, int64_t rows) {
-            int64_t t = n * k.c;
-            for (int64_t at = (n * k.s + first) * k.c; rows--; at += k.c)
-                spread_span<T, A>(k.c, g + at, u + at, du + at, m + t, a + t, offset + t, slope + t, 1);
-        });
+    if (is_streamed(k, last, du)) spread_last<true, T, A>(k, g, u, m, a, offset, slope, du);
+    else if (last) spread_last<false, T, A>(k, g, u, m, a, offset, slope, du);
     else
         over_rows(k, [&](int64_t row) {
             int64_t at = row * k.s;
-            spread_span<T, A>(k.s, g + at, u + at, du + at, m + row, a + row, offset + row, slope + row, 0);
+            spread_span<false, T, A>(k.s, g + at, u + at, du + at, m + row, a + row, offset + row, slope + row, 0);
         });
 }
 

@@ -124,19 +124,23 @@ template <typename A> struct Norm {
 };
 
 // Statistics of the batch from the moments of each image; g is the factor on u, z the squeeze of the normalised map.
-// z holds the variances at first.
-template <typename A> void batch_tables(const Shape &k, const Norm<A> &norm, const Kept<A> &t) {
-    A *variance = scratch<A>(k.c), images = A(k.n), count = A(k.n) * A(k.s);
-    std::fill(t.centre, t.centre + k.c, A(0));
-    std::fill(variance, variance + k.c, A(0));
-    for (int64_t n = 0; n < k.n; n++) add_scaled(t.centre, 1 / images, t.m + n * k.c, k.c);
+// At first m is the mean from the channel's pivot, and z the variance. z belongs to m as it is rounded: with both, the
+// normalised map is exact where the mean is large beside the deviation.
+template <typename T, typename A>
+void batch_tables(const Shape &k, bool last, const T *u, const Norm<A> &norm, const Kept<A> &t) {
+    A *variance = scratch<A>(3 * k.c), *from = variance + k.c, *centre = from + k.c;
+    A images = A(k.n), count = A(k.n) * A(k.s);
+    std::fill(variance, variance + 3 * k.c, A(0));
+    for (int64_t n = 0; n < k.n; n++) add_scaled(centre, 1 / images, t.m + n * k.c, k.c);
     for (int64_t n = 0; n < k.n; n++)
         for (int64_t c = 0; c < k.c; c++) {
-            A d = t.m[n * k.c + c] - t.centre[c];
+            A d = t.m[n * k.c + c] - centre[c];
             variance[c] += t.z[n * k.c + c] + d * d;
         }
     for (int64_t c = 0; c < k.c; c++) {
         A var = variance[c] / images;
+        from[c] = pivot<T, A>(k, last, u, c);
+        t.centre[c] = from[c] + centre[c];
         t.r[c] = 1 / std::sqrt(var + norm.eps);
         t.g[c] = norm.weight ? norm.weight[c] * t.r[c] : t.r[c];
         if (norm.running_mean) {
@@ -145,16 +149,18 @@ template <typename A> void batch_tables(const Shape &k, const Norm<A> &norm, con
         }
     }
     for (int64_t n = 0, i = 0; n < k.n; n++)
-        for (int64_t c = 0; c < k.c; c++, i++)
-            t.z[i] = t.g[c] * (t.m[i] - t.centre[c]) + (norm.bias ? norm.bias[c] : A(0));
+        for (int64_t c = 0; c < k.c; c++, i++) {
+            t.m[i] += from[c];
+            t.z[i] = t.g[c] * (t.m[i] - from[c] - centre[c]) + (norm.bias ? norm.bias[c] : A(0));
+        }
 }
 
 template <typename T, typename A>
 void tail(const Shape &k, bool last, const T *u, const Norm<A> &norm, const Excitation<A> &e, const T *id, bool relu,
           A *kept, T *out) {
     Kept<A> t(k, e.hidden, kept);
-    last ? moments_last<T, A>(k, u, t.m, t.z) : moments_first<T, A>(k, u, t.m, t.z);
-    batch_tables(k, norm, t);
+    moments_from_pivot(k, last, u, t.m, t.z);
+    batch_tables(k, last, u, norm, t);
     if (e.hidden) excite(k, e, t.z, t.h, t.s);
     A *a = scratch<A>(2 * k.n * k.c), *b = a + k.n * k.c;
     for (int64_t n = 0, i = 0; n < k.n; n++)

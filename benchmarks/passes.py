@@ -1,0 +1,131 @@
+"""The passes over feature maps at the end of a residual block in training: counted, and drawn.
+
+    python benchmarks/passes.py     draws docs/images/passes.svg
+
+A *transfer* is one map read or written. What is listed here is compared with what PyTorch does by
+tests/measure/test_passes.py; batch norm's own second look at its map is inside one of PyTorch's operations.
+"""
+
+import io
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from senet.models.weights import write_atomically
+
+FIGURE = Path(__file__).parent.parent / "docs" / "images" / "passes.svg"
+READ, WRITTEN = "#0072B2", "#D55E00"  # Okabe and Ito's blue and vermilion
+INK, PALE = "#1f2328", "#57606a"
+
+
+class Pass(NamedTuple):
+    """One pass: what it is for, the maps that it reads, the maps that it writes; without maps, work on tables."""
+
+    what: str
+    reads: tuple[str, ...]
+    writes: tuple[str, ...] = ()
+
+    @property
+    def transfers(self) -> int:
+        return len(self.reads) + len(self.writes)
+
+
+_NORM = (Pass("batch norm: statistics", ("U",)), Pass("batch norm: normalise", ("U",), ("y",)))
+_NORM_BACKWARD = (Pass("batch norm: sums", ("dy", "U")), Pass("batch norm: gradient", ("dy", "U"), ("dU",)))
+_RELU_BACKWARD = Pass("ReLU", ("dout", "out"), ("G",))
+EAGER = (
+    (
+        *_NORM,
+        Pass("SE: squeeze", ("y",)),
+        Pass("SE: scale", ("y",), ("s·y",)),
+        Pass("add the shortcut", ("s·y", "id"), ("sum",)),
+        Pass("ReLU", ("sum",), ("out",)),
+    ),
+    (
+        _RELU_BACKWARD,
+        Pass("SE: product for the gate", ("G", "y"), ("G·y",)),
+        Pass("SE: sum it", ("G·y",)),
+        Pass("SE: scale", ("G",), ("s·G",)),
+        Pass("SE: spread the squeeze", (), ("dz/S",)),
+        Pass("SE: add both", ("s·G", "dz/S"), ("dy",)),
+        *_NORM_BACKWARD,
+    ),
+)
+PLAIN = (
+    (*_NORM, Pass("add the shortcut", ("y", "id"), ("sum",)), Pass("ReLU", ("sum",), ("out",))),
+    (_RELU_BACKWARD, *_NORM_BACKWARD),
+)
+SWEEPS = (
+    (
+        Pass("moments", ("U",)),
+        Pass("on tables: batch norm's statistics, squeeze, gate", ()),
+        Pass("affine", ("U", "id"), ("out",)),
+    ),
+    (
+        Pass("affine's backward", ("dout", "out", "U"), ("G",)),
+        Pass("on tables: gradients of gate, FCs, γ, β and statistics", ()),
+        Pass("moments' backward", ("G", "U"), ("dU",)),
+    ),
+)
+Passes = tuple[tuple[Pass, ...], tuple[Pass, ...]]
+
+
+def transfers(passes: Passes) -> tuple[int, int]:
+    """Forward and backward."""
+    forward, backward = (sum(each.transfers for each in direction) for direction in passes)
+    return forward, backward
+
+
+def draw(path: Path) -> None:
+    """Both forms side by side: a line a pass, a box a map."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    lines = sum(map(len, EAGER)) + 2
+    with rc_context({"svg.hashsalt": "senet"}):  # the same file every time
+        figure = Figure(figsize=(10.4, 0.36 * lines + 1.0), facecolor="white", layout="constrained")
+        FigureCanvasSVG(figure)
+        left, right = figure.subplots(1, 2, sharey=True)
+        _column(left, EAGER, "Operation by operation", lines)
+        _column(right, SWEEPS, "In sweeps, tables between", lines)
+        note = (
+            f"Without SE: {sum(transfers(PLAIN))} operation by operation, {sum(transfers(SWEEPS))} in the same sweeps."
+        )
+        right.text(-3.6, 9, note, fontsize=10.5, color=INK, va="center", weight="bold")
+        handles = [Patch(color=READ, label="map read"), Patch(color=WRITTEN, label="map written")]
+        figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=10, labelcolor=INK)
+        image = io.BytesIO()
+        figure.savefig(image, format="svg", metadata={"Date": None})
+    write_atomically(path, image.getvalue())
+
+
+def _column(axes, passes: Passes, title: str, lines: int) -> None:  # type: ignore[no-untyped-def] # matplotlib's Axes
+    counts = transfers(passes)
+    axes.set_title(f"{title}: {sum(counts)} map transfers", fontsize=12, color=INK, loc="left", weight="bold")
+    axes.set_xlim(-3.6, 4.1)
+    axes.set_ylim(lines - 0.4, -0.7)
+    axes.axis("off")
+    line = 0
+    for name, direction, count in zip(("forward", "backward"), passes, counts, strict=True):
+        axes.text(-3.6, line, f"{name}: {count}", fontsize=10.5, color=PALE, va="center", weight="bold")
+        for each in direction:
+            line += 1
+            style = {"color": INK} if each.transfers else {"color": PALE, "style": "italic"}
+            axes.text(-3.4, line, each.what, fontsize=10, va="center", **style)
+            boxes = [(name, READ) for name in each.reads] + [(name, WRITTEN) for name in each.writes]
+            for place, (text, colour) in enumerate(boxes):
+                axes.barh(line, 0.94, left=place, height=0.78, color=colour)
+                axes.text(place + 0.47, line, text, fontsize=9, color="white", va="center", ha="center", weight="bold")
+        line += 1
+
+
+def main() -> int:
+    draw(FIGURE)
+    print(f"drawn: {FIGURE}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

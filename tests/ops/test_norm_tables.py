@@ -1,0 +1,127 @@
+"""Statistics: running ones as PyTorch's, of badly scaled data, and those of a batch that is spread over processes."""
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+from senet.ops.backend import sweeps_of
+from senet.ops.moments_affine import norm_tail
+from senet.ops.native import sweeps as native
+from senet.ops.norm_tables import norm_tables, uses_batch_statistics
+
+NO_COMPILER = native.why_not() is not None
+NATIVE = pytest.param("native", marks=pytest.mark.skipif(NO_COMPILER, reason="no C++ compiler"))
+COMPILED = pytest.param("compiled", marks=[pytest.mark.slow, pytest.mark.skipif(NO_COMPILER, reason="no C++ compiler")])
+BACKENDS = ["reference", NATIVE, COMPILED]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("options", [{}, {"momentum": None}, {"momentum": 1.0}, {"affine": False}], ids=str)
+def test_running_statistics_over_several_batches_are_batch_norms(case, backend, options):
+    one = case(dtype=torch.float64, gate=None, **options)
+    theirs = nn.BatchNorm2d(8, **options).double()
+    theirs.load_state_dict(one.norm.state_dict())
+    for batch in (3, 1, 5):
+        u = torch.randn(batch, 8, 6, 5, dtype=torch.float64) * 3 + 2
+        norm_tail(u, one.norm, None, None, False, backend)
+        theirs(u)
+        assert one.norm.num_batches_tracked == theirs.num_batches_tracked
+        torch.testing.assert_close(one.norm.running_mean, theirs.running_mean, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(one.norm.running_var, theirs.running_var, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_single_value_a_channel_is_refused_as_pytorch_does(backend):
+    for gate in (None, nn.Identity()):
+        with pytest.raises(ValueError, match="Expected more than 1 value per channel when training"):
+            norm_tail(torch.randn(1, 4, 1, 1), nn.BatchNorm2d(4), gate, None, True, backend)
+    norm_tail(torch.randn(1, 4, 1, 1), nn.BatchNorm2d(4).eval(), None, None, True, backend)
+
+
+def test_what_counts_as_statistics_of_the_batch():
+    assert uses_batch_statistics(nn.BatchNorm2d(3))
+    assert not uses_batch_statistics(nn.BatchNorm2d(3).eval())
+    assert uses_batch_statistics(nn.BatchNorm2d(3, track_running_stats=False).eval())
+    assert uses_batch_statistics(nn.GroupNorm(1, 3).eval())
+
+
+@pytest.mark.parametrize("groups", [1, 2, 6])
+def test_group_norms_tables(groups):
+    norm = nn.GroupNorm(groups, 6).double()
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    u = torch.randn(3, 6, 4, 5, dtype=torch.float64) + torch.arange(6.0)[:, None, None]
+    m, v = sweeps_of("reference").moments(u)
+    g, z = norm_tables(norm, m, v, 20)
+    y = g[..., None, None] * (u - m[..., None, None]) + z[..., None, None]
+    torch.testing.assert_close(y, norm(u), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(z, norm(u).mean((2, 3)), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("side", [9, 56, 112])
+@pytest.mark.parametrize("outlier", [False, True])
+def test_the_variance_of_badly_scaled_data_keeps_five_digits(backend, layout, side, outlier):
+    u = (torch.randn(2, 5, side, side) + 1e4).to(memory_format=layout)
+    if outlier:
+        u[:, :, 0, 0] = -1e4
+    exact_v, exact_m = torch.var_mean(u.double(), (2, 3), correction=0)
+    m, v = sweeps_of(backend).moments(u)
+    # Compiled code adds value after value, on top of an outlier as large as the mean: half a digit less.
+    loose = 3 if backend == "compiled" and outlier else 1
+    torch.testing.assert_close(v.double(), exact_v, rtol=loose * 1e-5, atol=0)
+    torch.testing.assert_close(m.double(), exact_m, rtol=1e-6, atol=1e-2 if loose > 1 else 0)
+    torch.testing.assert_close(sweeps_of(backend).mean(u).double(), exact_m, rtol=1e-6, atol=0)
+    norm = nn.BatchNorm2d(5, momentum=1.0)
+    norm_tail(u, norm, None, None, True, backend)
+    exact = torch.var(u.double(), (0, 2, 3))
+    # The general form compares the images' means as float32 numbers, each off by up to 5e-4 deviations.
+    rounding = 0 if backend == "native" or outlier else 1e-3 / side
+    torch.testing.assert_close(norm.running_var.double(), exact, rtol=loose * 1e-5 + rounding, atol=0)
+
+
+def parts_of(one, sizes):
+    """The case cut into one for each process, each with a copy of the parameters."""
+    cuts = zip(*(x.split(sizes) for x in (one.u, one.shortcut, one.dout)), strict=True)
+    return [(u.detach(), shortcut.detach(), dout) for u, shortcut, dout in cuts]
+
+
+def on_a_rank(rank, rendezvous, implementation, one, parts, results):
+    torch.set_num_threads(1)  # the parent's pool of threads did not come along
+    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=len(parts))
+    try:
+        u, shortcut, dout = parts[rank]
+        one.u, one.shortcut, one.dout = u.requires_grad_(), shortcut.requires_grad_(), dout
+        one.norm = nn.SyncBatchNorm.convert_sync_batchnorm(one.norm)
+        mine = one.run(implementation)
+        for name, value in mine.items():
+            if name.startswith("d") and name not in ("du", "dshortcut"):
+                dist.all_reduce(value)  # DDP averages; the sum is the gradient of the whole batch's summed loss
+        results[rank] = mine
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="autograd cannot be forked where it has threads for devices")
+@pytest.mark.parametrize("implementation", ["definitions", NATIVE])
+@pytest.mark.parametrize("sizes", [(2, 2), (1, 3), (0, 4)], ids=str)
+def test_synchronised_over_two_processes_is_batch_norm_of_the_whole_batch(case, agree, tmp_path, implementation, sizes):
+    if 0 in sizes and implementation == "native":
+        pytest.skip("an empty map takes the definitions")
+    one = case((4, 6, 5, 3), shortcut=True)
+    expected = one.run("autograd")
+    with mp.Manager() as manager:
+        results = manager.dict()
+        arguments = (f"file://{tmp_path}/meet", implementation, one, parts_of(one, sizes), results)
+        mp.start_processes(on_a_rank, arguments, nprocs=2, start_method="fork")
+        first, second = results[0], results[1]
+    whole = {}
+    for name in expected:
+        maps = name in ("out", "du", "dshortcut")
+        whole[name] = torch.cat((first[name], second[name])) if maps else second[name]
+        if not maps:
+            assert torch.equal(first[name], second[name]), name
+    agree(whole, expected, 1e-10)
