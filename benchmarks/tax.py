@@ -37,6 +37,7 @@ class Target:
 OURS = ("se-accelerated", "se-accelerated-compiled")
 CPU_TARGETS = (
     Target("train step, SE ÷ plain eager", "train", ("se-fast",), (BASE,), 1.00),
+    Target("train step, SE ÷ plain with the same tail", "train", ("se-fast",), ("plain-tail",), 1.02),
     Target("saved for backward, SE ÷ plain eager", "train", ("se-fast",), (BASE,), 1.01, of="saved"),
     Target("inference, SE ÷ plain compiled", "inference", OURS, ("plain-compiled",), 1.05),
     Target(

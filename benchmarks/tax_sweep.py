@@ -33,7 +33,7 @@ LABELS = {"batch": "batch, 224×224", "size": "side of the image, batch 4", "wid
 # mode → (numerator, denominator): ours, and what a user has without it
 LINES = {
     "train": (("se-fast", "plain-eager"), ("se-reference", "plain-eager")),
-    "inference": (("se-accelerated-compiled", "plain-compiled"), ("se-compiled", "plain-compiled")),
+    "inference": (("se-accelerated", "plain-compiled"), ("se-compiled", "plain-compiled")),
 }
 GREY = "#666666"
 KEYS = ("mode", "swept", "of", "numerator", "denominator")
@@ -65,11 +65,12 @@ def draw(rows: list[dict[str, str]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     modes = [mode for mode in LINES if any(row["mode"] == mode for row in rows)]
-    figure = Figure(figsize=(10.5, 0.6 + 2.9 * len(modes)), dpi=150, layout="constrained")
+    sweeps = [swept for swept in POINTS if any(row["swept"] == swept for row in rows)]  # no empty panels
+    figure = Figure(figsize=(2.1 + 2.8 * len(sweeps), 0.6 + 2.9 * len(modes)), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(len(modes), len(POINTS), sharey="row", squeeze=False)
+    panels = figure.subplots(len(modes), len(sweeps), sharey="row", squeeze=False)
     for mode, line in zip(modes, panels, strict=True):
-        for swept, axes in zip(POINTS, line, strict=True):
+        for swept, axes in zip(sweeps, line, strict=True):
             for (numerator, denominator), colour in zip(LINES[mode], (COLOURS["se"], GREY), strict=True):
                 wanted = {
                     "mode": mode,

@@ -234,3 +234,21 @@ def test_native_on_any_shape_stride_and_type(request, shape, layouts, dtype, nor
         one.norm.eps = 0.1
     exact = dtype == torch.float64
     agree(one.run("native"), one.run("autograd", wide=True), 1e-9 if exact else 1e-3, maps=0 if exact else 4e-3)
+
+
+@pytest.mark.parametrize("backend", ["reference", NATIVE])
+@both_layouts
+def test_the_operations_keep_what_they_promise_to_pytorch(case, backend, layout):
+    one = case((3, 6, 5, 4), layout=layout)
+    ops, u, shortcut = torch.ops.senet, one.u, one.shortcut
+    tests = ("test_schema", "test_faketensor", "test_autograd_registration")
+    torch.library.opcheck(ops.moments.default, (u, True, backend), test_utils=tests)
+    torch.library.opcheck(ops.moments.default, (u, False, backend), test_utils=tests)
+    m, v, *handles = ops.moments(u.detach(), True, backend)
+    table = torch.rand_like(m).requires_grad_()
+    torch.library.opcheck(ops.affine.default, (u, m, table, table, shortcut, True, *handles, backend), test_utils=tests)
+    torch.library.opcheck(ops.affine.default, (u, m, table, table, None, False, None, None, backend), test_utils=tests)
+    maps = [x.detach() for x in (one.dout, u, u)]
+    torch.library.opcheck(ops.affine_backward.default, (*maps, m, backend), test_utils=tests)
+    torch.library.opcheck(ops.product_sums.default, (*maps[1:], m, backend), test_utils=tests)
+    torch.library.opcheck(ops.moments_backward.default, (*maps[1:], m, v, m, v, backend), test_utils=tests)

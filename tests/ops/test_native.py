@@ -129,7 +129,7 @@ def test_what_lies_in_the_cache_is_used_and_made_again_if_it_is_damaged(tmp_path
     made = library.stat().st_mtime_ns
     assert in_a_new_process(NETWORK, **environment).stdout == "ran\nnative\n"
     assert library.stat().st_mtime_ns == made
-    library.write_bytes(library.read_bytes()[:1000])
+    library.write_text("not a library")
     (tmp_path / "tmp1234.so").write_text("half a file that a killed compiler left")
     run = in_a_new_process(NETWORK, **environment)
     assert run.stdout == "ran\nnative\n", run.stderr

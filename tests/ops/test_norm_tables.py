@@ -1,9 +1,11 @@
 """Statistics: running ones as PyTorch's, of badly scaled data, and those of a batch that is spread over processes."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 from senet.ops.backend import sweeps_of
@@ -73,8 +75,9 @@ def test_the_variance_of_badly_scaled_data_keeps_five_digits(backend, layout, si
     # Compiled code adds value after value, on top of an outlier as large as the mean: half a digit less.
     loose = 3 if backend == "compiled" and outlier else 1
     torch.testing.assert_close(v.double(), exact_v, rtol=loose * 1e-5, atol=0)
-    torch.testing.assert_close(m.double(), exact_m, rtol=1e-6, atol=1e-2 if loose > 1 else 0)
-    torch.testing.assert_close(sweeps_of(backend).mean(u).double(), exact_m, rtol=1e-6, atol=0)
+    close_to_mean = {"rtol": 2e-6, "atol": 5e-4 * exact_v.max().sqrt().item()}  # a part of the deviation
+    torch.testing.assert_close(m.double(), exact_m, **close_to_mean)
+    torch.testing.assert_close(sweeps_of(backend).mean(u).double(), exact_m, **close_to_mean)
     norm = nn.BatchNorm2d(5, momentum=1.0)
     norm_tail(u, norm, None, None, True, backend)
     exact = torch.var(u.double(), (0, 2, 3))
@@ -83,45 +86,53 @@ def test_the_variance_of_badly_scaled_data_keeps_five_digits(backend, layout, si
     torch.testing.assert_close(norm.running_var.double(), exact, rtol=loose * 1e-5 + rounding, atol=0)
 
 
-def parts_of(one, sizes):
-    """The case cut into one for each process, each with a copy of the parameters."""
-    cuts = zip(*(x.split(sizes) for x in (one.u, one.shortcut, one.dout)), strict=True)
-    return [(u.detach(), shortcut.detach(), dout) for u, shortcut, dout in cuts]
+# One of two processes: it makes the whole case, keeps its part of the batch, and saves what comes out for each setting.
+RANK = """
+import importlib.util, sys, torch, torch.distributed as dist
+from torch import nn
+conftest, folder, rank, *settings = sys.argv[1:]
+spec = importlib.util.spec_from_file_location("cases", conftest)
+sys.modules["cases"] = cases = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(cases)
+dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=int(rank), world_size=2)
+for setting in settings:
+    implementation, first, second = setting.split()
+    torch.manual_seed(0)
+    one = cases.make_case((4, 6, 5, 3))
+    cut = (int(first), int(second))
+    u, shortcut, one.dout = (x.detach().split(cut)[int(rank)] for x in (one.u, one.shortcut, one.dout))
+    one.u, one.shortcut = u.requires_grad_(), shortcut.requires_grad_()
+    one.norm = nn.SyncBatchNorm.convert_sync_batchnorm(one.norm)
+    mine = one.run(implementation)
+    for name, value in mine.items():
+        if name.startswith("d") and name not in ("du", "dshortcut"):
+            dist.all_reduce(value)  # DDP averages; the sum is the gradient of the whole batch's summed loss
+    torch.save(mine, f"{folder}/{setting} {rank}.pt")
+dist.destroy_process_group()
+"""
+SETTINGS = ["definitions 2 2", "definitions 1 3", "definitions 0 4"]
+SETTINGS += [] if NO_COMPILER else ["native 2 2", "native 1 3"]  # an empty map takes the definitions
 
 
-def on_a_rank(rank, rendezvous, implementation, one, parts, results):
-    torch.set_num_threads(1)  # the parent's pool of threads did not come along
-    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=len(parts))
-    try:
-        u, shortcut, dout = parts[rank]
-        one.u, one.shortcut, one.dout = u.requires_grad_(), shortcut.requires_grad_(), dout
-        one.norm = nn.SyncBatchNorm.convert_sync_batchnorm(one.norm)
-        mine = one.run(implementation)
-        for name, value in mine.items():
-            if name.startswith("d") and name not in ("du", "dshortcut"):
-                dist.all_reduce(value)  # DDP averages; the sum is the gradient of the whole batch's summed loss
-        results[rank] = mine
-    finally:
-        dist.destroy_process_group()
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    common = [sys.executable, "-c", RANK, str(Path(__file__).with_name("conftest.py")), str(folder)]
+    running = [subprocess.Popen([*common, rank, *SETTINGS], stderr=subprocess.PIPE, text=True) for rank in "01"]
+    for process in running:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    return folder
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="autograd cannot be forked where it has threads for devices")
-@pytest.mark.parametrize("implementation", ["definitions", NATIVE])
-@pytest.mark.parametrize("sizes", [(2, 2), (1, 3), (0, 4)], ids=str)
-def test_synchronised_over_two_processes_is_batch_norm_of_the_whole_batch(case, agree, tmp_path, implementation, sizes):
-    if 0 in sizes and implementation == "native":
-        pytest.skip("an empty map takes the definitions")
-    one = case((4, 6, 5, 3), shortcut=True)
-    expected = one.run("autograd")
-    with mp.Manager() as manager:
-        results = manager.dict()
-        arguments = (f"file://{tmp_path}/meet", implementation, one, parts_of(one, sizes), results)
-        mp.start_processes(on_a_rank, arguments, nprocs=2, start_method="fork")
-        first, second = results[0], results[1]
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_synchronised_over_two_processes_is_batch_norm_of_the_whole_batch(case, agree, ranks, setting):
+    torch.manual_seed(0)
+    expected = case((4, 6, 5, 3)).run("autograd")
+    first, second = (torch.load(ranks / f"{setting} {rank}.pt") for rank in "01")
     whole = {}
     for name in expected:
         maps = name in ("out", "du", "dshortcut")
         whole[name] = torch.cat((first[name], second[name])) if maps else second[name]
-        if not maps:
-            assert torch.equal(first[name], second[name]), name
+        assert maps or torch.equal(first[name], second[name]), name
     agree(whole, expected, 1e-10)

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import senet
 from senet.ops import reference
 
 
@@ -113,3 +114,14 @@ def test_residual_tail_is_the_sum_of_its_parts_and_never_writes_its_inputs(
     torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-12)
     assert torch.equal(u, kept[0])
     assert torch.equal(shortcut, kept[1])
+
+
+@pytest.mark.parametrize("hooked", ["norm", "se"])
+def test_a_tail_with_backward_hooks_is_not_written_to_in_place(hooked):
+    modules = {"norm": torch.nn.BatchNorm2d(4), "se": senet.SqueezeExcite(4, senet.SEConfig(hidden=2))}
+    seen = []
+    modules[hooked].register_full_backward_hook(lambda module, given, received: seen.append(received[0].shape))
+    u = torch.randn(2, 4, 3, 3, requires_grad=True)
+    reference.residual_tail(u, modules["norm"], modules["se"], torch.randn(2, 4, 3, 3), True).sum().backward()
+    assert seen == [(2, 4, 3, 3)]
+    assert u.grad is not None

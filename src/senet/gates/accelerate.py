@@ -22,9 +22,9 @@ def accelerate(model: nn.Module, backend: str = "auto") -> nn.Module:
     gate, shortcut and ReLU are applied in one sweep or in that convolution's epilogue (docs/zero-tax.md). Outputs
     agree to float32's rounding (1e-5 of their size in a trained ResNet); maps come out channels_last.
 
-    gate, shortcut and ReLU are applied in one sweep or in that convolution's epilogue (docs/zero-tax.md). Outputs
-    agree to float32's rounding (1e-5 of their size in a trained ResNet); maps come out channels_last.
-    parameters do not require gradients; an input that does gets them through the ordinary operations.
+    The copy keeps the class, the parameters and the keys: ``state_dict`` loads both ways. ``train()`` gives the
+    ordinary network back and ``eval()`` folds again; weights that change in between are seen. While it is in eval mode
+    its parameters do not require gradients; an input that does gets them through the ordinary operations.
 
     Args:
         model: a network that torch.fx can trace: every network of this package, torchvision's, most of timm's.

@@ -73,7 +73,9 @@ def _backend(u: Tensor, norm: nn.Module | None, se: SqueezeExcite | None) -> str
     if norm is None and se is None:
         return "reference"  # a sum and a ReLU
     if torch.compiler.is_compiling():
-        if norm is None or torch.compiler.is_exporting() or traces_reference() or not _is_known(norm, se):
+        # Not is_exporting(): to Dynamo before torch 2.12 it is always true.
+        exporting = torch.compiler._is_exporting_flag
+        if norm is None or exporting or traces_reference() or not _is_known(norm, se):
             return "reference"
         # Frozen statistics are left as they are: compilers know how to fold them into the convolution.
         return "traced" if uses_batch_statistics(norm) and type(norm) is not nn.SyncBatchNorm else "reference"

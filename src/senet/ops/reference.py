@@ -161,8 +161,15 @@ def residual_tail(
     y = u_ncs if norm is None else norm(u_ncs)
     if se is not None:
         y = se(y)
+    # A module with backward hooks returns a view that must not be written to.
+    writable = y is not u_ncs and not _has_backward_hooks(norm) and not _has_backward_hooks(se)
     if shortcut_ncs is not None:
-        y = y + shortcut_ncs if y is u_ncs else y.add_(shortcut_ncs)
+        y = y.add_(shortcut_ncs) if writable else y + shortcut_ncs
+        writable = True
     if activation:
-        y = torch.relu(y) if y is u_ncs else torch.relu_(y)
+        y = torch.relu_(y) if writable else torch.relu(y)
     return y
+
+
+def _has_backward_hooks(module: object) -> bool:
+    return bool(getattr(module, "_backward_hooks", None) or getattr(module, "_backward_pre_hooks", None))

@@ -26,13 +26,15 @@ def _over(table: Tensor, u: Tensor) -> Tensor:
 def moments(u: Tensor) -> tuple[Tensor, Tensor]:
     """Forward sweep 1: mean and centred (biased) variance of each channel of each image, two (N, C) tables.
 
-    Taken from the first position's value, which costs nothing in a fused sweep: compilers add one value after the other,
+    Taken from the first position's value, free in a fused sweep: compilers add one value after the other,
     and would round each sum to the digits of a mean that may be large beside the deviation.
     """
     spatial = tuple(range(2, u.ndim))
     if not u.shape[0]:  # a rank without images; torch.var_mean warns
         return mean(u), mean(u)
-    first = u.detach()[(..., *(slice(0, 1),) * len(spatial))].to(table_dtype(u.dtype))
+    first = u.detach().to(table_dtype(u.dtype))
+    for axis in spatial:
+        first = first.narrow(axis, 0, 1)
     variance, from_first = torch.var_mean(u - first, spatial, correction=0)
     return from_first + first.flatten(1), variance
 
