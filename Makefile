@@ -35,6 +35,8 @@ bench: $(INSTALLED)  ## the measurements behind the README's tables; appends to 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'senet needs Python 3.11 or newer: make PYTHON=python3.12')"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@# the fast CPU code is compiled at first use; without a compiler everything works, slower, but its tests would fail
+	command -v g++ >/dev/null || command -v clang++ >/dev/null || { apt-get update -qq && apt-get install -qq -y --no-install-recommends g++; }
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@

@@ -24,7 +24,8 @@ def accelerate(model: nn.Module, backend: str = "auto") -> nn.Module:
 
     The copy keeps the class, the parameters and the keys: ``state_dict`` loads both ways. ``train()`` gives the
     ordinary network back and ``eval()`` folds again; weights that change in between are seen. While it is in eval mode
-    its parameters do not require gradients; an input that does gets them through the ordinary operations.
+    its parameters do not require gradients; an input that does gets them through the ordinary operations. Hooks on
+    modules inside are not called by the inference form.
 
     Args:
         model: a network that torch.fx can trace: every network of this package, torchvision's, most of timm's.

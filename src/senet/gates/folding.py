@@ -35,8 +35,6 @@ def folded(model: nn.Module, backend: str) -> fx.GraphModule:
             f"accelerate: torch.fx cannot trace {type(model).__name__}, whose path depends on its data: {reason}"
         ) from error
     module = fx.GraphModule(model, graph, type(model).__name__)
-    for name, child in list(module.named_children()):
-        setattr(module, name, child)
     _Folding(module, backend).run()
     module.delete_all_unused_submodules()
     module.recompile()
