@@ -1,6 +1,9 @@
-"""What all tests share: one seed, and no signal handlers left behind."""
+"""What all tests share: one seed, no signal handlers left behind, and code in two processes."""
 
+import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -23,3 +26,39 @@ def _no_child_handler_of_a_loader():
     if signal_handling._SIGCHLD_handler_set:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal_handling._SIGCHLD_handler_set = False
+
+
+# Before it leaves, a rank waits for the other: gloo may drop what a closed connection had still to deliver.
+_RANK = """
+import datetime, sys, torch.distributed as dist
+folder, rank, *settings = sys.argv[1:]
+store = dist.FileStore(f"{{folder}}/meet", 2)
+dist.init_process_group("gloo", store=store, rank=int(rank), world_size=2)
+{code}
+store.set(f"done {{rank}}", "")
+store.wait([f"done {{1 - int(rank)}}"], datetime.timedelta(seconds=60))
+dist.destroy_process_group()
+"""
+
+
+@pytest.fixture(scope="session")
+def in_two_processes():
+    """A function that runs code in two gloo processes, which see ``folder``, ``rank`` (a text) and ``settings``."""
+    # Their addresses are this machine's own, whatever its name resolves to, or not.
+    environment = os.environ | ({"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {})
+
+    def run(folder, code, *settings):
+        command = [sys.executable, "-c", _RANK.format(code=code), str(folder)]
+        both = [
+            subprocess.Popen([*command, rank, *settings], stderr=subprocess.PIPE, text=True, env=environment)
+            for rank in "01"
+        ]
+        try:
+            said = [process.communicate(timeout=120)[1] for process in both]
+        finally:
+            for process in both:
+                process.kill()
+                process.communicate()
+        assert [process.returncode for process in both] == [0, 0], "\n".join(said)
+
+    return run

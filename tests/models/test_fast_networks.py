@@ -1,12 +1,11 @@
 """Whole networks on the fast tails: against timm, against plain PyTorch, and inside PyTorch's own machinery."""
 
 import copy
-import os
+import json
 
 import pytest
 import timm
 import torch
-import torch.distributed as dist
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
@@ -158,15 +157,26 @@ def test_exported_networks_know_nothing_of_our_operations():
             torch.testing.assert_close(program.module()(x), model(x), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.skipif(NO_COMPILER, reason="no C++ compiler")
-def test_distributed_data_parallel(tmp_path):
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
-    try:
-        model, x, y = small().double(), torch.randn(4, 1, 16, 16, dtype=torch.float64), torch.arange(4)
-        expected = step(copy.deepcopy(model), x, y)
-        with senet.use_backend("native"):
-            mine = step(nn.parallel.DistributedDataParallel(copy.deepcopy(model)), x, y)
-        assert_close({name.replace("module.", ""): value for name, value in mine.items()}, expected, 1e-9)
-    finally:
-        dist.destroy_process_group()
-        os.environ.pop("MASTER_ADDR", None)
+# A step of one network in two processes, each with half of the batch and with statistics of its own.
+RANK = """
+import json, senet, torch
+from torch import nn
+backend, options = settings
+model, x, y = torch.load(f"{folder}/case.pt", weights_only=False)
+model = nn.parallel.DistributedDataParallel(model, **json.loads(options))
+with senet.use_backend(backend):
+    nn.functional.cross_entropy(model(x.chunk(2)[int(rank)]), y.chunk(2)[int(rank)]).backward()
+torch.save({name: p.grad for name, p in model.module.named_parameters()}, f"{folder}/{rank}.pt")
+"""
+
+
+@pytest.mark.parametrize("options", [{}, {"static_graph": True, "gradient_as_bucket_view": True}], ids=str)
+def test_distributed_data_parallel_gives_the_mean_of_the_halves_gradients(tmp_path, in_two_processes, options):
+    model, x, y = small().double(), torch.randn(6, 1, 16, 16, dtype=torch.float64), torch.arange(6)
+    torch.save((model, x, y), tmp_path / "case.pt")
+    in_two_processes(tmp_path, RANK, "reference" if NO_COMPILER else "native", json.dumps(options))
+    with senet.use_backend("reference"):
+        first, second = (step(copy.deepcopy(model), *half) for half in zip(x.chunk(2), y.chunk(2), strict=True))
+    expected = {name: (first[f"d{name}"] + second[f"d{name}"]) / 2 for name, _ in model.named_parameters()}
+    for rank in "01":
+        assert_close(torch.load(tmp_path / f"{rank}.pt"), expected, 1e-9)

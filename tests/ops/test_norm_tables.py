@@ -1,7 +1,5 @@
 """Statistics: running ones as PyTorch's, of badly scaled data, and those of a batch that is spread over processes."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -86,15 +84,14 @@ def test_the_variance_of_badly_scaled_data_keeps_five_digits(backend, layout, si
     torch.testing.assert_close(norm.running_var.double(), exact, rtol=loose * 1e-5 + rounding, atol=0)
 
 
-# One of two processes: it makes the whole case, keeps its part of the batch, and saves what comes out for each setting.
+# Each of two processes makes the whole case, keeps its part of the batch, and saves what comes out for each setting.
 RANK = """
-import importlib.util, sys, torch, torch.distributed as dist
+import importlib.util, torch
 from torch import nn
-conftest, folder, rank, *settings = sys.argv[1:]
+conftest, *settings = settings
 spec = importlib.util.spec_from_file_location("cases", conftest)
 sys.modules["cases"] = cases = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(cases)
-dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=int(rank), world_size=2)
 for setting in settings:
     implementation, first, second = setting.split()
     torch.manual_seed(0)
@@ -108,20 +105,15 @@ for setting in settings:
         if name.startswith("d") and name not in ("du", "dshortcut"):
             dist.all_reduce(value)  # DDP averages; the sum is the gradient of the whole batch's summed loss
     torch.save(mine, f"{folder}/{setting} {rank}.pt")
-dist.destroy_process_group()
 """
 SETTINGS = ["definitions 2 2", "definitions 1 3", "definitions 0 4"]
 SETTINGS += [] if NO_COMPILER else ["native 2 2", "native 1 3"]  # an empty map takes the definitions
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
+def ranks(tmp_path_factory, in_two_processes):
     folder = tmp_path_factory.mktemp("ranks")
-    common = [sys.executable, "-c", RANK, str(Path(__file__).with_name("conftest.py")), str(folder)]
-    running = [subprocess.Popen([*common, rank, *SETTINGS], stderr=subprocess.PIPE, text=True) for rank in "01"]
-    for process in running:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
+    in_two_processes(folder, RANK, str(Path(__file__).with_name("conftest.py")), *SETTINGS)
     return folder
 
 

@@ -204,8 +204,6 @@ def build(candidate: Candidate, setting: Setting, twins: Twins) -> Runner:
     model = copy.deepcopy(twins.networks[candidate.network])
     if candidate.home == "timm":
         model = peers.timm_network(twins.names[candidate.network], model)
-    if candidate.compiled and candidate.home == "torch" and candidate.backend == "reference":
-        _keep_plain_operations(model)
     model.train(setting.mode == "train")
     if setting.mode == "inference":
         model = model.to(DTYPES[setting.dtype])
@@ -215,16 +213,6 @@ def build(candidate: Candidate, setting: Setting, twins: Twins) -> Runner:
     # A rate of 0 takes the same time and leaves the weights of all candidates alike, however many steps are timed.
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
     return Runner(_train_step(model, optimizer, candidate, setting, twins), model, optimizer)
-
-
-def _keep_plain_operations(model: nn.Module) -> None:
-    """Under an outer ``torch.compile`` tails take the two-sweep form whatever the backend; a hook on the norm stops it.
-
-    What is called plain must be PyTorch's own batch norm, which freezing folds into the convolution.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.register_forward_hook(lambda module, args, output: None)
 
 
 def _inference(model: nn.Module, candidate: Candidate, x: Tensor) -> Callable[[], Tensor]:

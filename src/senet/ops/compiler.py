@@ -6,7 +6,6 @@ sizes and all image sizes share one piece of code, and nothing is recompiled whe
 
 import functools
 import os
-import shutil
 import types
 import warnings
 from collections.abc import Callable
@@ -16,6 +15,8 @@ import torch
 from torch import Tensor
 
 from senet.ops import sweeps
+from senet.ops.layout import in_layout
+from senet.ops.native.build import compiler
 
 
 def why_not() -> str | None:
@@ -24,8 +25,7 @@ def why_not() -> str | None:
         return "torch.compile is switched off by TORCHDYNAMO_DISABLE=1"
     if torch.cuda.is_available():
         return None
-    names = (os.environ.get("CXX"), "g++", "clang++", "c++", "cl")
-    if not any(name and shutil.which(name) for name in names):
+    if compiler() is None:
         return "torch.compile needs a C++ compiler, and none was found (install g++ or clang, or set CXX)"
     return None
 
@@ -81,8 +81,8 @@ def _compiled(body: types.FunctionType, key: tuple[object, ...]) -> Callable[...
 
 def _run(body: Callable[..., Any], u: Tensor, *args: Any) -> Any:
     """Run ``body(last, *args)`` compiled, or as it is where the compiler has failed."""
-    last = not u.is_contiguous() and u.movedim(1, -1).is_contiguous()
-    args = tuple(_in_layout(x, u, last) for x in args)
+    last = not u.is_contiguous()
+    args = tuple(_prepared(x, u, last) for x in args)
     if _broken:
         return body(last, *args)
     key = (last, u.is_inference(), torch.is_autocast_enabled(u.device.type), *map(_kind, args))
@@ -105,7 +105,7 @@ def _kind(x: Any) -> object:
     return (x.dtype, x.device, tuple(size == 1 for size in x.shape)) if isinstance(x, Tensor) else x
 
 
-def _in_layout(x: Any, u: Tensor, last: bool) -> Any:
+def _prepared(x: Any, u: Tensor, last: bool) -> Any:
     """A map in the layout that is compiled for, a copy if it has another; anything else as it is.
 
     Gradients are the callers' business; Dynamo would look at ``.grad`` of what requires one, which warns.
@@ -113,9 +113,7 @@ def _in_layout(x: Any, u: Tensor, last: bool) -> Any:
     if not isinstance(x, Tensor):
         return x
     x = x.detach() if x.requires_grad else x
-    if x.ndim != u.ndim:
-        return x
-    return x.movedim(1, -1).contiguous().movedim(-1, 1) if last else x.contiguous()
+    return in_layout(x, last) if x.ndim == u.ndim else x
 
 
 def moments(u: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from senet.ops.native.sweeps import call, in_layout, prepared
+from senet.ops.layout import in_layout, prepared
+from senet.ops.native.sweeps import call
 from senet.ops.reference import FullyConnected, table_dtype
 
 NO_DOUBLE_BACKWARD = (

@@ -23,8 +23,8 @@ class BuildError(RuntimeError):
 
 
 def compiler() -> str | None:
-    """The path of the C++ compiler: ``CXX``, else g++, clang++ or c++; None if there is none."""
-    names = (os.environ.get("CXX"), "g++", "clang++", "c++")
+    """The path of the C++ compiler: ``CXX``, else g++, clang++, c++ or cl; None if there is none."""
+    names = (os.environ.get("CXX"), "g++", "clang++", "c++", "cl")
     return next((path for name in names if name and (path := shutil.which(name))), None)
 
 

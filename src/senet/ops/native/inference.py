@@ -5,9 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from senet.ops.layout import in_layout, is_last
 from senet.ops.native import build
 from senet.ops.native.batch_norm_tail import GATE_NUMBERS
-from senet.ops.native.sweeps import call, in_layout, is_last
+from senet.ops.native.sweeps import call
 from senet.ops.reference import FullyConnected, table_dtype
 
 

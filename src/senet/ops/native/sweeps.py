@@ -1,4 +1,4 @@
-"""The sweeps of ``senet.ops.sweeps`` in C++ (sweeps.cpp): float32, float64 and bfloat16 maps on the CPU."""
+"""The sweeps of ``senet.ops.sweeps`` in C++ (sweeps.hpp): float32, float64 and bfloat16 maps on the CPU."""
 
 import ctypes
 import functools
@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from senet.ops.layout import in_layout, prepared
 from senet.ops.native.build import library, why_not
 from senet.ops.reference import table_dtype
 
 __all__ = ["TYPES", "affine", "affine_backward", "mean", "moments", "moments_backward", "why_not"]
 
 _int64, _pointer = ctypes.c_int64, ctypes.c_void_p
-_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 TYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
 
@@ -39,28 +39,6 @@ def call(name: str, u: Tensor, *args: Tensor | float | None) -> None:
         else:
             values.append(ctypes.c_double(x) if isinstance(x, float) else x)  # None is the null pointer
     _function(name, u.dtype)(*values)
-
-
-def is_last(u: Tensor) -> bool:
-    """Whether the channels are contiguous (channels_last), which a map of one pixel or one channel also is."""
-    layout = _LAST.get(u.ndim)
-    if layout is not None:
-        return u.is_contiguous(memory_format=layout)
-    return u.movedim(1, -1).is_contiguous()
-
-
-def prepared(u: Tensor) -> tuple[Tensor, bool]:
-    """The map in one of the two layouts, and whether it is the one with contiguous channels."""
-    if u.is_contiguous():
-        return u, False
-    return in_layout(u, True), True
-
-
-def in_layout(x: Any, last: bool) -> Any:
-    """A map (or None) with channels, or positions, contiguous; a copy only if it has another layout."""
-    if x is None or not last:
-        return x if x is None else x.contiguous()
-    return x if is_last(x) else x.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 def _table(u: Tensor) -> Tensor:
