@@ -1,13 +1,14 @@
-"""From which size of map the C++ tail is faster than PyTorch's own operations: rows of results/crossover.csv.
+"""From which size of map the C++ form is faster than PyTorch's own operations: rows of results/crossover.csv.
 
     python benchmarks/crossover.py [--rounds 15]
 
-Forward and backward of batch norm (+ SE) + shortcut + ReLU, float32, 64 channels, a batch of 4; maps of 2^10 to 2^22
-elements in both layouts. `senet.ops.backend.SMALLEST_NATIVE` is the smallest size from which all four stay below 1:
-one size for plain and SE, so that twins take the same form.
+Forward and backward of batch norm (+ SE) + shortcut + ReLU and of batch norm + ReLU alone, float32, 64 channels, a batch
+of 4, maps of 2^12 to 2^23 elements in both layouts. The caches are emptied before each pass, as a network's convolutions
+do. `senet.ops.backend.SMALLEST_NATIVE` and `SMALLEST_NATIVE_BARE` are chosen by these rows.
 """
 
 import argparse
+import time
 from collections.abc import Callable
 
 import torch
@@ -15,56 +16,68 @@ from common import append_row
 from torch import nn
 
 import senet
-from senet.measure.timing import Timing, interleaved, ratio
+from senet.measure.timing import Timing, ratio
 
 BATCH, CHANNELS = 4, 64
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
-ENOUGH = 2**19  # elements a timing: small maps are done several times, so that the clock is not what is measured
+KINDS = ("se", "plain", "norm+relu")
+OTHER = torch.empty(2**24)  # 64 MB, more than the caches that a core has to itself
 
 
-def tail_step(backend: str, elements: int, layout: str, with_se: bool) -> Callable[[], None]:
-    """Passes of one tail, forward and backward, as often as makes a time."""
-    shape = (BATCH, CHANNELS, elements // (BATCH * CHANNELS), 1)
-    if shape[2] > 4:
-        shape = (BATCH, CHANNELS, shape[2] // 4, 4)
-    memory_format = LAYOUTS[layout]
-    u, shortcut = (torch.randn(shape).to(memory_format=memory_format).requires_grad_() for _ in range(2))
-    dout = torch.randn(shape).to(memory_format=memory_format)
+def one_pass(backend: str, elements: int, layout: str, kind: str) -> Callable[[], float]:
+    """Seconds of one form, forward and backward, each with cold caches."""
+    shape = (BATCH, CHANNELS, elements // (BATCH * CHANNELS * 4), 4)
+    u, shortcut, dout = (torch.randn(shape).to(memory_format=LAYOUTS[layout]) for _ in range(3))
     tail, norm = senet.ResidualTail(), nn.BatchNorm2d(CHANNELS)
-    se = senet.SqueezeExcite(CHANNELS) if with_se else None
-    leaves = [u, shortcut, *norm.parameters(), *(se.parameters() if se is not None else ())]
+    se = senet.SqueezeExcite(CHANNELS) if kind == "se" else None
+    leaves = [u.requires_grad_(), *norm.parameters(), *(se.parameters() if se is not None else ())]
+    if kind != "norm+relu":
+        leaves.append(shortcut.requires_grad_())
+    added = None if kind == "norm+relu" else shortcut
 
-    def run() -> None:
+    def run() -> float:
         with senet.use_backend(backend):
-            for _ in range(max(1, ENOUGH // elements)):
-                torch.autograd.grad(tail(u, norm, se, shortcut), leaves, dout)
+            OTHER.fill_(1)
+            start = time.perf_counter()
+            out = tail(u, norm, se, added)
+            forward = time.perf_counter() - start
+            OTHER.fill_(2)
+            start = time.perf_counter()
+            torch.autograd.grad(out, leaves, dout)
+            return forward + time.perf_counter() - start
 
     return run
 
 
-def measure(elements: int, layout: str, with_se: bool, rounds: int) -> dict[str, Timing]:
-    candidates = {name: tail_step(name, elements, layout, with_se) for name in ("reference", "native")}
-    return interleaved(candidates, rounds, warmup=2)
+def measure(elements: int, layout: str, kind: str, rounds: int) -> dict[str, Timing]:
+    candidates = {name: one_pass(name, elements, layout, kind) for name in ("reference", "native")}
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for turn in range(rounds + 2):
+        for name, run in candidates.items():
+            taken = run()
+            if turn >= 2:
+                seconds[name].append(taken)
+    return {name: Timing(tuple(taken)) for name, taken in seconds.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
     rounds = parser.parse_args().rounds
-    slower = 0
-    for exponent in range(10, 23):
+    slower = dict.fromkeys(KINDS, 0)
+    for exponent in range(12, 24):
         for layout in LAYOUTS:
-            for with_se in (True, False):
-                times = measure(2**exponent, layout, with_se, rounds)
+            for kind in KINDS:
+                times = measure(2**exponent, layout, kind, rounds)
                 result = ratio(times["native"], times["reference"])
-                tail = "se" if with_se else "plain"
                 values = {"ratio": result.median, "q25": result.q25, "q75": result.q75}
                 shown = {name: round(value, 3) for name, value in values.items()}
-                print(f"2^{exponent:<3} {layout:14} {tail:6} native / reference {shown}", flush=True)
-                append_row("crossover.csv", tail=tail, layout=layout, elements=2**exponent, rounds=rounds, **shown)
+                print(f"2^{exponent:<3} {layout:14} {kind:10} native / reference {shown}", flush=True)
+                append_row("crossover.csv", tail=kind, layout=layout, elements=2**exponent, rounds=rounds, **shown)
                 if result.median >= 1:
-                    slower = 2**exponent
-    print(f"native is faster for all from {slower * 2 if slower else 2**10} elements on")
+                    slower[kind] = 2**exponent
+    for kind, largest in slower.items():
+        print(f"{kind}: native is faster from {largest * 2 if largest else 2**12} elements on")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from senet.models.base import FIRST_STAGE, ConvNet, ResidualBlock, make_stage
 from senet.models.registry import register_model
 from senet.models.resnet import BasicBlock
+from senet.nn.residual_tail import norm_act
 from senet.nn.squeeze_excite import SEConfig
 
 
@@ -60,10 +61,10 @@ class PreActBasic(ResidualBlock):
     def branch(self, h: Tensor) -> Tensor:
         """From the first activation to the output of the last convolution."""
         h = self.gate_inside(self.conv1(h))
-        return self.conv2(self.relu(self.bn2(h)))
+        return self.conv2(norm_act(h, self.bn2, self.relu))
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.relu(self.bn1(x))
+        h = norm_act(x, self.bn1, self.relu)
         shortcut = x if self.downsample is None else self.downsample(h)
         return self.tail(self.branch(self.gate_entry(h)), None, self.se, shortcut)
 
@@ -81,9 +82,9 @@ class PreActBottleneck(PreActBasic):
         self.conv3 = nn.Conv2d(planes, planes * self.expansion, 1, bias=False)
 
     def branch(self, h: Tensor) -> Tensor:
-        h = self.relu(self.bn2(self.conv1(h)))
+        h = norm_act(self.conv1(h), self.bn2, self.relu)
         h = self.gate_inside(self.conv2(h))
-        return self.conv3(self.relu(self.bn3(h)))
+        return self.conv3(norm_act(h, self.bn3, self.relu))
 
 
 class CifarResNet(ConvNet):
@@ -132,13 +133,13 @@ class CifarResNet(ConvNet):
 
     def stem(self, x: Tensor) -> Tensor:
         x = self.conv1(x)
-        return x if self.pre_activation else self.relu(self.bn1(x))
+        return x if self.pre_activation else norm_act(x, self.bn1, self.relu)
 
     def stages(self) -> Iterable[nn.Module]:
         return (self.layer1, self.layer2, self.layer3)
 
     def finish(self, x: Tensor) -> Tensor:
-        return self.relu(self.norm(x)) if self.pre_activation else x
+        return norm_act(x, self.norm, self.relu) if self.pre_activation else x
 
 
 def _block(

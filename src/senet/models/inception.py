@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from senet.models.base import FlatConvNet, make_gate
 from senet.models.registry import register_model
+from senet.nn.residual_tail import norm_act
 from senet.nn.squeeze_excite import SEConfig
 
 Size = int | tuple[int, int]
@@ -45,7 +46,7 @@ class ConvNorm(nn.Module):
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.relu(self.bn(self.conv(x)))
+        return norm_act(self.conv(x), self.bn, self.relu)
 
 
 class HalvingMaxPool(nn.Module):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from senet.models.base import FIRST_STAGE, ConvNet, ResidualBlock, make_gate, make_stage
 from senet.models.registry import register_model
+from senet.nn.residual_tail import norm_act
 from senet.nn.squeeze_excite import SEConfig
 
 
@@ -137,7 +138,7 @@ class ShuffleUnit(ResidualBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = self.pool(x)
-        h = self.shuffle(self.relu(self.bn1(self.conv1(self.gate_entry(x)))))
+        h = self.shuffle(norm_act(self.conv1(self.gate_entry(x)), self.bn1, self.relu))
         u = self.conv3(self.gate_inside(self.bn2(self.conv2(h))))
         if self.adds:
             return self.tail(u, self.bn3, self.se, shortcut)
@@ -187,7 +188,7 @@ class ShuffleNetV1(ConvNet):
         self.finish_build(channels, (8, 16, 32))
 
     def stem(self, x: Tensor) -> Tensor:
-        return self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        return self.maxpool(norm_act(self.conv1(x), self.bn1, self.relu))
 
     def stages(self) -> Iterable[nn.Module]:
         return (self.layer1, self.layer2, self.layer3)

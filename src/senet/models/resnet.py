@@ -100,7 +100,7 @@ class Bottleneck(ResidualBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
-        h = self.relu(self.bn1(self.conv1(self.gate_entry(x))))
+        h = norm_act(self.conv1(self.gate_entry(x)), self.bn1, self.relu)
         h = norm_act(self.conv2(h), self.bn2, self.relu, self.inside)
         return self.tail(self.conv3(h), self.bn3, self.se, shortcut)
 
@@ -169,7 +169,7 @@ class ResNet(ConvNet):
         self.finish_build(tuple(64 * 2**i * block.expansion for i in range(4)), (4, 8, 16, 32))
 
     def stem(self, x: Tensor) -> Tensor:
-        return self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        return self.maxpool(norm_act(self.conv1(x), self.bn1, self.relu))
 
     def stages(self) -> Iterable[nn.Module]:
         return (self.layer1, self.layer2, self.layer3, self.layer4)

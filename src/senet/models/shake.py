@@ -136,7 +136,7 @@ class NextBranch(ResidualBlock):
         self.add_gate(se, stage, branch=out_channels, inside=width, entry=in_channels, activation=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.relu(self.bn1(self.conv1(self.gate_entry(x))))
+        h = norm_act(self.conv1(self.gate_entry(x)), self.bn1, self.relu)
         h = norm_act(self.conv2(h), self.bn2, self.relu, self.inside)
         return self.tail(self.conv3(h), self.bn3, self.se, None)
 
@@ -246,8 +246,9 @@ class ShakeNet(ConvNet):
         self.finish_build(tuple(outputs), (1, 2, 4))
 
     def stem(self, x: Tensor) -> Tensor:
-        x = self.bn1(self.conv1(x))
-        return x if self.pre_activation else self.relu(x)  # a pre-activation block begins with the ReLU
+        x = self.conv1(x)
+        # a pre-activation block begins with the ReLU
+        return self.bn1(x) if self.pre_activation else norm_act(x, self.bn1, self.relu)
 
     def stages(self) -> Iterable[nn.Module]:
         return (self.layer1, self.layer2, self.layer3)

@@ -31,9 +31,12 @@ class Sweeps:
     moments_backward: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
-# From how many elements on a map is worth the calls of the native sweeps, without SE; with SE any map is, but twins
-# must take the same form for their outputs to be bit-equal. Measured: python benchmarks/crossover.py
+# From how many elements on a map is worth the call of the native sweeps, after a convolution that has emptied the
+# caches. Measured: python benchmarks/crossover.py. With SE any map is, without it those from 2^18 on; one size for both,
+# as twins must take the same form for their outputs to be bit-equal.
 SMALLEST_NATIVE = 2**14
+# Only a norm and a ReLU, channels_last or not: in channels_last PyTorch's own are as good until maps leave all caches.
+SMALLEST_NATIVE_BARE = {True: 2**22, False: 2**17}
 
 _chosen: contextvars.ContextVar[str | None] = contextvars.ContextVar("senet_backend", default=None)
 # The same for an outer torch.compile: Dynamo cannot read context variables before torch 2.12, but guards a plain value,
@@ -101,11 +104,12 @@ def traces_reference() -> bool:
     return (_while_tracing["name"] or os.environ.get("SENET_BACKEND")) == "reference"
 
 
-def backend_for(u: Tensor, frozen: bool = False) -> str:
+def backend_for(u: Tensor, frozen: bool = False, bare: bool = False) -> str:
     """The implementation that a map gets: the named one, or ``"auto"``'s choice by device, type and size.
 
     ``frozen``: its norm uses running statistics. On a CPU PyTorch's own operations are the faster then
     (``senet bench --mode inference``: se-fast); ``senet.accelerate`` is what makes inference fast.
+    ``bare``: there is neither a gate nor a shortcut.
 
     Raises:
         InputError: the named one is not made for maps of that device or type.
@@ -125,7 +129,7 @@ def backend_for(u: Tensor, frozen: bool = False) -> str:
     if (
         u.device.type == "cpu"
         and not frozen
-        and u.numel() >= SMALLEST_NATIVE
+        and u.numel() >= (SMALLEST_NATIVE_BARE[not u.is_contiguous()] if bare else SMALLEST_NATIVE)
         and u.dtype in native.TYPES
         and _available("native")
     ):
