@@ -17,6 +17,7 @@ from tax import CPU_TARGETS, Target
 import senet
 from senet.measure.candidates import CANDIDATES
 from senet.measure.cost import model_cost
+from senet.paper.costs import UNITS, compared, numbered_notes
 from senet.training.statistics import Interval, verdict
 
 ROOT = Path(__file__).parent.parent
@@ -47,7 +48,7 @@ def zoo() -> str:
         spec = senet.model_spec(name)
         if spec.se is not None:
             continue
-        plain, se = (model_cost(n, num_classes=10 if spec.input_size == 32 else 1000) for n in (name, spec.twin))
+        plain, se = model_cost(name), model_cost(spec.twin)
         rows.append(
             [
                 f"`{name}`, `{spec.twin}`",
@@ -59,6 +60,20 @@ def zoo() -> str:
         )
     header = ["network, with SE", "stride in", "size", "parameters, millions", "multiply-adds, billions"]
     return markdown(header, rows)
+
+
+def published_costs() -> str:
+    """Every complexity that the paper prints beside ours; the reasons of what cannot be reproduced follow the table."""
+    figures = compared()
+    notes = numbered_notes(figures)
+    rows = []
+    for figure in figures:
+        row, (printed, ours, difference) = figure.row, figure.cells()
+        mark = f" ({notes[figure.note]})" if figure.note else ""
+        rows.append([row.table, row.name, f"`{row.model}`", UNITS[figure.quantity], printed, ours, difference + mark])
+    header = ["where", "network", "ours", "quantity", "printed", "counted", "difference"]
+    reasons = "\n".join(f"{number}. {note[0].upper()}{note[1:]}." for note, number in notes.items())
+    return f"{markdown(header, rows)}\n\n{reasons}"
 
 
 def against_timm() -> str:
@@ -201,6 +216,7 @@ def gpu_bandwidth() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "zoo": zoo,
+    "published_costs": published_costs,
     "against_timm": against_timm,
     "loader": loader,
     "cifar10": cifar10,

@@ -1,39 +1,62 @@
+"""Counted costs against other people's networks and counts, and against arithmetic by hand; turns in timing."""
+
 import pytest
 import timm
 import torch
+import torchvision
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import senet
-from senet.measure.cost import model_cost, module_cost
+from senet import SEConfig, SqueezeExcite
+from senet.measure.cost import meta_model, model_cost, module_cost, module_costs
 from senet.measure.timing import Timing, interleaved, ratio
 
 
 @pytest.mark.parametrize(
-    ("name", "millions", "giga"),
-    # Parameters: derived from Table 2's networks, and timm's counts. Multiply-adds: Table 2 within ±0.02 (v1 strides).
+    ("name", "oracle"),
     [
-        ("resnet50_v1", 25.557, 3.86),
-        ("se_resnet50_v1", 28.088, 3.87),
-        ("resnet101_v1", 44.549, 7.58),
-        ("resnet152_v1", 60.193, 11.30),
-        ("resnext50_32x4d", 25.029, 4.24),
-        ("resnext101_32x4d", 44.178, 7.99),
+        ("se_resnet50", "seresnet50"),
+        ("se_resnet50_v1", "legacy_seresnet50"),
+        ("se_resnext50_32x4d", "legacy_seresnext50_32x4d"),
+        ("se_resnext101_32x4d", "seresnext101_32x4d"),
+        ("senet154", "senet154"),
+        ("inception_resnet_v2", "inception_resnet_v2"),
+        ("mobilenet_v1", "mobilenetv1_100"),
     ],
 )
-def test_published_costs(name, millions, giga):
+def test_counts_are_those_of_timms_network(name, oracle):
+    with torch.device("meta"):
+        theirs = timm.create_model(oracle).eval()
+        x = torch.zeros(1, 3, *[senet.model_spec(name).input_size] * 2)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        theirs(x)
     cost = model_cost(name)
-    assert cost.params / 1e6 == pytest.approx(millions, abs=5e-4)
-    assert round(cost.mult_adds / 1e9, 2) == pytest.approx(giga, abs=0.02 + 1e-9)  # compared as printed
+    assert cost.params == sum(p.numel() for p in theirs.parameters())
+    assert cost.running_stats == sum(b.numel() for key, b in theirs.named_buffers() if "running" in key)
+    assert cost.mult_adds == counter.get_total_flops() // 2
+    gates = {key: p for key, p in theirs.named_parameters() if ".se." in key or ".se_module." in key}
+    assert cost.se_params == sum(p.numel() for p in gates.values())
+    assert cost.se_mult_adds == sum(p.numel() for key, p in gates.items() if key.endswith("weight"))
+    assert module_cost(theirs, x.shape[-1]) == cost  # SE is found in their network as well
 
 
 @pytest.mark.parametrize(
-    ("name", "oracle"),
-    [("se_resnet50", "seresnet50"), ("se_resnext101_32x4d", "seresnext101_32x4d"), ("senet154", "senet154")],
+    ("name", "weights"),
+    [
+        ("resnet18", "ResNet18_Weights"),
+        ("resnet50", "ResNet50_Weights"),
+        ("resnet101", "ResNet101_Weights"),
+        ("resnet152", "ResNet152_Weights"),
+        ("resnext50_32x4d", "ResNeXt50_32X4D_Weights"),
+        ("vgg16_bn", "VGG16_BN_Weights"),
+    ],
 )
-def test_parameter_counts_are_timms(name, oracle):
-    with torch.device("meta"):
-        theirs = sum(p.numel() for p in timm.create_model(oracle).parameters())
-    assert model_cost(name).params == theirs
+def test_counts_are_those_that_torchvision_publishes(name, weights):
+    published = getattr(torchvision.models, weights).IMAGENET1K_V1.meta
+    cost = model_cost(name)
+    assert cost.params == published["num_params"]
+    assert cost.mult_adds / 1e9 == pytest.approx(published["_ops"], abs=1.1e-3)  # it prints three decimals
 
 
 @pytest.mark.parametrize(
@@ -57,15 +80,47 @@ def test_multiply_adds_of_layers_counted_by_hand():
         nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)
     )
     model.train()
-    cost = module_cost(model, 10)
-    assert cost.mult_adds == 3 * 8 * 9 * 100 + 8 * 5
+    model[0].eval()
+    costs = module_costs(model, 10)
+    assert costs[""].mult_adds == 3 * 8 * 9 * 100 + 8 * 5
+    assert (costs["0"].mult_adds, costs["1"].mult_adds, costs["3"].mult_adds) == (3 * 8 * 9 * 100, 0, 8 * 5)
+    assert costs["3"].params == 8 * 5 + 5
     assert model.training
+    assert not model[0].training, "every module keeps its own mode"
 
 
-def test_equation_5_gives_the_added_weights():
-    plain, se = (model_cost("resnet50", se=config).params for config in (None, senet.SEConfig(bias=False)))
+@pytest.mark.parametrize(("squeeze", "pixels"), [("avg", 1), ("max", 1), ("none", 36)])
+def test_a_gates_share_counted_by_hand(squeeze, pixels):
+    gate = SqueezeExcite(32, SEConfig(reduction=4, squeeze=squeeze))
+    model = nn.Sequential(nn.Conv2d(3, 32, 1), gate, nn.BatchNorm2d(32))
+    costs = module_costs(model, 6)
+    whole = costs[""]
+    assert whole.se_params == costs["1"].params == 2 * 32 * 8 + 8 + 32
+    assert whole.se_mult_adds == costs["1"].mult_adds == 2 * 32 * 8 * pixels
+    assert whole.squeeze_adds == (32 * 36 if squeeze != "none" else 0)
+    assert whole.scale_mults == 32 * 36
+    assert whole.mult_adds == 3 * 32 * 36 + whole.se_mult_adds
+    assert whole.running_stats == 2 * 32
+    assert whole.params_with_statistics == whole.params + 64
+    assert whole.paper_mult_adds == whole.mult_adds + whole.squeeze_adds
+    assert not gate._forward_hooks
+
+
+def test_a_wrapped_network_and_a_real_one_count_as_the_one_without_memory():
+    real = senet.create_model("se_resnet8", 10)
+    expected = model_cost("se_resnet8")
+    assert module_cost(real, 32) == expected
+    assert module_cost(torch.compile(real), 32) == expected
+    assert module_cost(nn.DataParallel(real), 32) == expected
+    assert next(meta_model("se_resnet8").parameters()).is_meta
+
+
+def test_equation_5_is_the_counted_weights_of_the_gates():
     blocks_and_channels = [(3, 256), (4, 512), (6, 1024), (3, 2048)]
-    assert se - plain == 2 * sum(n * c * c for n, c in blocks_and_channels) // 16
+    cost = model_cost("resnet50", se=SEConfig(bias=False))
+    assert cost.se_params == 2 * sum(n * c * c for n, c in blocks_and_channels) // 16
+    assert cost.se_params == cost.params - model_cost("resnet50").params
+    assert cost.se_mult_adds == cost.se_params  # a vector meets each weight once
 
 
 def test_interleaving_turns_the_order_and_counts_rounds():

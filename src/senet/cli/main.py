@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from senet import __version__
-from senet.cli import bench, compare, evaluate, list_models, predict, train
+from senet.cli import attach, bench, compare, cost, evaluate, fold, inspect, list_models, predict, train
 from senet.errors import InputError
 
 EXTRAS = frozenset(
@@ -37,6 +37,10 @@ app.command("eval")(evaluate.command)
 app.command("predict")(predict.command)
 app.command("list")(list_models.command)
 app.command("bench")(bench.command)
+app.command("attach")(attach.command)
+app.command("inspect")(inspect.command)
+app.command("fold")(fold.command)
+app.command("cost")(cost.command)
 
 
 def _show_version(value: bool) -> None:

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from senet.training.evaluate import Evaluation, Predictions
     from senet.training.run import RunResult
 
-_CIFAR_SIDE = 32
-
 
 def run_summary(result: RunResult) -> str:
     """A few lines on a finished run."""
@@ -154,7 +152,7 @@ def _zoo_row(name: str) -> dict[str, Any]:
     from senet.models.registry import model_spec
 
     spec = model_spec(name)
-    cost = model_cost(name, num_classes=10 if spec.input_size == _CIFAR_SIDE else 1000)
+    cost = model_cost(name)
     return {
         "model": name,
         "family": spec.family,

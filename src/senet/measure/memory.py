@@ -10,24 +10,15 @@ from torch.nn import functional as F
 
 import senet
 from senet.measure.candidates import CANDIDATES, Runner, Setting, Twins, precision
+from senet.measure.cost_memory import saved_storages
 
 
 def saved_for_backward(model: nn.Module, x: Tensor, y: Tensor) -> int:
     """Bytes of distinct storages that a forward pass with cross-entropy keeps for backward; parameters excluded."""
-    own = {t.untyped_storage().data_ptr() for t in itertools.chain(model.parameters(), model.buffers())}
-    storages: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    # The graph keeps every storage alive until the sum is taken, so no address is used twice.
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with saved_storages(model) as found:
         loss = F.cross_entropy(model(x), y)
-    total = sum(storages.values())
-    del loss
+    total = sum(kept.size for kept in found.values())
+    del loss  # the graph kept every storage alive until here, so no address was used twice
     return total
 
 

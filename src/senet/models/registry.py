@@ -4,13 +4,16 @@ import difflib
 import fnmatch
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from senet.errors import InputError
+from senet.models.elsewhere import builder_of, is_elsewhere
+from senet.nn.attachment import attach_described
+from senet.nn.constant_gate import replace_described
 from senet.nn.squeeze_excite import SEConfig
 
 # Every family registers itself when imported; a new file is added here.
@@ -52,6 +55,64 @@ class ModelSpec:
     stride: str
     recipe: str
     min_size: int = 1
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """The arguments of ``create_model`` that make a network again, as ``create_model`` leaves them on each network.
+
+    Attributes:
+        model: the registered name.
+        num_classes, in_chans, se: as in ``create_model``; ``se`` is the configuration itself, not ``"from name"``.
+        kwargs: the family's own arguments.
+        attached: what ``senet.attach`` has put in, see ``senet.nn.attachment.described``; None is nothing.
+        folded: what ``senet.fold`` has taken out, see ``senet.nn.constant_gate.replace_described``; None is nothing.
+    """
+
+    model: str
+    num_classes: int = 1000
+    in_chans: int = 3
+    se: SEConfig | None = None
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    attached: dict[str, Any] | None = None
+    folded: dict[str, int] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON; ``NetworkConfig.from_dict`` takes them back."""
+        se = None if self.se is None else self.se.to_dict()
+        return {**vars(self), "se": se, "kwargs": dict(self.kwargs)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], source: object = "from_dict") -> "NetworkConfig":
+        """The configuration in ``values``, the metadata of the weight file ``source`` say; other entries do not matter.
+
+        Raises:
+            InputError: ``values`` name no network.
+        """
+        if "model" not in values:
+            raise InputError(f"{source}: nothing says which network it is; use senet.create_model(name, pretrained=…)")
+        own = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
+        return cls(**own | {"se": None if own.get("se") is None else SEConfig.from_dict(own["se"])})
+
+    def changed(self, **changes: Any) -> "NetworkConfig":
+        """The same network with other arguments of ``create_model``."""
+        own = {key: value for key, value in changes.items() if key in ("num_classes", "in_chans", "se")}
+        others = {key: value for key, value in changes.items() if key not in own}
+        return replace(self, **own, kwargs=self.kwargs | others)
+
+    def create(self, pretrained: str | None = None) -> nn.Module:
+        """The network; see ``create_model``."""
+        if self.attached is None and self.folded is None:
+            return create_model(self.model, self.num_classes, self.in_chans, self.se, pretrained, **self.kwargs)
+        model: Any = create_model(self.model, self.num_classes, self.in_chans, self.se, **self.kwargs)
+        if self.attached is not None:
+            attach_described(model, self.attached)
+        if self.folded is not None:
+            replace_described(model, self.folded)
+            model.network_config = self
+        if pretrained is not None:  # the gates' weights too
+            _load_pretrained(model, pretrained)
+        return model
 
 
 _SPECS: dict[str, ModelSpec] = {}
@@ -101,7 +162,13 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def model_spec(name: str) -> ModelSpec:
-    """The registry's entry for ``name``; an unknown name raises ``InputError`` that suggests the nearest."""
+    """The registry's entry for ``name``; an unknown name raises ``InputError`` that suggests the nearest.
+
+    ``torchvision:NAME`` and ``timm:NAME`` are networks of those libraries, which have no twin.
+    """
+    if is_elsewhere(name):
+        build, size = builder_of(name)
+        return ModelSpec(name, build, None, "", name.partition(":")[0], size, "—", "imagenet")
     specs = _specs()
     if name in specs:
         return specs[name]
@@ -128,28 +195,40 @@ def create_model(
         num_classes: outputs of the classifier; 0 gives pooled features (N, num_features).
         in_chans: channels of the input images.
         se: another SE configuration than the name's; None is the plain network.
-        pretrained: the path of a weight file; see ``senet.models.weights.load_pretrained``.
+        pretrained: weights to start from: a file, ``timm:NAME``, ``hf:OWNER/REPO``, ``torchvision:WEIGHTS``,
+            ``https://…#sha256=…``, or ``"default"``, those known for this network. See
+            ``senet.models.weights.load_pretrained``.
         **kwargs: the family's own arguments, ``features_only=True`` or ``drop_rate=0.2`` say.
 
     Raises:
-        InputError: no such name, or an argument that the network does not take.
+        InputError: no such name, an argument that the network does not take, or weights that cannot be had or are not
+            this network's.
     """
     spec = model_spec(name)
     config = spec.se if se == "from name" else se
     if config is not None and not isinstance(config, SEConfig):
         raise InputError(f"create_model: se={config!r} is not allowed; it must be an SEConfig or None")
+    if is_elsewhere(name) and pretrained == "default":
+        kwargs, pretrained = kwargs | {"pretrained": True}, None  # its own library knows where they are
     seed = int(torch.randint(2**62, (), device="cpu"))
     # The twins' constructors draw different amounts; outside, the generator moves by one draw for both.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         try:
-            model = spec.build(num_classes=num_classes, in_chans=in_chans, se=config, **kwargs)
+            model: Any = spec.build(num_classes=num_classes, in_chans=in_chans, se=config, **kwargs)
         except TypeError as error:
             if "unexpected keyword argument" not in str(error):
                 raise
             raise InputError(f"create_model: {name!r} takes no such argument: {error}") from error
+    # Not a tensor and not a module: it has no key, and goes with copies and pickles.
+    arguments = {key: value for key, value in kwargs.items() if key != "pretrained"}
+    model.network_config = NetworkConfig(name, num_classes, in_chans, config, arguments)
     if pretrained is not None:
-        from senet.models.weights import load_pretrained
-
-        load_pretrained(model, pretrained)
+        _load_pretrained(model, pretrained)
     return model
+
+
+def _load_pretrained(model: nn.Module, source: str) -> None:
+    from senet.models.weights import load_pretrained  # which needs the registry itself
+
+    load_pretrained(model, source)

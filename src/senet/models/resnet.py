@@ -18,6 +18,7 @@ from senet.nn.squeeze_excite import SEConfig
 # timm rounds the bottleneck to multiples of 8. It makes a difference only for the 64 channels of ResNet-18 and -34
 # (8 instead of 4), where the paper has no model; with it, timm's weights load.
 TIMM_SE = SEConfig(divisor=8)
+CEIL_POOL_MIN = 3  # a stem of stride 2 leaves the 2 pixels that Caffe's pooling wants at least
 
 
 def conv_norm(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Sequential:
@@ -220,7 +221,13 @@ def _register() -> None:
         if block is Bottleneck:
             build = functools.partial(ResNet, block, layers, stride_in_1x1=True, ceil_pool=True)
             register_model(
-                f"resnet{depth}_v1", build, se=TIMM_SE, family="resnet", stride="1×1 (v1)", recipe="imagenet"
+                f"resnet{depth}_v1",
+                build,
+                se=TIMM_SE,
+                family="resnet",
+                stride="1×1 (v1)",
+                recipe="imagenet",
+                min_size=CEIL_POOL_MIN,
             )
     for depth in (50, 101):
         build = functools.partial(ResNet, Bottleneck, depths[depth][1], groups=32, base_width=4)
@@ -238,7 +245,14 @@ def _register() -> None:
         drop_rate=0.2,
     )
     register_model(
-        "senet154_plain", senet154, se=TIMM_SE, se_name="senet154", family="senet154", stride="3×3", recipe="senet154"
+        "senet154_plain",
+        senet154,
+        se=TIMM_SE,
+        se_name="senet154",
+        family="senet154",
+        stride="3×3",
+        recipe="senet154",
+        min_size=CEIL_POOL_MIN,
     )
 
 

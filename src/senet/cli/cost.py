@@ -1,0 +1,106 @@
+"""``senet cost``: what a network costs, and what the paper prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from senet.cli import options as opt
+from senet.errors import InputError
+
+Format = Literal["table", "csv", "json"]
+
+
+def command(
+    model: Annotated[str | None, typer.Argument(help="A network from `senet list`, or a weight file of ours.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every network (counts only, no memory).")] = False,
+    vs_paper: Annotated[bool, typer.Option("--vs-paper", help="The published figures beside ours.")] = False,
+    per: Annotated[Literal["stage", "block"] | None, typer.Option(help="Divide the network as well.")] = None,
+    input_size: Annotated[int | None, typer.Option(help="Side of the image. Default: the network's own.")] = None,
+    form: Annotated[Format, typer.Option("--format", help="What to print or write.")] = "table",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="A file, for csv or json.")] = None,
+    overwrite: opt.OverwriteOption = False,
+) -> None:
+    """Count parameters, multiply-adds and memory of maps for one image, and how much of each is SE's.
+
+    Example: [cyan]senet cost se_resnet50 --per stage[/], [cyan]senet cost --all --vs-paper[/]
+    """
+    _check(model, every, vs_paper, per, input_size, form, output, overwrite)
+    from rich.console import Console
+
+    from senet.cli import cost_tables as tables
+
+    console = Console() if form == "table" else None
+    if vs_paper:
+        from senet.paper.costs import compared, rows_of
+
+        figures = compared() if model is None else compared(rows_of(_network(model)[0]))
+        records = tables.paper_records(figures)
+        if console:
+            tables.paper_table(figures, console)
+    elif model is None:
+        records = tables.zoo_records(input_size)
+        if console:
+            tables.zoo_table(records, console)
+    else:
+        records = _one(model, per, input_size, console)
+    if form != "table":
+        tables.write(records, form, output)
+
+
+def _one(
+    model: str, per: Literal["stage", "block"] | None, input_size: int | None, console: Any
+) -> list[dict[str, Any]]:
+    """A network beside its twin, and its parts."""
+    from senet.cli import cost_tables as tables
+    from senet.measure.cost_parts import network_cost
+    from senet.models.registry import model_spec
+
+    name, se, options = _network(model)
+    spec = model_spec(name)
+    own = network_cost(name, input_size, per or "stage", **se, **options)
+    twin = network_cost(spec.twin, own.input_size, **options)
+    plain, gated = (own, twin) if spec.se is None else (twin, own)
+    if console:
+        tables.twins_table(plain, gated, console)
+        if per:
+            tables.parts_table(own, console)
+    return tables.part_records(own) if per else tables.twin_records(plain, gated)
+
+
+def _network(model: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """(name, its SE configuration where it is not the name's, what its twin is built with as well)."""
+    if not model.endswith(".safetensors"):
+        return model, {}, {}
+    from senet.models.registry import NetworkConfig
+    from senet.models.weights import load_weights
+
+    config = NetworkConfig.from_dict(load_weights(model)[1], model)
+    options = {"num_classes": config.num_classes, "in_chans": config.in_chans, **config.kwargs}
+    return config.model, {"se": config.se}, options
+
+
+def _check(
+    model: str | None,
+    every: bool,
+    vs_paper: bool,
+    per: str | None,
+    input_size: int | None,
+    form: str,
+    output: Path | None,
+    overwrite: bool,
+) -> None:
+    if every == (model is not None):
+        raise InputError("say which network: senet cost MODEL, or senet cost --all")
+    if per and (every or vs_paper):
+        raise InputError(f"--per {per} divides one network; leave {'--all' if every else '--vs-paper'} out")
+    if vs_paper and input_size is not None:
+        raise InputError("--vs-paper counts at the paper's image sizes; leave --input-size out")
+    if input_size is not None and input_size < 1:
+        raise InputError(f"--input-size {input_size} is not allowed; it must be at least 1")
+    if output is not None and form == "table":
+        raise InputError("--output needs --format csv or --format json")
+    if output is not None and output.exists() and not overwrite:
+        raise InputError(f"{output} exists; choose another --output, or --overwrite")

@@ -1,0 +1,1 @@
+"""The published numbers, and what they are compared with."""
