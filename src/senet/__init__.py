@@ -8,7 +8,19 @@ from senet._version import __version__
 if TYPE_CHECKING:
     from senet.errors import InputError
     from senet.gates.accelerate import accelerate
+    from senet.gates.attach import attach, detach
+    from senet.gates.attach_report import AttachReport
+    from senet.gates.doctor import diagnose
+    from senet.gates.excitations import Excitations
+    from senet.gates.fold import fold
+    from senet.gates.fold_report import FoldReport
+    from senet.gates.policies import SitePolicy
+    from senet.gates.recognise import find_gates
+    from senet.gates.record import record_excitations
+    from senet.gates.sites import Site, find_sites
     from senet.models.registry import ModelSpec, create_model, list_models, model_spec, register_model
+    from senet.models.sharing import from_pretrained, push_to_hub, save
+    from senet.models.timm_registry import register_timm
     from senet.models.weights import build_from_checkpoint, load_weights, save_weights
     from senet.nn.residual_tail import ResidualTail
     from senet.nn.squeeze_excite import SEConfig, SqueezeExcite
@@ -16,36 +28,68 @@ if TYPE_CHECKING:
 
 # Public name → where it lives. Loaded at first use (PEP 562), so that the command line answers without importing torch.
 _HOMES = {
+    "AttachReport": "senet.gates.attach_report",
+    "Excitations": "senet.gates.excitations",
+    "FoldReport": "senet.gates.fold_report",
     "InputError": "senet.errors",
     "ModelSpec": "senet.models.registry",
     "ResidualTail": "senet.nn.residual_tail",
     "SEConfig": "senet.nn.squeeze_excite",
+    "Site": "senet.gates.sites",
+    "SitePolicy": "senet.gates.policies",
     "SqueezeExcite": "senet.nn.squeeze_excite",
     "accelerate": "senet.gates.accelerate",
+    "attach": "senet.gates.attach",
     "build_from_checkpoint": "senet.models.weights",
     "create_model": "senet.models.registry",
+    "detach": "senet.gates.attach",
+    "diagnose": "senet.gates.doctor",
+    "find_gates": "senet.gates.recognise",
+    "find_sites": "senet.gates.sites",
+    "fold": "senet.gates.fold",
+    "from_pretrained": "senet.models.sharing",
     "list_models": "senet.models.registry",
     "load_weights": "senet.models.weights",
     "model_spec": "senet.models.registry",
+    "push_to_hub": "senet.models.sharing",
+    "record_excitations": "senet.gates.record",
     "register_model": "senet.models.registry",
+    "register_timm": "senet.models.timm_registry",
+    "save": "senet.models.sharing",
     "save_weights": "senet.models.weights",
     "use_backend": "senet.ops.backend",
 }
 
 __all__ = [
+    "AttachReport",
+    "Excitations",
+    "FoldReport",
     "InputError",
     "ModelSpec",
     "ResidualTail",
     "SEConfig",
+    "Site",
+    "SitePolicy",
     "SqueezeExcite",
     "__version__",
     "accelerate",
+    "attach",
     "build_from_checkpoint",
     "create_model",
+    "detach",
+    "diagnose",
+    "find_gates",
+    "find_sites",
+    "fold",
+    "from_pretrained",
     "list_models",
     "load_weights",
     "model_spec",
+    "push_to_hub",
+    "record_excitations",
     "register_model",
+    "register_timm",
+    "save",
     "save_weights",
     "use_backend",
 ]

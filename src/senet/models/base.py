@@ -1,7 +1,7 @@
 """What every network of the zoo shares: stem, stages, head, features, and one initialisation for plain and SE twins."""
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -57,11 +57,25 @@ class ConvNet(nn.Module):
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the classifier by a new one; 0 classes: the network gives pooled features."""
         self.num_classes = num_classes
-        setattr(self, self.head_name, nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity())
+        like = next(self.parameters())  # its device and type: the network may have moved since it was built
+        head = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype) if num_classes else None
+        setattr(self, self.head_name, head or nn.Identity())
 
     def get_classifier(self) -> nn.Module:
         """The classifier; ``nn.Identity`` where there is none."""
         return getattr(self, self.head_name)
+
+    @property
+    def head_hidden_size(self) -> int:
+        """Width of what the last layer takes: of ``forward_head(x, pre_logits=True)``."""
+        last = [module for module in self.get_classifier().modules() if isinstance(module, nn.Linear)][-1:]
+        return last[0].in_features if last else self.num_features
+
+    @property
+    def feature_info(self) -> list[dict[str, Any]]:
+        """What each stage gives, in timm's words: ``num_chs`` channels, at 1 / ``reduction``, from ``module``."""
+        columns = zip(self.feature_channels, self.feature_strides, self.stage_names(), strict=True)
+        return [{"num_chs": c, "reduction": stride, "module": names[-1]} for c, stride, names in columns]
 
     def init_weights(self) -> None:
         """He initialisation (arXiv 1502.01852; section 5.1 of the SE paper): convolutions first, gates last."""
@@ -94,6 +108,11 @@ class ConvNet(nn.Module):
         """The stages in order; each halves the resolution of the one before or keeps it."""
         raise NotImplementedError
 
+    def stage_names(self) -> tuple[tuple[str, ...], ...]:
+        """The names of each stage's modules, in order."""
+        name_of = {id(module): name for name, module in self.named_modules()}
+        return tuple((name_of[id(stage)],) for stage in self.stages())
+
     def finish(self, x: Tensor) -> Tensor:
         """What stands between the last stage and the pooling; nothing, except in pre-activation networks."""
         return x
@@ -107,6 +126,67 @@ class ConvNet(nn.Module):
             maps.append(x)
         return [*maps[:-1], self.finish(maps[-1])]
 
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """The maps of chosen stages, with timm's signature: ``(last map, maps)``, or ``maps`` alone.
+
+        Args:
+            x: (N, in_chans, H, W).
+            indices: which stages, 0 is the first and -1 the last; a number alone: so many of the last; None: all.
+            norm: does not matter here: only pre-activation networks end in a norm, and the last map always has it.
+            stop_early: leave out the stages behind the last chosen one.
+            output_fmt: ``"NCHW"``.
+            intermediates_only: give the maps alone.
+
+        Raises:
+            InputError: there is no such stage, or another format.
+        """
+        if output_fmt != "NCHW":
+            raise InputError(f"forward_intermediates: output_fmt={output_fmt!r} is not known; maps are 'NCHW'")
+        chosen = self._stage_indices(indices)
+        stages = list(self.stages())
+        x, maps = self.stem(x), []
+        for index, stage in enumerate(stages):
+            x = stage(x) if index + 1 < len(stages) else self.finish(stage(x))
+            if index in chosen:
+                maps.append(x)
+            if index == max(chosen) and (stop_early or intermediates_only):
+                break
+        return maps if intermediates_only else (x, maps)
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop the stages behind the last of ``indices``, and the classifier; gives the indices, from 0 on.
+
+        What is left is for ``forward_intermediates`` with these indices. A norm behind the last stage goes with that
+        stage, whatever ``prune_norm`` says.
+        """
+        chosen = self._stage_indices(indices)
+        unused = [name for names in self.stage_names()[max(chosen) + 1 :] for name in names]
+        for name in [*unused, "norm"] if unused and hasattr(self, "norm") else unused:
+            self.set_submodule(name, nn.Identity())
+        if prune_head:
+            self.reset_classifier(0)
+        return chosen
+
+    def _stage_indices(self, indices: int | Sequence[int] | None) -> list[int]:
+        count = len(self.feature_channels)
+        if indices is None or isinstance(indices, int):
+            chosen = list(range(0 if indices is None else count - indices, count))
+        else:
+            chosen = [index + count if index < 0 else index for index in indices]
+        if not chosen or not all(0 <= index < count for index in chosen):
+            raise InputError(f"stages {indices!r} are not in this network; it has {count}, 0 to {count - 1}")
+        return chosen
+
     def forward_features(self, x: Tensor) -> Tensor:
         """The last map, (N, num_features, H', W')."""
         x = self.stem(x)
@@ -114,9 +194,13 @@ class ConvNet(nn.Module):
             x = stage(x)
         return self.finish(x)
 
-    def forward_head(self, x: Tensor) -> Tensor:
-        """Global average pooling, dropout and the classifier: (N, num_features, H', W') → (N, num_classes)."""
-        return self.get_classifier()(self.dropout(x.mean((2, 3))))
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Global average pooling, dropout and the classifier: (N, num_features, H', W') → (N, num_classes).
+
+        With ``pre_logits`` the last layer is left out: (N, head_hidden_size).
+        """
+        x = self.dropout(x.mean((2, 3)))
+        return x if pre_logits else self.get_classifier()(x)
 
     def forward(self, x: Tensor) -> Any:
         if self.features_only:
@@ -132,6 +216,9 @@ class FlatConvNet(ConvNet):
     """
 
     stage_rows: tuple[tuple[str, ...], ...]
+
+    def stage_names(self) -> tuple[tuple[str, ...], ...]:
+        return self.stage_rows
 
     def stages(self) -> Iterable[Callable[[Tensor], Tensor]]:
         return [functools.partial(_in_turn, [self.get_submodule(name) for name in row]) for row in self.stage_rows]

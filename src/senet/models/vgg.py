@@ -4,6 +4,9 @@ SE follows the ReLU of each of the 13 convolutions, as the SE paper says of its 
 with the gates' pooling counted). The gates live inside the ReLUs' places, ``features.2.se``, and so shift no index.
 """
 
+import functools
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -83,26 +86,29 @@ class VGG(FlatConvNet):
         """Replace the last layer, or all three where there are none; 0 classes: the network gives pooled features."""
         old = getattr(self, self.head_name, None)
         self.num_classes = num_classes
+        like = next(self.parameters())
+        linear = functools.partial(nn.Linear, device=like.device, dtype=like.dtype)
         if not num_classes:
             self.classifier: nn.Module = nn.Identity()
         elif isinstance(old, nn.Sequential):
-            old[-1] = nn.Linear(HIDDEN, num_classes)
+            old[-1] = linear(HIDDEN, num_classes)
         else:
             self.classifier = nn.Sequential(
-                nn.Linear(self.num_features * POOLED_SIDE**2, HIDDEN),
+                linear(self.num_features * POOLED_SIDE**2, HIDDEN),
                 nn.ReLU(inplace=True),
                 self.dropout,
-                nn.Linear(HIDDEN, HIDDEN),
+                linear(HIDDEN, HIDDEN),
                 nn.ReLU(inplace=True),
                 self.dropout,
-                nn.Linear(HIDDEN, num_classes),
+                linear(HIDDEN, num_classes),
             )
 
-    def forward_head(self, x: Tensor) -> Tensor:
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """The classifier on the map averaged to 7 × 7, or global average pooling where there is none."""
         if not self.num_classes:
-            return super().forward_head(x)
-        return self.classifier(F.adaptive_avg_pool2d(x, POOLED_SIDE).flatten(1))
+            return super().forward_head(x, pre_logits)
+        classifier: Any = self.classifier
+        return (classifier[:-1] if pre_logits else classifier)(F.adaptive_avg_pool2d(x, POOLED_SIDE).flatten(1))
 
 
 register_model("vgg16_bn", VGG, family="vgg", stride="pool", min_size=32)

@@ -1,0 +1,125 @@
+"""The folder of a shared network, by ``huggingface_hub``'s mixin; imported when a network is saved or loaded."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, PyTorchModelHubMixin, constants, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+from torch import nn
+
+from senet._version import __version__
+from senet.errors import InputError
+from senet.models.registry import NetworkConfig, model_spec
+from senet.models.timm_registry import PREFIX, input_cfg, layer_names
+from senet.models.weights import save_weights
+
+TEMPLATE = resources.files("senet.models").joinpath("model_card.md")
+CLASSES_SHOWN = 20
+
+
+class NetworkFolder(
+    PyTorchModelHubMixin,
+    library_name="senet",
+    tags=["squeeze-and-excitation"],
+    paper_url="https://arxiv.org/abs/1709.01507",
+):
+    """A network with what belongs beside its weights; the mixin saves, loads and uploads it.
+
+    Attributes:
+        network: the network.
+        config: how to create it.
+        metadata: what its weight file says, ``config`` included.
+    """
+
+    def __init__(self, network: nn.Module, network_config: NetworkConfig, metadata: dict[str, Any]) -> None:
+        self.network, self.config, self.metadata = network, network_config, metadata
+        self.feed = input_cfg(
+            network_config.in_chans, model_spec(network_config.model).input_size, metadata.get("transform")
+        )
+        self._hub_mixin_config = self._config_json()
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        save_weights(save_directory / constants.SAFETENSORS_SINGLE_FILE, self.network, self.metadata)
+
+    @classmethod
+    def _from_pretrained(
+        cls, *, model_id: str, config: dict[str, Any] | None = None, **options: Any
+    ) -> "NetworkFolder":
+        """The network of a folder or repository; what the Hub does not know of ``options`` changes the network."""
+        known = ("revision", "cache_dir", "force_download", "local_files_only", "token")
+        download = {key: options.pop(key) for key in known}
+        name = constants.SAFETENSORS_SINGLE_FILE
+        path = Path(model_id) / name if Path(model_id).is_dir() else hf_hub_download(model_id, name, **download)
+        network_config = NetworkConfig.from_dict((config or {}).get("senet", {}), model_id).changed(**options)
+        return cls(network_config.create(pretrained=str(path)).eval(), network_config, {})
+
+    @property
+    def by_name(self) -> bool:
+        """Whether name and arguments alone make the network: timm does not know of attached or folded gates."""
+        return self.config.attached is None and self.config.folded is None
+
+    def _config_json(self) -> dict[str, Any]:
+        """``config.json``: ours under ``senet``, and beside it what ``timm.create_model("hf-hub:…")`` reads."""
+        config = self.config
+        values = {"senet": config.to_dict() | {"version": __version__}, "num_classes": config.num_classes}
+        if not self.by_name:
+            return values
+        for_timm = {
+            "architecture": PREFIX + config.model,
+            "num_features": getattr(self.network, "num_features", None),
+            "model_args": {"se": config.to_dict()["se"], "in_chans": config.in_chans, **config.kwargs},
+            "pretrained_cfg": self.feed | layer_names(self.network) | {"num_classes": config.num_classes},
+        }
+        classes = self.metadata.get("classes")
+        return values | for_timm | ({"label_names": classes} if classes else {})
+
+    def generate_model_card(self, source: str) -> ModelCard:
+        """The card: what is known of the network, how to load it (from ``source``), whom to cite."""
+        metadata = self.metadata
+        numbers = {key: n for key, n in (metadata.get("metrics") or {}).items() if isinstance(n, int | float)}
+        values: dict[str, Any] = {
+            "config": self.config,
+            "by_name": self.by_name,
+            "parameters": sum(parameter.numel() for parameter in self.network.parameters()),
+            "feed": self.feed,
+            "resize": round(self.feed["input_size"][-1] / self.feed["crop_pct"]),
+            "metrics": numbers,
+            "classes": metadata.get("classes") or [],
+            "shown": CLASSES_SHOWN,
+            "dataset": metadata.get("dataset"),
+            "license": metadata.get("license"),
+            "paper_url": self._hub_mixin_info.paper_url,
+        }
+        template = TEMPLATE.read_text(encoding="utf-8")
+        return ModelCard.from_template(self._card_data(numbers), template_str=template, source=source, **values)
+
+    def _card_data(self, metrics: dict[str, float]) -> ModelCardData:
+        """What the Hub reads at the head of the card; results only with the data set that they belong to."""
+        config, dataset, info = self.config, self.metadata.get("dataset"), self._hub_mixin_info.model_card_data
+        classifies = config.num_classes > 0 and not config.kwargs.get("features_only")
+        task = "image-classification" if classifies else "image-feature-extraction"
+        results = (
+            [EvalResult(task, dataset, dataset, name, value) for name, value in metrics.items()] if dataset else None
+        )
+        return ModelCardData(
+            license=self.metadata.get("license"),
+            library_name=info.library_name,
+            pipeline_tag=task,
+            tags=[*(info.tags or []), task],
+            datasets=dataset,
+            model_name=config.model,
+            eval_results=results,
+        )
+
+
+@contextlib.contextmanager
+def one_line(what: str) -> Iterator[None]:
+    """Turn what ``huggingface_hub`` raises into one ``InputError`` that begins with ``what``."""
+    try:
+        yield
+    except (OSError, json.JSONDecodeError, HFValidationError, EntryNotFoundError) as error:
+        raise InputError(f"{what}: {' '.join(str(error).split())}") from error
