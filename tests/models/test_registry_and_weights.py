@@ -1,5 +1,4 @@
 import json
-import pickle
 import stat
 
 import pytest
@@ -8,8 +7,8 @@ import torch
 
 import senet
 from senet import SEConfig
+from senet.files import write_atomically
 from senet.models import registry
-from senet.models.weights import load_pretrained, write_atomically
 
 
 def test_lists_pairs_and_patterns():
@@ -79,20 +78,6 @@ def test_round_trip_with_metadata(tmp_path):
     assert plain_reader.keys() == model.state_dict().keys()
 
 
-class Evil:
-    def __reduce__(self):
-        return (print, ("code ran",))
-
-
-def test_a_malicious_pickle_is_refused_and_never_runs(tmp_path, capsys):
-    torch.save({"state_dict": {"a": torch.zeros(1)}, "evil": Evil()}, tmp_path / "evil.pth")
-    (tmp_path / "raw.pt").write_bytes(pickle.dumps(Evil()))
-    for name in ("evil.pth", "raw.pt"):
-        with pytest.raises(ValueError, match=name):
-            senet.load_weights(tmp_path / name)
-    assert "code ran" not in capsys.readouterr().out
-
-
 def test_damaged_and_missing_files(tmp_path):
     with pytest.raises(ValueError, match="no such weight file"):
         senet.load_weights(tmp_path / "none.safetensors")
@@ -133,25 +118,13 @@ def test_pretrained_replaces_the_head_for_another_class_count(tmp_path, caplog, 
 
 
 @pytest.mark.parametrize("form", [{"num_classes": 0}, {"features_only": True}])
-@pytest.mark.parametrize("name", ["se_resnet8", "vgg16_bn", "mobilenet_v1"])
+@pytest.mark.parametrize("name", ["se_resnet8", pytest.param("vgg16_bn", marks=pytest.mark.slow), "mobilenet_v1"])
 def test_a_classifiers_weights_load_into_a_backbone(tmp_path, name, form):
     source = senet.create_model(name, 10).eval()
     senet.save_weights(tmp_path / "w.safetensors", source)
     trunk = senet.create_model(name, pretrained=tmp_path / "w.safetensors", **form).eval()
     x = torch.randn(2, 3, 32, 32)
     assert torch.equal(trunk.forward_features(x), source.forward_features(x))
-
-
-def test_plain_weights_open_an_identity_initialised_twin(tmp_path):
-    plain = senet.create_model("resnet8", 5).eval()
-    senet.save_weights(tmp_path / "p.safetensors", plain)
-    twin = senet.create_model(
-        "resnet8", 5, se=SEConfig(identity_init=True), pretrained=tmp_path / "p.safetensors"
-    ).eval()
-    x = torch.randn(2, 3, 16, 16)
-    assert torch.equal(plain(x), twin(x))
-    with pytest.raises(ValueError, match=r"12 missing, layer1.0.se.fc1.weight first"):
-        load_pretrained(senet.create_model("se_resnet8", 5), tmp_path / "p.safetensors")
 
 
 def test_atomic_writes_keep_the_old_file_when_they_fail(tmp_path, monkeypatch):

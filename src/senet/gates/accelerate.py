@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from senet.errors import InputError
 from senet.gates.folding import folded
 from senet.gates.microbatch import InCache
+from senet.nn.attachment import in_line
 from senet.ops import early_gate
 
 _version = operator.attrgetter("_version")
@@ -55,7 +56,7 @@ class _Form:
     def __init__(self, model: nn.Module, backend: str) -> None:
         self.tensors = [t for t in (*model.parameters(), *model.buffers()) if not t.is_inference()]
         self.versions = list(map(_version, self.tensors))
-        self.graph: fx.GraphModule = folded(model, backend)
+        self.graph: fx.GraphModule = folded(in_line(model), backend)
         self.run: Any = InCache(self.graph) if backend == "native" else self.graph
 
     def is_stale(self) -> bool:

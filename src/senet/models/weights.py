@@ -1,10 +1,8 @@
 """Weights on disk: safetensors with the metadata that rebuilds the network. Nothing here unpickles code, ever."""
 
 import json
-import logging
 import os
 import pickle
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,35 +14,16 @@ from torch import Tensor, nn
 
 from senet._version import __version__
 from senet.errors import InputError
-from senet.models.base import ConvNet
-from senet.models.registry import create_model
-from senet.nn.squeeze_excite import SEConfig, SqueezeExcite
+from senet.files import write_atomically
+from senet.models.caffe import read_caffemodel
+from senet.models.fitting import Structure, check_gates, fit
+from senet.models.known_weights import known_weights
+from senet.models.layouts import OWN, PUBLISHED, Layout, recognise
+from senet.models.registry import NetworkConfig, list_models
+from senet.models.weight_sources import find_weights
+from senet.nn.squeeze_excite import SEConfig
 
-_LOG = logging.getLogger("senet.models")
 _KEY = "senet"  # safetensors metadata maps strings to strings: ours is one JSON text under this key
-
-
-def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file so that a reader, or a crash, finds the old content or the new, never a part."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def save_weights(
@@ -65,7 +44,9 @@ def save_weights(
 
 
 def load_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read a weight file: safetensors, or a PyTorch file of plain tensors (``weights_only``).
+    """Read a weight file: safetensors, a ``.caffemodel``, or a PyTorch file of plain tensors (``weights_only``).
+
+    Keys are the file's own; Caffe's blobs are named by layer and number.
 
     Returns:
         the state dict, and the metadata; empty for a file that was not written by ``save_weights``.
@@ -83,6 +64,8 @@ def load_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
                 return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118 - not a dict
         except (SafetensorError, OSError, json.JSONDecodeError) as error:
             raise InputError(f"{path}: not a readable safetensors file ({error}); save it again") from error
+    if path.suffix == ".caffemodel":
+        return read_caffemodel(path), {}
     try:
         with warnings.catch_warnings():
             # a note on the pickle protocol, for PyTorch's developers: what cannot be read is an error below
@@ -104,37 +87,62 @@ def load_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
     return content, {}
 
 
-def load_pretrained(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Load a weight file into ``model``, strictly, but for the classifier where the number of classes differs or is 0.
+def load_pretrained(model: nn.Module, source: str | os.PathLike[str]) -> None:
+    """Load weights of any origin into ``model``: found, recognised, renamed, and made to fit.
 
-    A plain network's file loads into its SE twin when the gates are identity-initialised: the output is then the
-    plain network's, and the gates keep their initial values.
+    A plain network's weights load into its SE twin when the gates are identity-initialised: the output is then the
+    plain network's, and the gates keep their initial values. The classifier starts anew, with a warning, where the
+    number of classes differs. ``docs/weights.md`` has the sources, the layouts and their key maps.
+
+    Args:
+        model: made by ``create_model``, if ``source`` is ``"default"``.
+        source: see ``senet.models.weight_sources.find_weights``; or ``"default"``, see ``senet.models.known_weights``.
 
     Raises:
-        InputError: keys are missing or unexpected, or shapes differ; the message says how many and names the first.
+        InputError: the source is not to be had, the file is no weight file, or its weights are not this network's:
+            keys, shapes, or what the gates or the strides of the network that they were trained in compute.
     """
-    state, _ = load_weights(path)
-    own = model.state_dict()
-    head = f"{getattr(model, 'head_name', ConvNet.head_name)}."
-    if not any(key.startswith(head) for key in own):  # pooled features or stage maps are wanted
-        state = {key: value for key, value in state.items() if not key.startswith(head)}
-    anew = {k: v for k, v in own.items() if k.startswith(head) and k in state and state[k].shape != v.shape}
-    if anew:
-        _LOG.warning("%s has another number of classes: %s start anew", path, ", ".join(anew))
-        state = state | anew
-    gates = [(name, module) for name, module in model.named_modules() if isinstance(module, SqueezeExcite)]
-    gate_keys = [f"{name}.{key}" for name, gate in gates for key in gate.state_dict()]
-    if not any(key in state for key in gate_keys) and all(gate.config.identity_init for _, gate in gates):
-        state = state | {key: own[key] for key in gate_keys}
-    problems = {
-        "missing": [key for key in own if key not in state],
-        "unexpected": [key for key in state if key not in own],
-        "of another shape": [key for key in own if key in state and own[key].shape != state[key].shape],
-    }
-    found = [f"{len(keys)} {what}, {keys[0]} first" for what, keys in problems.items() if keys]
-    if found:
-        raise InputError(f"{path}: does not fit this network: " + "; ".join(found))
-    model.load_state_dict(state)
+    if source == "default":
+        config = getattr(model, "network_config", None)
+        if not isinstance(config, NetworkConfig):
+            raise InputError("load_pretrained: 'default' is for networks made by senet.create_model; name the weights")
+        source = known_weights(config).source
+    found = find_weights(source)
+    state, metadata = load_weights(found.path)
+    state = _unwrapped(state)
+    layout = recognise(state)
+    if layout is OWN and found.published:
+        layout = PUBLISHED
+    try:
+        state = layout.convert(state)
+    except InputError as error:
+        raise InputError(f"{found.label}: {error}") from error
+    fitted = fit(state, model, found.label)
+    _check_function(state, metadata, layout, model, found.label)
+    model.load_state_dict(fitted)
+
+
+def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Keys without the ``module.`` of ``DataParallel`` and the ``_orig_mod.`` of ``torch.compile``."""
+    for wrapper in ("module.", "_orig_mod."):
+        if state and all(key.startswith(wrapper) for key in state):
+            state = {key.removeprefix(wrapper): value for key, value in state.items()}
+    return state
+
+
+def _check_function(
+    state: dict[str, Tensor], metadata: dict[str, Any], layout: Layout, model: nn.Module, label: str
+) -> None:
+    """Refuse weights that fit in name and shape and were trained in a network that computes something else."""
+    if layout is not OWN:
+        if any(key.endswith(".se.fc1.weight") for key in state):
+            check_gates(SEConfig(), model, label)  # nobody else's gates are anything but the paper's
+        Structure.of_layout(layout).check(model, label)
+    elif metadata.get("model") in list_models():
+        config = NetworkConfig.from_dict(metadata, label)
+        check_gates(config.se, model, label)
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            Structure.of(config.create()).check(model, label)
 
 
 def build_from_checkpoint(path: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, Any]]:
@@ -142,9 +150,7 @@ def build_from_checkpoint(path: str | os.PathLike[str]) -> tuple[nn.Module, dict
     state, metadata = load_weights(path)
     if "model" not in metadata:
         raise InputError(f"{path}: does not say which network it holds; use a checkpoint written by `senet train`")
-    se = metadata.get("se")
-    config = SEConfig.from_dict(se) if se is not None else None
-    model = create_model(metadata["model"], metadata.get("num_classes", 1000), metadata.get("in_chans", 3), se=config)
+    model = NetworkConfig.from_dict(metadata, path).create()
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

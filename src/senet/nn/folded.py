@@ -1,15 +1,26 @@
 """What a network is made of once it only infers: convolutions with their norm and activation, and gated tails."""
 
+import functools
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from senet.nn.squeeze_excite import SqueezeExcite
 from senet.ops import early_gate
+from senet.ops.layout import prepared
 from senet.ops.native import inference as native
 from senet.ops.native.inference import PackedConv2d
+from senet.ops.reference import FullyConnected
+
+
+# name → what it is in PyTorch (in place), oneDNN's name for it, and its bounds.
+ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], str, list[float]]] = {
+    "relu": (torch.relu_, "relu", []),
+    "relu6": (functools.partial(F.hardtanh, min_val=0.0, max_val=6.0), "hardtanh", [0.0, 6.0]),
+    "silu": (F.silu, "swish", []),
+    "hardswish": (F.hardswish, "hardswish", []),
+}
 
 
 class FoldedConv2d(nn.Module):
@@ -17,11 +28,11 @@ class FoldedConv2d(nn.Module):
 
     Args:
         conv, norm: what is folded; the weights are copied.
-        activation: ``nn.ReLU``, ``nn.ReLU6`` or None.
+        activation: a name of ``ACTIVATIONS``, or None.
         backend: ``"native"`` packs the weights for oneDNN; else ``F.conv2d``.
     """
 
-    def __init__(self, conv: nn.Conv2d, norm: nn.Module | None, activation: nn.Module | None, backend: str) -> None:
+    def __init__(self, conv: nn.Conv2d, norm: nn.Module | None, activation: str | None, backend: str) -> None:
         super().__init__()
         weight, bias = early_gate.fold_norm(conv, norm)
         self.weight: Tensor
@@ -34,8 +45,7 @@ class FoldedConv2d(nn.Module):
         self.activation = activation
         self._packed: PackedConv2d | None = None
         if backend == "native":
-            name = "none" if activation is None else "hardtanh" if isinstance(activation, nn.ReLU6) else "relu"
-            bounds = [0.0, 6.0] if name == "hardtanh" else []
+            _, name, bounds = ACTIVATIONS[activation] if activation else (None, "none", [])
             geometry = (self.stride, self.padding, self.dilation, self.groups)
             self._packed = PackedConv2d(weight, bias, *geometry, name, bounds)
 
@@ -58,7 +68,7 @@ class FoldedConv2d(nn.Module):
         if self._packed is not None and not torch.compiler.is_compiling():
             return self._packed(x)
         y = F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
-        return y if self.activation is None else self.activation(y)
+        return y if self.activation is None else ACTIVATIONS[self.activation][0](y)
 
 
 class FoldedSum(nn.Module):
@@ -81,16 +91,15 @@ class FoldedTail(nn.Module):
 
     Args:
         conv: the block's last convolution, without an activation.
-        se: the gate behind it; squeeze ``"avg"``.
+        excitation: that of the gate behind it; its squeeze is the average.
         relu: whether a ReLU follows.
         backend: one of ``early_gate.BACKENDS``.
     """
 
-    def __init__(self, conv: FoldedConv2d, se: SqueezeExcite, relu: bool, backend: str) -> None:
+    def __init__(self, conv: FoldedConv2d, excitation: FullyConnected, relu: bool, backend: str) -> None:
         super().__init__()
         self.conv, self.relu, self.backend = conv, relu, backend
         self.early = conv.is_pointwise
-        excitation = se.fully_connected()
         if self.early:
             self.excitation = early_gate.move_before(conv.weight, conv.bias, excitation)
         else:
@@ -117,15 +126,18 @@ class FoldedTail(nn.Module):
 
 
 class FoldedGate(nn.Module):
-    """SE of a map that others may still read: gate·x, a new map."""
+    """SE by itself: gate·x, in place where nobody reads x afterwards (``overwrites``)."""
 
-    def __init__(self, se: SqueezeExcite, dtype: torch.dtype, backend: str) -> None:
+    def __init__(self, excitation: FullyConnected, dtype: torch.dtype, overwrites: bool, backend: str) -> None:
         super().__init__()
-        self.excitation = early_gate.as_tables(se.fully_connected(), dtype)
-        self.backend = backend
+        self.excitation = early_gate.as_tables(excitation, dtype)
+        self.overwrites, self.backend = overwrites, backend
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, *S) → the same shape."""
         backend = "reference" if torch.compiler.is_compiling() else self.backend
         gate = early_gate.gate_of(x, self.excitation, backend)
-        return early_gate.gated_sum(x.clone() if backend == "native" else x, gate, None, False, backend)
+        if backend != "native":
+            return early_gate.gated_sum(x, gate, None, False, backend)
+        u, _ = prepared(x)
+        return native.gated_sum_(u if self.overwrites or u is not x else u.clone(), gate, None, False)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules.module import _has_any_global_hook
 
+from senet.nn.attachment import gate_of_output
 from senet.nn.squeeze_excite import SqueezeExcite
 from senet.ops import reference
 from senet.ops.backend import backend_for, current_backend, traces_reference
@@ -46,8 +47,8 @@ class ResidualTail(nn.Module):
 def norm_act(u: Tensor, norm: nn.Module, activation: nn.Module, se: SqueezeExcite | None = None) -> Tensor:
     """``activation(se(norm(u)))`` of a convolution's output ``u`` within a block: a tail without a shortcut.
 
-    Without SE too, so that with gates of exactly 1 the output is bit for bit the plain network's; but there compilers
-    are left PyTorch's own batch norm, which they fuse with the ReLU by themselves.
+    Without SE, small maps on a CPU take PyTorch's own operations, which are as fast; and compilers are left PyTorch's
+    own batch norm, which they fuse with the ReLU by themselves.
     """
     by_itself = se is None and torch.compiler.is_compiling()
     if type(activation) is nn.ReLU and not _has_hooks(activation) and not by_itself:
@@ -58,18 +59,19 @@ def norm_act(u: Tensor, norm: nn.Module, activation: nn.Module, se: SqueezeExcit
 
 def _tail(u: Tensor, norm: nn.Module | None, se: SqueezeExcite | None, shortcut: Tensor | None, relu: bool) -> Tensor:
     """The residual tail in the fastest form that means the same; the reference where there is none."""
-    backend = _backend(u, norm, se)
+    gate = gate_of_output(norm) if norm is not None and se is None else se
+    backend = _backend(u, norm, gate, bare=se is None and shortcut is None)
     if backend != "reference" and shortcut is not None and (shortcut.shape, shortcut.device) != (u.shape, u.device):
         backend = "reference"  # broadcasts, or says what is wrong
     if backend == "reference":
         return reference.residual_tail(u, norm, se, shortcut, relu)
     excitation = None
-    if se is not None:
-        excitation = se.fully_connected() if backend == "native" else se.excitation
+    if gate is not None:
+        excitation = gate.fully_connected() if backend == "native" else gate.excitation
     return norm_tail(u, norm, excitation, shortcut, relu, None if backend == "traced" else backend)
 
 
-def _backend(u: Tensor, norm: nn.Module | None, se: SqueezeExcite | None) -> str:
+def _backend(u: Tensor, norm: nn.Module | None, se: SqueezeExcite | None, bare: bool) -> str:
     if norm is None and se is None:
         return "reference"  # a sum and a ReLU
     if torch.compiler.is_compiling():
@@ -85,7 +87,7 @@ def _backend(u: Tensor, norm: nn.Module | None, se: SqueezeExcite | None) -> str
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return "reference"
     frozen = norm is not None and not uses_batch_statistics(norm)
-    backend = backend_for(u, frozen) if u.numel() else "reference"
+    backend = backend_for(u, frozen, bare) if u.numel() else "reference"
     if backend == "reference" and gathers(norm) and current_backend() != "reference":
         return "traced"  # ranks may have maps of other sizes, even empty ones; the form that all of them can take
     return backend
@@ -93,17 +95,18 @@ def _backend(u: Tensor, norm: nn.Module | None, se: SqueezeExcite | None) -> str
 
 def _is_known(norm: nn.Module | None, se: SqueezeExcite | None) -> bool:
     """Whether the fast form means the same: modules of known kinds, with nothing hooked to them."""
-    if norm is not None and (type(norm) not in NORMS or _has_hooks(norm)):
-        return False
+    if norm is not None:
+        attached = gate_of_output(norm)
+        if type(norm) not in NORMS or _has_hooks(norm, int(attached is not None)) or attached not in (None, se):
+            return False
     return se is None or (type(se) is SqueezeExcite and se.config.squeeze == "avg" and not _has_hooks(se))
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    """Whether someone listens to the module's call, which the fast form does not make."""
-    if _has_any_global_hook():
+def _has_hooks(module: nn.Module, known: int = 0) -> bool:
+    """Whether someone listens to the module's call, which the fast form does not make; ``known`` of them may."""
+    if _has_any_global_hook() or len(module._forward_hooks) > known:
         return True
     hooks: tuple[Mapping[int, object], ...] = (
-        module._forward_hooks,
         module._forward_pre_hooks,
         module._backward_hooks,
         module._backward_pre_hooks,

@@ -56,7 +56,7 @@ def as_tables(excitation: FullyConnected, dtype: torch.dtype) -> FullyConnected:
 
     e = excitation
     w1, w2 = e.w1.flatten(1).detach().to(table).contiguous(), e.w2.flatten(1).detach().to(table).contiguous().clone()
-    return FullyConnected(w1, own(e.b1), w2, own(e.b2), e.gate)
+    return FullyConnected(w1, own(e.b1), w2, own(e.b2), e.gate, e.activation)
 
 
 def why_not(backend: str, weight: Tensor) -> str | None:

@@ -46,6 +46,10 @@ GATES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+# What may stand between the two FCs: the paper's ReLU, or what other libraries' networks were trained with.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "silu": F.silu, "hardswish": F.hardswish}
+
+
 def table_dtype(dtype: torch.dtype) -> torch.dtype:
     """The type in which per-channel tables are computed: float32, or float64 for float64 maps."""
     return torch.promote_types(dtype, torch.float32)
@@ -68,12 +72,19 @@ def squeeze(x_ncs: Tensor, how: str = "avg") -> Tensor:
     return x_ncs.amax(spatial).to(table_dtype(x_ncs.dtype))
 
 
-def excite(z_nc: Tensor, w1_rc: Tensor, b1_r: Tensor | None, w2_cr: Tensor, b2_c: Tensor | None) -> Tensor:
+def excite(
+    z_nc: Tensor,
+    w1_rc: Tensor,
+    b1_r: Tensor | None,
+    w2_cr: Tensor,
+    b2_c: Tensor | None,
+    delta: Callable[[Tensor], Tensor] = F.relu,
+) -> Tensor:
     """Adaptive recalibration before the gate (section 3.2, equation 3): W₂·δ(W₁·z), δ = ReLU, (N, C) → (N, C)."""
     w1_rc, w2_cr = w1_rc.to(z_nc.dtype), w2_cr.to(z_nc.dtype)
     b1_r = None if b1_r is None else b1_r.to(z_nc.dtype)
     b2_c = None if b2_c is None else b2_c.to(z_nc.dtype)
-    return F.linear(F.relu(F.linear(z_nc, w1_rc, b1_r)), w2_cr, b2_c)
+    return F.linear(delta(F.linear(z_nc, w1_rc, b1_r)), w2_cr, b2_c)
 
 
 def excite_map(x_ncs: Tensor, w1_rc: Tensor, b1_r: Tensor | None, w2_cr: Tensor, b2_c: Tensor | None) -> Tensor:
@@ -93,18 +104,25 @@ def scale(x_ncs: Tensor, gate: Tensor) -> Tensor:
 
 
 def excitation(
-    z_nc: Tensor, w1_rc: Tensor, b1_r: Tensor | None, w2_cr: Tensor, b2_c: Tensor | None, gate: str = "sigmoid"
+    z_nc: Tensor,
+    w1_rc: Tensor,
+    b1_r: Tensor | None,
+    w2_cr: Tensor,
+    b2_c: Tensor | None,
+    gate: str = "sigmoid",
+    activation: str = "relu",
 ) -> Tensor:
     """The gate of squeezed channels (equation 3), (N, C) → (N, C), in the type of ``z`` also under autocast."""
     with _without_autocast(z_nc.device.type):
-        return GATES[gate](excite(z_nc, w1_rc, b1_r, w2_cr, b2_c))
+        return GATES[gate](excite(z_nc, w1_rc, b1_r, w2_cr, b2_c, ACTIVATIONS[activation]))
 
 
 @dataclass(frozen=True)
 class FullyConnected:
     """An excitation as its weights, for implementations that take it in one piece; called, it is ``excitation``.
 
-    ``w1`` is (R, C) or (R, C, 1, 1), ``w2`` (C, R) or (C, R, 1, 1); ``gate`` is a name of ``GATES``.
+    ``w1`` is (R, C) or (R, C, 1, 1), ``w2`` (C, R) or (C, R, 1, 1); ``gate`` is a name of ``GATES``, ``activation`` one
+    of ``ACTIVATIONS``.
     """
 
     w1: Tensor
@@ -112,10 +130,12 @@ class FullyConnected:
     w2: Tensor
     b2: Tensor | None
     gate: str
+    activation: str = "relu"
 
     def __call__(self, z_nc: Tensor) -> Tensor:
         """The gate of squeezed channels, (N, C) → (N, C)."""
-        return excitation(z_nc, self.w1.flatten(1), self.b1, self.w2.flatten(1), self.b2, self.gate)
+        w1, w2 = self.w1.flatten(1), self.w2.flatten(1)
+        return excitation(z_nc, w1, self.b1, w2, self.b2, self.gate, self.activation)
 
 
 def gate_map(

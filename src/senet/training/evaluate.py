@@ -92,7 +92,7 @@ def evaluate(
         InputError: no such checkpoint or data, or classes that the network does not know.
     """
     network, metadata, spec = load_network(checkpoint, size)
-    images, sentence = _unseen_images(Path(checkpoint), data, root, metadata["classes"])
+    images, sentence = unseen_images(Path(checkpoint), data, root, metadata["classes"])
     target = pick_device(device)
     shown = images.with_transform(spec.eval_transform(crops))
     loader = _loader(shown, batch_size, crops, workers, on_bad_image, MAX_BAD_FRACTION)
@@ -178,7 +178,7 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _unseen_images(checkpoint: Path, data: str, root: str | None, classes: Sequence[str]) -> tuple[ImageSet, str]:
+def unseen_images(checkpoint: Path, data: str, root: str | None, classes: Sequence[str]) -> tuple[ImageSet, str]:
     """The images to evaluate on, without those that the run trained on: they would flatter it."""
     from senet.training import folder as folders
 

@@ -37,7 +37,7 @@ def suits(norm: nn.Module | None, excitation: object, u: Tensor) -> bool:
     c = u.shape[1]
     tensors = [(norm.weight, c), (norm.bias, c), (norm.running_mean, c), (norm.running_var, c)]
     if excitation is not None:
-        if not isinstance(excitation, FullyConnected):
+        if not isinstance(excitation, FullyConnected) or excitation.activation != "relu":
             return False
         e, hidden = excitation, excitation.w1.shape[0]
         tensors += [(e.w1, hidden * c), (e.b1, hidden), (e.w2, c * hidden), (e.b2, c)]

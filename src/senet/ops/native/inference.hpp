@@ -15,7 +15,17 @@ template <typename T, typename A> void add_rows(const T *x, int64_t rows, int64_
     }
 }
 
-// gate(W2 relu(W1 mean(h) + b1) + b2), (N, out); W1 is (R, C) for the C channels of h. One parallel region: the gate of a
+// What stands between the FCs, by its number: ReLU, SiLU, hard swish.
+template <typename A> A hidden_value(int number, A x) {
+    switch (number) {
+    case 0: return x < 0 ? A(0) : x;
+    case 1: return x / (1 + std::exp(-x));
+    default: return x * std::min(std::max(x + 3, A(0)), A(6)) / 6;
+    }
+}
+
+// gate(W2 relu(W1 mean(h) + b1) + b2), (N, out); the excitation's kind is the gate's number (below 8) + 8 times that of
+// what stands in place of the ReLU. W1 is (R, C) for the C channels of h. One parallel region: the gate of a
 // single image is little work, and starting threads is a good part of it.
 template <typename T, typename A>
 void early_gate(const Shape &k, bool last, const T *h, int64_t out, const Excitation<A> &e, A *gate) {
@@ -51,13 +61,13 @@ void early_gate(const Shape &k, bool last, const T *h, int64_t out, const Excita
         for (int64_t r = 0; r < e.hidden; r++)
             for (int64_t n = 0; n < k.n; n++) {
                 A x = dot(e.w1 + r * k.c, mean + n * k.c, k.c) + (e.b1 ? e.b1[r] : A(0));
-                bottleneck[n * e.hidden + r] = x < 0 ? A(0) : x;
+                bottleneck[n * e.hidden + r] = hidden_value(e.kind / 8, x);
             }
 #pragma omp for schedule(static)
         for (int64_t c = 0; c < out; c++)
             for (int64_t n = 0; n < k.n; n++) {
                 A x = dot(e.w2 + c * e.hidden, bottleneck + n * e.hidden, e.hidden) + (e.b2 ? e.b2[c] : A(0));
-                gate[n * out + c] = gate_value(e.kind, x);
+                gate[n * out + c] = gate_value(e.kind % 8, x);
             }
     }
 }

@@ -12,6 +12,10 @@ from senet.ops.native.sweeps import call
 from senet.ops.reference import FullyConnected, table_dtype
 
 
+# The numbers of inference.hpp: what stands between the two FCs.
+ACTIVATION_NUMBERS = {"relu": 0, "silu": 1, "hardswish": 2}
+
+
 def why_not(weight: Tensor) -> str | None:
     """Why this cannot run for a network with weights like ``weight``; None if it can."""
     if weight.device.type != "cpu":
@@ -28,7 +32,8 @@ def gate_of(h: Tensor, excitation: FullyConnected) -> Tensor:
     h = h if is_last(h) else h.contiguous()
     e, out = excitation, excitation.w2.shape[0]
     gate = torch.empty(h.shape[0], out, dtype=table_dtype(h.dtype))
-    call("gate", h, h, out, e.w1.shape[0], GATE_NUMBERS[e.gate], e.w1, e.b1, e.w2, e.b2, gate)
+    kind = GATE_NUMBERS[e.gate] + len(GATE_NUMBERS) * ACTIVATION_NUMBERS[e.activation]
+    call("gate", h, h, out, e.w1.shape[0], kind, e.w1, e.b1, e.w2, e.b2, gate)
     return gate
 
 

@@ -1,0 +1,128 @@
+"""``senet attach``: where SE goes in a network, and what it costs there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from senet.cli import options as opt
+from senet.errors import InputError
+
+if TYPE_CHECKING:
+    from senet.gates.attach_report import AttachReport
+    from senet.gates.policies import SitePolicy
+
+MODEL_HELP = "A network from `senet list`, torchvision:NAME or timm:NAME."
+SITES_HELP = "auto, all, late, one_per_stage, or module paths with commas."
+
+
+def command(
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
+    sites: Annotated[str, typer.Option(help=SITES_HELP)] = "auto",
+    se: opt.SEOption = None,
+    min_channels: Annotated[int | None, typer.Option(help="Only maps of at least so many channels.")] = None,
+    last_stages: Annotated[int | None, typer.Option(help="Only the last so many stages.")] = None,
+    max_parameters: Annotated[int | None, typer.Option(help="Add at most so many parameters.")] = None,
+    max_milliseconds: Annotated[float | None, typer.Option(help="Add at most so much time, an image.")] = None,
+    size: Annotated[int | None, typer.Option(help="Side of the image in pixels. Default: the network's own.")] = None,
+    num_classes: Annotated[int, typer.Option(help="Outputs of the classifier.")] = 1000,
+    pretrained: Annotated[str | None, typer.Option(help="Weights to start from: a file, or default.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Save the network: a .safetensors file.")
+    ] = None,
+    overwrite: opt.OverwriteOption = False,
+    form: Annotated[Literal["table", "json"], typer.Option("--format", help="What to print.")] = "table",
+) -> None:
+    """Show where SE blocks go in a network and what they cost; with [bold]--output[/], save the network with them.
+
+    The gates start at exactly 1, so that the network computes what it did until they are trained.
+
+    Example: [cyan]senet attach torchvision:resnet50[/], [cyan]senet attach timm:convnext_tiny --sites late[/]
+    """
+    if output is not None and output.suffix != ".safetensors":
+        raise InputError(f"--output {output}: give a path that ends in .safetensors")
+    if output is not None and output.exists() and not overwrite:
+        raise InputError(f"{output} exists; choose another --output, or --overwrite")
+    from senet.models.registry import create_model
+
+    limits = {
+        "min_channels": min_channels,
+        "last_stages": last_stages,
+        "max_parameters": max_parameters,
+        "max_milliseconds": max_milliseconds,
+    }
+    policy = site_policy(sites, {name: value for name, value in limits.items() if value is not None})
+    config = gate_config(se)
+    network = create_model(model, num_classes, pretrained=pretrained)
+    from senet.gates.attach import attach
+
+    example = example_for(model, network, size)
+    report = attach(network, config, policy, example, dry_run=output is None)
+    if output is not None:
+        from senet.models.sharing import save
+
+        save(network, output)
+    if form == "json":
+        print_json(model, report)
+    else:
+        print(f"SE in {model}\n\n{report}" + ("" if output is None else f"\nwritten: {output}"))
+
+
+def gate_config(se: list[str] | None) -> Any:
+    """The ``SEConfig`` of ``--se KEY=VALUE`` options; identity-initialised if they do not say otherwise."""
+    from senet.nn.squeeze_excite import SEConfig
+
+    return SEConfig.from_dict({"identity_init": True, **dict(opt.key_values(se, "--se"))})
+
+
+def site_policy(sites: str, limits: dict[str, Any]) -> SitePolicy | list[str]:
+    """The policy of ``--sites`` and the limits, or the module paths."""
+    from dataclasses import replace
+
+    from senet.gates.policies import POLICIES, policy_of
+
+    if sites not in POLICIES and ("." in sites or "," in sites):
+        if limits:
+            raise InputError(f"--sites names modules; leave --{next(iter(limits)).replace('_', '-')} out")
+        return [path.strip() for path in sites.split(",") if path.strip()]
+    return replace(policy_of(sites), **limits)
+
+
+def example_for(name: str, network: Any, size: int | None) -> Any:
+    """An image of the network's own size, or of ``size``; None where the network is asked (other axes than two)."""
+    import torch
+    from torch import nn
+
+    from senet.models.registry import model_spec
+
+    convolution = next((m for m in network.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d))), None)
+    if size is not None and size < 1:
+        raise InputError(f"--size {size} is not allowed; it must be at least 1")
+    if not isinstance(convolution, nn.Conv2d):
+        return None
+    side = size or model_spec(name).input_size
+    return torch.zeros(1, convolution.in_channels, side, side)
+
+
+def print_json(name: str, report: AttachReport) -> None:
+    """The report as JSON on the output."""
+    import json
+
+    fields = ("name", "kind", "stage", "channels", "map_size", "placement", "parameters", "mult_adds")
+    print(
+        json.dumps(
+            {
+                "model": name,
+                "config": report.config.to_dict(),
+                "parameters": report.own_parameters,
+                "added_parameters": report.added_parameters,
+                "mult_adds": report.search.mult_adds,
+                "added_mult_adds": report.added_mult_adds,
+                "sites": [{field: getattr(site, field) for field in fields} for site in report.sites],
+                "skipped": [{"place": place, "reason": reason} for place, reason in report.skipped],
+            },
+            indent=2,
+        )
+    )

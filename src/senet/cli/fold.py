@@ -1,0 +1,145 @@
+"""``senet fold``: take gates out of a network, as far as its accuracy allows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from senet.cli import options as opt
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from senet.gates.fold_report import FoldReport
+
+_MAX_DROP = 0.1
+
+
+def command(
+    checkpoint: opt.CheckpointOption,
+    data: Annotated[str, typer.Option(help="A folder of <class>/*, or digits, cifar10, ...")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for folded.safetensors and the report.")],
+    sites: Annotated[str, typer.Option(help="Which gates, as a pattern: 'layer4.*'.")] = "*",
+    stage: Annotated[
+        int | None, typer.Option(help="Only the gates of this stage; 5 is the last of a ResNet-50.")
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(help="Percentage points of accuracy to lose at most. Default: 0.1, unless gates are named."),
+    ] = None,
+    constants: Annotated[bool, typer.Option("--constants", help="Make gates that cannot fold fixed factors.")] = False,
+    excitations: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Of `senet inspect`, instead of recording the gates.")
+    ] = None,
+    record_images: Annotated[int, typer.Option(help="Images to record the gates on, at most.")] = 1024,
+    images: Annotated[
+        int | None, typer.Option(help="Images to measure the accuracy on, at most. Default: all.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Rounds of timing a step; 0: no timing.")] = 15,
+    size: opt.SizeOption = None,
+    batch_size: opt.BatchOption = 64,
+    device: opt.DeviceOption = "auto",
+    workers: opt.WorkersOption = None,
+    root: opt.RootOption = None,
+    on_bad_image: opt.OnBadOption = "skip",
+    overwrite: opt.OverwriteOption = False,
+) -> None:
+    """Replace gates by their mean, folded into other weights, and see what accuracy, parameters and time become.
+
+    The gates that move least go first; a fold that costs more accuracy than --max-drop is not kept. With --sites or
+    --stage and no --max-drop, all of these are folded.
+
+    Example: [cyan]senet fold --checkpoint run/best.safetensors --data photos --max-drop 0.1 -o folded[/]
+    """
+    import matplotlib  # noqa: F401 - where it is missing, say so before anything is computed
+    from rich.console import Console
+
+    from senet.training.fold import FILES, fold_checkpoint
+
+    if max_drop is None and sites == "*" and stage is None:
+        max_drop = _MAX_DROP
+    with _progress() as progress:
+        report, about = fold_checkpoint(
+            checkpoint,
+            data,
+            output,
+            sites=sites,
+            stage=stage,
+            max_drop=max_drop,
+            constants=constants,
+            excitations=excitations,
+            record_images=record_images,
+            images=images,
+            rounds=rounds,
+            size=size,
+            batch_size=batch_size,
+            device=device,
+            workers=workers,
+            root=root,
+            on_bad_image=on_bad_image,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    console = Console()
+    _tables(report, about, console)
+    written = ", ".join(str(output / name) for name in FILES)
+    console.print(f"written: {written}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _tables(report: FoldReport, about: dict[str, str], console: Console) -> None:
+    """A row a step, the gates that stayed and why, and a sentence."""
+    from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
+    from rich.table import Table
+
+    title = f"Folding the gates of {escape(about['model'])}"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for name in ("gate", "moves by", "accuracy", "drop", "parameters", "time", "quartiles", ""):
+        table.add_column(name, justify="left" if name in ("gate", "") else "right", no_wrap=True)
+    fates = {site.name: site for site in report.sites}
+    for step in report.steps:
+        low, median, high = step.time or (None, None, None)
+        table.add_row(
+            escape(step.site) or "as it was",
+            f"{100 * step.variation:.3g} %" if step.site else "",
+            f"{step.accuracy:.2f}",
+            f"{step.drop:+.2f}" if step.site else "",
+            f"{step.parameters:,}",
+            "—" if median is None else f"× {median:.2f}",
+            "" if low is None or not step.site else f"{low:.2f}–{high:.2f}",
+            (fates[step.site].fate if step.kept else "not kept") if step.site else "",
+        )
+    console.print(table)
+    for site in report.sites:
+        if site.reason.startswith("does not fold"):
+            console.print(f"• {site.name} {site.reason}", highlight=False, markup=False)
+    console.print(report.summary(), highlight=False, markup=False, soft_wrap=True)
+    for key in ("gates", "accuracy"):
+        console.print(f"{key}: {about[key]}", style="dim", highlight=False, markup=False)
+    if any(step.time for step in report.steps):
+        note = "time: of a batch of 8 in plain PyTorch, ÷ that of the network as it was, in turn; median and quartiles"
+        console.print(note, style="dim", highlight=False, markup=False)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], object]]:
+    """A bar on stderr; silent when that is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    errors = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as shown:
+        tasks: dict[bool, object] = {}
+
+        def progress(what: str, done: int, total: int) -> None:
+            kind = what.startswith("folding")
+            if kind not in tasks:
+                tasks[kind] = shown.add_task(what, total=total)
+            shown.update(tasks[kind], description=what, completed=done, total=total)  # type: ignore[arg-type]
+
+        yield progress

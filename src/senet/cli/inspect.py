@@ -1,0 +1,147 @@
+"""``senet inspect``: what the gates of a network do over a data set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from senet.cli import options as opt
+from senet.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from senet.gates.doctor import Diagnosis, Thresholds
+
+_ADVICE = 12  # findings told in full on the terminal; all are in findings.csv
+
+
+def command(
+    data: Annotated[str, typer.Option(help="A folder of <class>/*, or digits, cifar10, ...")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the report.")],
+    checkpoint: Annotated[
+        Path | None, typer.Option("--checkpoint", "-c", help="Weights of `senet train`: RUN/best.safetensors.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Or a network of `senet list`, with --pretrained.")] = None,
+    pretrained: Annotated[str | None, typer.Option(metavar="FILE", help="Weights of --model.")] = None,
+    sites: Annotated[str, typer.Option(help="Which gates, as a pattern: 'layer4.*'.")] = "*",
+    classes: Annotated[str | None, typer.Option(help="Classes of the figures, with commas. Default: a few.")] = None,
+    threshold: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Move a line of the gate doctor: dead=0.1. Repeatable."),
+    ] = None,
+    top: Annotated[int, typer.Option(help="Images to keep that open, or close, each channel most.")] = 8,
+    size: opt.SizeOption = None,
+    batch_size: opt.BatchOption = 64,
+    device: opt.DeviceOption = "auto",
+    workers: opt.WorkersOption = None,
+    root: opt.RootOption = None,
+    on_bad_image: opt.OnBadOption = "skip",
+    overwrite: opt.OverwriteOption = False,
+) -> None:
+    """See what every SE gate does: by class, with the gate doctor's findings, as a page, figures and tables.
+
+    The folder that a run was trained on gives its validation images only.
+
+    Example: [cyan]senet inspect --checkpoint run/best.safetensors --data photos/val --output report[/]
+    """
+    if (checkpoint is None) == (model is None) or (checkpoint is not None and pretrained is not None):
+        raise InputError("give --checkpoint FILE, or --model NAME with --pretrained FILE")
+    import matplotlib  # noqa: F401 - where it is missing, say so before anything is computed
+    from rich.console import Console
+
+    from senet.measure.report import FILES
+    from senet.training.gate_report import check_output, inspect, open_checkpoint, open_model
+
+    check_output(output, overwrite)
+    lines = _thresholds(threshold)
+    if checkpoint is not None:
+        subject = open_checkpoint(checkpoint, data, size=size, root=root)
+    else:
+        subject = open_model(str(model), pretrained, data, size=size, root=root)
+    with _progress(len(subject.images)) as progress:
+        found = inspect(
+            subject,
+            output,
+            overwrite=overwrite,
+            sites=sites,
+            classes=None if classes is None else [name.strip() for name in classes.split(",")],
+            top=top,
+            thresholds=lines,
+            batch_size=batch_size,
+            workers=workers,
+            device=device,
+            on_bad_image=on_bad_image,
+            progress=progress,
+        )
+    console = Console()
+    _findings(found, lines, subject.about, console)
+    written = ", ".join(str(output / name) for name in FILES)
+    console.print(f"written: {written}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _thresholds(entries: list[str] | None) -> Thresholds:
+    from dataclasses import fields
+
+    from senet.gates.doctor import Thresholds
+
+    values = dict(opt.key_values(entries, "--threshold"))
+    known = [field.name for field in fields(Thresholds)]
+    for name, value in values.items():
+        if name not in known or isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise InputError(f"--threshold {name}={value}: give a number for one of {', '.join(known)}")
+    return Thresholds(**values)
+
+
+def _findings(found: list[Diagnosis], lines: Thresholds, about: dict[str, str], console: Console) -> None:
+    """A row a gate, and what to do about the first of those that need it."""
+    from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
+    from rich.table import Table
+
+    title = f"Gates of {escape(about['model'])}"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for name in ("gate", "ch", "mean", "moves by", "by class", "dead", "open", "findings"):
+        table.add_column(name, justify="left" if name in ("gate", "findings") else "right", no_wrap=name != "findings")
+    for one in found:
+        table.add_row(
+            escape(one.site),
+            str(one.channels),
+            f"{one.mean:.3f}",
+            f"{100 * one.variation:.3g} %",
+            "—" if math.isnan(one.selectivity) else f"{100 * one.selectivity:.0f} %",
+            str(one.dead or "·"),
+            str(one.saturated or "·"),
+            ", ".join(finding.kind for finding in one.findings) or "·",
+        )
+    console.print(table)
+    advice = [f"{d.site}: {f.sentence}" for d in found for f in d.findings if f.kind != "class-selective"]
+    for line in advice[:_ADVICE]:
+        console.print(f"• {line}", highlight=False, markup=False)
+    if len(advice) > _ADVICE:
+        console.print(f"… and {len(advice) - _ADVICE} more in findings.csv", highlight=False)
+    legend = (
+        "ch: channels; moves by: std from image to image ÷ size; by class: the share of that which the class explains; "
+    )
+    legend += "dead, open: channels that stay at 0, or at the end of the range. "
+    console.print(legend, style="dim", highlight=False, markup=False)
+    console.print(lines.sentence(), style="dim", highlight=False, markup=False)
+    console.print(about["images"], style="dim", highlight=False, markup=False)
+
+
+@contextmanager
+def _progress(images: int) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr; silent when that is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    errors = Console(stderr=True)
+    columns = (TextColumn("looking at images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as shown:
+        task = shown.add_task("", total=images)
+        yield lambda done: shown.update(task, completed=done)

@@ -1,0 +1,88 @@
+"""From a map in the data flow to the module at which it can be rescaled."""
+
+import torch
+from torch import nn
+
+from senet.gates.dataflow import RESHAPES, Flow, Node
+from senet.gates.patterns import ACTIVATIONS, NORMS, SCALINGS, SUMS, Place, following
+from senet.nn.attachment import CHILD, Side
+from senet.nn.squeeze_excite import SEConfig
+
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # whatever is added to them takes part in their loop
+
+Anchor = tuple[str, Side, Node]
+
+
+class Anchors:
+    """The modules of a network as holders of gates.
+
+    The module that returns the map is taken, the innermost of several; else one that passes it on or the only one that
+    takes it; where the map is made by a function, the last module before it.
+    """
+
+    def __init__(self, model: nn.Module, config: SEConfig, flow: Flow) -> None:
+        self.config, self.flow = config, flow
+        self.modules = dict(model.named_modules())
+
+    def placed(self, place: Place) -> tuple[list[Node], str]:
+        """The maps to rescale for the configuration's placement (Fig. 5), or none and why."""
+        placement, block = self.config.placement, place.block
+        if placement == "standard":
+            return [place.map], ""
+        if block is None:
+            return [], f"placement {placement!r} is for residual blocks"
+        if placement == "post":
+            return [block.total], ""
+        if placement == "identity":
+            own = block.shortcut is not block.split
+            return ([block.shortcut], "") if own else ([], "its shortcut is the block's input, which no module returns")
+        body = [node for node in self.flow.nodes[: place.map.index + 1] if block.body >> node.index & 1]
+        if placement == "pre":
+            return [node for node in body if block.split in node.inputs], "no module takes the block's input first"
+        spatial = [node for node in body if node.kernel > 1]
+        if not spatial:
+            return [], "its branch has no convolution larger than 1×1"
+        norm = following(spatial[-1])
+        return [norm if norm is not None and norm.op in NORMS else spatial[-1]], ""
+
+    def of(self, node: Node) -> list[tuple[str, Side, Node]]:
+        """The modules at which a map can be rescaled: one, or those of the summands of a sum; none if there is none."""
+        if self.config.placement == "pre":
+            first = [path for source in node.inputs for path in source.taken_by if path == node.owner]
+            return [(path, "input", node.inputs[0]) for path in first if self._can_hold(path)][:1]
+        if not node.is_map:
+            return []
+        for path in node.returned_by:
+            if self._can_hold(path):
+                return [(path, "output", node)]
+        if len(node.inputs) == 1 and (node.op in SCALINGS | RESHAPES or node.op in ("permute", "transpose")):
+            behind = self.of(node.inputs[0]) if _is_alone(node.inputs[0], node) else []
+            if behind:
+                return behind
+        if len(node.users) == 1:
+            for path in node.passed_by:
+                if self._can_hold(path):
+                    return [(path, "output", node)]
+            for path in node.taken_by:
+                if self._can_hold(path) and node.users[0].owner == path:
+                    return [(path, "input", node)]
+        return self._before(node)
+
+    def _before(self, node: Node) -> list[tuple[str, Side, Node]]:
+        if node.op in ACTIVATIONS | NORMS and len(node.inputs) == 1 and _is_alone(node.inputs[0], node):
+            return self.of(node.inputs[0])
+        if node.op in SUMS:
+            each = [self.of(source) for source in node.inputs if source.shape == node.shape]
+            return [anchor for anchors in each for anchor in anchors] if all(each) else []
+        return []
+
+    def _can_hold(self, path: str) -> bool:
+        """Whether the module can have a child ``se``: called once, no container, no such attribute, not the network."""
+        module = self.modules.get(path)
+        if not path or module is None or self.flow.calls[path] != 1:
+            return False
+        return not isinstance(module, (*CONTAINERS, torch.jit.ScriptModule)) and not hasattr(module, CHILD)
+
+
+def _is_alone(node: Node, reader: Node) -> bool:
+    return all(user is reader for user in node.users)

@@ -1,0 +1,81 @@
+"""On what a network is run to see its data flow: the example that a person gives, or one guessed from the network."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from senet.errors import InputError
+from senet.gates.dataflow import Flow, record
+
+# Sides to try, likeliest first, by the number of spatial axes: of images, of the usual small data sets, of clips.
+SIDES: dict[int, list[tuple[int, ...]]] = {
+    1: [(1024,), (128,), (16000,)],
+    2: [(side, side) for side in (224, 256, 299, 384, 64, 32, 28)],
+    3: [(8, 64, 64), (16, 112, 112), (32, 32, 32)],
+}
+
+
+def recorded(model: nn.Module, example_input: Any) -> Flow:
+    """The data flow of ``model`` on ``example_input``: a tensor, a tuple of arguments, a dict of keywords, or None.
+
+    With None inputs are guessed from the network's first convolution and from what timm or Hugging Face say in its
+    configuration.
+
+    Raises:
+        InputError: the input is on another device than the model, or the model does not run on it.
+    """
+    if example_input is not None:
+        _check_device(model, example_input)
+        return _attempt(model, [example_input], "example_input")
+    return _attempt(model, guesses(model), "guessed inputs")
+
+
+def _attempt(model: nn.Module, inputs: list[Any], what: str) -> Flow:
+    problem: Exception | None = None
+    for each in inputs:
+        kwargs = dict(each) if isinstance(each, dict) else {}
+        args = () if kwargs else each if isinstance(each, tuple) else (each,)
+        try:
+            return record(model, args, kwargs)
+        except Exception as error:
+            problem = problem or error
+    reason = "it has no convolution to guess one from" if problem is None else str(problem).strip().partition("\n")[0]
+    advice = "check it" if what == "example_input" else "give example_input="
+    raise InputError(
+        f"attach: {type(model).__name__} does not run on {what}: {reason or type(problem).__name__}; "
+        f"{advice}, or name modules whose channels can be read off, sites=[…]"
+    ) from problem
+
+
+def guesses(model: nn.Module) -> list[Any]:
+    """Inputs that ``model`` may take, likeliest first, in the type and on the device of its first convolution."""
+    first = next((m for m in model.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d))), None)
+    if first is None:
+        return []
+    axes = first.weight.ndim - 2
+    sides = list(SIDES[axes])
+    for attribute in ("pretrained_cfg", "default_cfg"):  # timm's
+        size = (getattr(model, attribute, None) or {}).get("input_size") if axes == 2 else None
+        if size is not None:
+            sides.insert(0, tuple(size[1:]))
+            break
+    size = getattr(getattr(model, "config", None), "image_size", None)  # Hugging Face's
+    if isinstance(size, int) and axes == 2:
+        sides.insert(0, (size, size))
+    weight = first.weight
+    return [
+        torch.zeros(1, first.in_channels, *side, dtype=weight.dtype, device=weight.device)
+        for side in dict.fromkeys(sides)
+    ]
+
+
+def _check_device(model: nn.Module, example_input: Any) -> None:
+    devices = {t.device for t in (*model.parameters(), *model.buffers())}
+    for tensor in tree_leaves(example_input):
+        if isinstance(tensor, Tensor) and len(devices) == 1 and tensor.device not in devices:
+            (device,) = devices
+            raise InputError(
+                f"attach: example_input is on {tensor.device}, the model on {device}; move one of them with .to()"
+            )

@@ -1,0 +1,150 @@
+"""Modules of other libraries in the words of this package: their gates as an excitation, their norms as norm + activation.
+
+``recognise`` says by its parts that a module may be a gate. Here it is put to the test: a copy with random weights, in
+float64, must return what equation 3 returns for the same weights. So a gate that adds a max pool, divides by something
+or drops channels is not taken for one that does not, whatever its class is called; and neither is a subclass of batch
+norm for batch norm followed by its activation.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from senet.gates.recognise import Gate
+from senet.nn.folded import ACTIVATIONS
+from senet.nn.squeeze_excite import SEConfig, SqueezeExcite
+from senet.ops import reference
+from senet.ops.early_gate import fold_norm
+from senet.ops.reference import FullyConnected
+
+_SAME = 1e-10  # relative, in float64
+
+
+class NotKnown(Exception):
+    """Why a gate has no fast form, in a few words."""
+
+
+class ForeignGate:
+    """A gate of another library whose function is known: two FCs, ``activation`` between them, ``gate_name`` behind.
+
+    Args:
+        gate: as ``recognise.find_gates`` found it, of kind ``"two-fc"``.
+
+    Raises:
+        NotKnown: it computes something else.
+    """
+
+    def __init__(self, gate: Gate) -> None:
+        self.module = gate.module
+        self.fc1, self.fc2, self.norm = _parts(gate.module)
+        probe, x = _randomised(gate.module), _probe(gate.channels)
+        self.gate_name = _name_of(gate.function_of(probe), reference.GATES)
+        self.activation = self._activation(probe, x)
+        self.trains = self.norm is None and self.activation == "relu" and self._agrees(probe.train(), x)
+
+    def _activation(self, probe: nn.Module, x: Tensor) -> str:
+        for name in reference.ACTIVATIONS:
+            self.activation = name
+            if self._agrees(probe, x):
+                return name
+        raise NotKnown("it computes something else than FC, activation, FC, gate of the average")
+
+    def _agrees(self, probe: nn.Module, x: Tensor) -> bool:
+        expected = reference.scale(x, _fully_connected(*_parts(probe), self.gate_name, self.activation)(x.mean((2, 3))))
+        return _same(_called(probe, x), expected)
+
+    def fully_connected(self) -> FullyConnected:
+        """The excitation of the evaluated gate, its norm folded in."""
+        return _fully_connected(self.fc1, self.fc2, self.norm, self.gate_name, self.activation)
+
+    def as_block(self) -> SqueezeExcite:
+        """This package's block on the very same FCs, for training; where ``trains``."""
+        weight: Any = self.fc1.weight
+        config = SEConfig(hidden=weight.shape[0], gate=self.gate_name.removeprefix("identity_"))
+        with torch.device("meta"):
+            block = SqueezeExcite(weight.shape[1], config)
+        block.fc1, block.fc2, block.gate_name = self.fc1, self.fc2, self.gate_name  # type: ignore[assignment]
+        return block
+
+
+def norm_and_activation(module: nn.Module) -> tuple[nn.Module, str | None] | None:
+    """What a subclass of ``nn.BatchNorm2d`` is when evaluated: the norm, and the activation that it calls behind it.
+
+    None where it computes something else, or with an activation that is not known.
+    """
+    if not isinstance(module, nn.BatchNorm2d) or module.running_mean is None or module.training:
+        return None
+    if type(module) is nn.BatchNorm2d:
+        return module, None
+    probe, x = _randomised(module), _probe(module.num_features)
+    y = nn.BatchNorm2d.forward(probe, x)  # type: ignore[arg-type]
+    got = _called(probe, x)
+    if _same(got, y):
+        return module, None
+    return next(((module, name) for name, (f, *_) in ACTIVATIONS.items() if _same(got, f(y.clone()))), None)
+
+
+def _parts(module: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module | None]:
+    """The two FCs, in the order in which they are called, and the norm between them."""
+    weighted = [part for part in module.modules() if not any(part.children()) and any(True for _ in part.parameters())]
+    fcs: list[Any] = [part for part in weighted if isinstance(part, (nn.Linear, nn.Conv2d))]
+    norms = [part for part in weighted if part not in fcs]
+    if len(fcs) != 2 or len(norms) > 1:
+        raise NotKnown("its excitation is not two fully connected layers on a 2-D map")
+    if norms and not isinstance(norms[0], nn.modules.batchnorm._BatchNorm):
+        raise NotKnown(f"there is a {type(norms[0]).__name__} within its excitation")
+    fcs.sort(key=lambda fc: fc.weight.shape[0])  # C → R comes before R → C; where R is C, as they are registered
+    return fcs[0], fcs[1], norms[0] if norms else None
+
+
+def _fully_connected(fc1: Any, fc2: Any, norm: Any, gate: str, activation: str) -> FullyConnected:
+    w1, b1 = fc1.weight, fc1.bias
+    if norm is not None:
+        w1, b1 = fold_norm(fc1, norm)
+    return FullyConnected(w1, b1, fc2.weight, fc2.bias, gate, activation)
+
+
+def _randomised(module: nn.Module) -> nn.Module:
+    """A copy on the CPU in float64 with weights that hide nothing: a gate whose last FC is zero would agree with all."""
+    twin: Any = copy.deepcopy(module).to("cpu", torch.float64).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, tensor in (*twin.named_parameters(), *twin.named_buffers()):
+            if not tensor.is_floating_point():
+                continue
+            scale = 2 / math.sqrt(max(1, tensor[0].numel())) if tensor.ndim > 1 else 1.0
+            tensor.copy_(torch.randn(tensor.shape, generator=generator, dtype=torch.float64) * scale)
+            if name.endswith("running_var"):
+                tensor.abs_().add_(0.5)
+    return twin  # type: ignore[no-any-return]
+
+
+def _probe(channels: int) -> Tensor:
+    x = torch.randn(2, channels, 3, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return 4 * x  # its averages are of size 1 or so
+
+
+def _called(module: nn.Module, x: Tensor) -> Any:
+    try:
+        with torch.no_grad():
+            return module.forward(x.clone())
+    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+        raise NotKnown(f"it cannot be called with a map alone: {str(error).partition(chr(10))[0]}") from error
+
+
+def _same(a: Any, b: Tensor) -> bool:
+    return isinstance(a, Tensor) and a.shape == b.shape and torch.allclose(a, b, rtol=_SAME, atol=_SAME)
+
+
+def _name_of(function: Callable[[Tensor], Tensor], names: dict[str, Callable[[Tensor], Tensor]]) -> str:
+    x = torch.linspace(-8, 8, 65, dtype=torch.float64).reshape(1, -1, 1, 1)
+    with torch.no_grad():
+        y = function(x.clone())
+        found = next((name for name, known in names.items() if _same(y, known(x))), None)
+    if found is None:
+        raise NotKnown(f"its gate function {type(function).__name__} is not one of {', '.join(names)}")
+    return found

@@ -1,0 +1,304 @@
+"""Where SE belongs in a network, read off its data flow.
+
+Class names play no part, so that a ResNet is a ResNet whoever wrote it. The rules, in order of precedence:
+
+- inverted residuals: behind the activation of a depthwise convolution that a linear 1×1 convolution follows
+  (MobileNetV3, EfficientNet);
+- residual blocks: the end of the branch, before the addition (section 3.3, Fig. 3);
+- modules that concatenate, possibly with one convolution behind: their output (SE-Inception: Fig. 2);
+- sums of maps of several resolutions (HRNet): each convolved summand;
+- where a network has none of these: behind each convolution, norm and activation (as the paper's VGG-16).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from senet.gates.dataflow import PRODUCTS, RESHAPES, Flow, Node
+
+NORMS = frozenset(
+    {
+        *("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "_native_batch_norm_legit_no_training"),
+        *("_native_batch_norm_legit", "_batch_norm_with_update", "native_group_norm", "native_layer_norm"),
+    }
+)
+ACTIVATIONS = frozenset(
+    {
+        *("relu", "hardtanh", "relu6", "silu", "gelu", "hardswish", "leaky_relu", "elu", "celu", "selu", "mish"),
+        *("_prelu_kernel", "prelu", "rrelu", "rrelu_with_noise", "softplus", "tanh", "sigmoid", "hardsigmoid"),
+        *("clamp", "clamp_min", "threshold"),
+    }
+)
+# A gate in front of these says as much as one behind them.
+SCALINGS = frozenset({"mul", "div", "neg", "clone", "_to_copy", "alias", "detach", "native_dropout", "dropout"})
+SUMS = frozenset({"add", "lerp", "sub"})
+LONGEST_BRANCH = 16  # convolutions; what is longer leads past other blocks and is no residual branch
+
+
+@dataclass
+class Place:
+    """A map to be rescaled.
+
+    Attributes:
+        kind: ``"depthwise"``, ``"residual"``, ``"concat"``, ``"fusion"`` or ``"activation"``.
+        map: the node; of a residual block the end of its branch.
+        has_gate: an SE block, or the like, is there already.
+        block: of a residual place, the block's other maps.
+    """
+
+    kind: str
+    map: Node
+    has_gate: bool = False
+    block: "Block | None" = None
+
+
+@dataclass
+class Block:
+    """A residual block: where it splits, the end of its shortcut, the sum; the nodes of its two ways, as bits."""
+
+    split: Node
+    shortcut: Node
+    total: Node
+    body: int
+    beside: int
+
+
+class Patterns:
+    """The places of one recorded run."""
+
+    def __init__(self, flow: Flow) -> None:
+        self.flow = flow
+        self.gates = [node for node in flow.nodes if _gated_map(node) is not None]
+        self.gated = {id(_gated_map(gate)) for gate in self.gates}
+        self.gate_bits = _bits(self.gates)
+        self.conv_bits = _bits([node for node in flow.nodes if node.kernel])
+        self.up_bits = _bits([node for node in flow.nodes if node.upsamples])
+
+    def blocks(self) -> list[Place]:
+        """One place for each block of the network, in the order of the run; empty in plain chains of convolutions."""
+        places = list(self._depthwise())
+        inverted = _bits([place.map for place in places])
+        residual, fusions = self._residual(inverted)
+        places += residual
+        inside = 0
+        for place in residual:
+            inside |= place.block.body | place.block.beside if place.block is not None else 0
+        others = (*self._concatenations(), *fusions)
+        places += [place for place in others if not inside >> place.map.index & 1]
+        return sorted(_distinct(places), key=lambda place: place.map.index)
+
+    def activations(self) -> list[Place]:
+        """A place behind each convolution, norm and activation, in the order of the run."""
+        places = []
+        for node in self.flow.nodes:
+            end = self._unit(node) if node.kernel and node.is_map else None
+            if end is not None and not end.is_flat:
+                places.append(Place("activation", end, has_gate=self._is_gated(end)))
+        return _distinct(places)
+
+    def _unit(self, conv: Node) -> Node | None:
+        """The activation behind a convolution and its norm; None where there is none."""
+        node: Node | None = conv
+        while node is not None:
+            node = following(node)
+            if node is not None and node.op in ACTIVATIONS:
+                return node
+            if node is not None and _is_own_activation(node):
+                return node
+            if node is None or not (node.op in NORMS or node.op in SCALINGS or _shifts(node)):
+                return None
+        return None
+
+    def _is_gated(self, node: Node) -> bool:
+        return id(node) in self.gated or any(id(user) in self.gated for user in node.users if user.op in SCALINGS)
+
+    def _depthwise(self) -> Iterator[Place]:
+        for node in self.flow.nodes:
+            if not (node.groups > 1 and node.is_map and node.groups == node.shape[1]):
+                continue
+            end = self._unit(node)
+            if end is None:
+                continue
+            gated = self._is_gated(end)
+            behind = next((g for g in self.gates if _gated_map(g) is end), end) if gated else end
+            if any(self._is_linear(user) for user in behind.users):
+                yield Place("depthwise", end, has_gate=gated)
+
+    def _is_linear(self, node: Node) -> bool:
+        """Whether a node is a 1×1 convolution without an activation behind it and its norm."""
+        if node.kernel != 1 or node.groups != 1:
+            return False
+        behind = following(node)
+        if behind is not None and behind.op in NORMS:
+            node = behind
+        return not any(user.op in ACTIVATIONS or _is_own_activation(user) for user in node.users)
+
+    def _residual(self, inverted: int) -> tuple[list[Place], list[Place]]:
+        """The residual blocks, and what else is summed up."""
+        found: list[tuple[Place, Block]] = []
+        fusions: list[Place] = []
+        for node in self.flow.nodes:
+            operands = node.inputs
+            if node.op != "add" or len(operands) != 2 or not node.is_map:
+                continue
+            if any(operand.shape != node.shape or not operand.is_map for operand in operands):
+                continue
+            block = self._block(node, *operands)
+            if block is not None:
+                branch = next(operand for operand in operands if operand is not block.shortcut)
+                found.append((Place("residual", branch, block=block), block))
+            elif self._is_fusion(*operands):
+                fusions += [f for operand in operands if (f := self._summand(operand)) is not None]
+        blocks = [block for _, block in found]
+        kept = [(place, block) for place, block in found if not _is_outdone(block, blocks)]
+        for place, block in kept:
+            block.total = _with_activation(block.total)
+            place.has_gate = bool(block.body & self.gate_bits) or self._is_gated(place.map)
+        return [place for place, block in kept if not block.body & inverted], fusions
+
+    def _block(self, total: Node, a: Node, b: Node) -> Block | None:
+        """The residual block that ends in a + b, or None. Its branch is the one with more convolutions of its own."""
+        alone = {id(a): a.ancestors & ~b.ancestors, id(b): b.ancestors & ~a.ancestors}
+        shared = a.ancestors & b.ancestors
+        shortcut, branch = sorted((a, b), key=lambda node: (alone[id(node)] & self.conv_bits).bit_count())
+        body = alone[id(branch)]
+        count = (body & self.conv_bits).bit_count()
+        beside = alone[id(shortcut)]
+        if not shared or not 0 < count <= LONGEST_BRANCH or (body | beside) & self.up_bits:
+            return None
+        if count == (beside & self.conv_bits).bit_count():
+            return None
+        return Block(self.flow.nodes[shared.bit_length() - 1], shortcut, total, body, beside)
+
+    def _is_fusion(self, a: Node, b: Node) -> bool:
+        """Whether the maps come from different resolutions, or from far apart."""
+        for mine, other in ((a, b), (b, a)):
+            body = mine.ancestors & ~other.ancestors
+            if body & self.up_bits or (body & self.conv_bits).bit_count() > LONGEST_BRANCH:
+                return True
+        return False
+
+    def _summand(self, node: Node) -> Place | None:
+        """The norm behind a convolution that ends a summand, in front of its interpolation."""
+        while node.upsamples and not node.kernel and len(node.inputs) == 1:
+            (node,) = node.inputs
+        if node.op in NORMS and node.inputs[0].kernel:
+            return Place("fusion", node, has_gate=self._is_gated(node))
+        return None
+
+    def _concatenations(self) -> Iterator[Place]:
+        for node in self.flow.nodes:
+            if node.op != "cat" or len(node.inputs) < 2 or not node.is_map or node.is_flat or not node.owner:
+                continue
+            if node.shape[1] != sum(each.shape[1] for each in node.inputs):
+                continue
+            end = _end_within(node)
+            if end is not None and end.users and end.is_map:
+                gates = end.ancestors & self.gate_bits & ~node.ancestors
+                yield Place("concat", end, bool(gates) or self._is_gated(end) or self._is_gated_behind(end))
+
+    def _is_gated_behind(self, end: Node) -> bool:
+        """Whether the concatenation's own 1×1 convolution stands outside the module, with a gate behind it (VoVNet)."""
+        conv = following(end)
+        if conv is None or conv.kernel != 1:
+            return False
+        unit = self._unit(conv)
+        return unit is not None and self._is_gated(unit)
+
+
+def _is_outdone(block: Block, blocks: list[Block]) -> bool:
+    """Whether a sum is part of a larger block (Res2Net), or leads past blocks of its own (a long shortcut)."""
+    for other in blocks:
+        is_alike = other.total.owner == block.total.owner
+        if other is not block and is_alike and other.body >> block.total.index & 1:
+            return True
+        if not is_alike and block.body >> other.total.index & 1:
+            return True
+    return False
+
+
+def following(node: Node) -> Node | None:
+    """The one operation that reads a map, or the product in ``x · sigmoid(x)``; None where several do."""
+    users = list(dict.fromkeys(node.users))
+    if len(users) == 1:
+        return users[0]
+    last = users[-1] if users else None
+    if last is not None and _is_own_activation(last) and all(user is last or last.comes_from(user) for user in users):
+        return last
+    return None
+
+
+def _is_own_activation(node: Node) -> bool:
+    """Whether a node is x · f(x) with an elementwise f: Swish and its relatives, written out."""
+    if node.op != "mul" or len(node.inputs) != 2 or len({each.shape for each in node.inputs}) != 1 or node.is_flat:
+        return False
+    x, f = sorted(node.inputs, key=lambda each: each.index)
+    steps = 0
+    while f is not x and len(f.inputs) == 1 and f.op in ACTIVATIONS | SCALINGS | {"add"} and steps < 6:
+        (f,) = f.inputs
+        steps += 1
+    return f is x and steps > 0
+
+
+def _shifts(node: Node) -> bool:
+    """Whether a node adds a constant, as frozen batch norms do."""
+    return node.op in ("add", "sub") and len(node.inputs) == 1
+
+
+def _gated_map(node: Node) -> Node | None:
+    """The map that a node multiplies with one number a channel, computed from the data; None where it does not."""
+    if node.op != "mul" or len(node.inputs) != 2 or any(len(each.shape) < 3 for each in node.inputs):
+        return None
+    for x, gate in (node.inputs, node.inputs[::-1]):
+        source = gate
+        while source.op == "expand" or (source.op in RESHAPES and source.inputs[0].is_flat):
+            (source,) = source.inputs
+        if len(source.shape) < 3 or not source.is_flat or source.shape[1] == 1:
+            continue
+        if not x.is_flat or (source.comes_from(x) and source is not x and _computes(source, x)):
+            return x
+    return None
+
+
+def _computes(gate: Node, x: Node) -> bool:
+    """Whether a convolution or a product lies between a map of one pixel and its gate."""
+    node = gate
+    while node is not x and node.inputs:
+        if node.kernel or node.op in PRODUCTS:
+            return True
+        node = node.inputs[0]
+    return False
+
+
+def _with_activation(total: Node) -> Node:
+    behind = following(total)
+    return behind if behind is not None and behind.op in ACTIVATIONS else total
+
+
+def _end_within(cat: Node) -> Node | None:
+    """The map that the module which concatenates returns, at most one convolution and a gate behind; or None."""
+    node: Node | None = cat
+    convolutions = 0
+    while node is not None:
+        if cat.owner in node.returned_by or cat.owner in node.passed_by:
+            return node
+        gate = next((user for user in node.users if _gated_map(user) is node), None)
+        node = gate if gate is not None else following(node)
+        if node is None or len(node.shape) < 3:
+            return None
+        convolutions += bool(node.kernel)
+        allowed = NORMS | ACTIVATIONS | SCALINGS | RESHAPES | {"permute", "transpose"}
+        if convolutions > 1 or not (node.kernel or node.op in allowed or _is_own_activation(node) or _shifts(node)):
+            return None
+    return None
+
+
+def _bits(nodes: list[Node]) -> int:
+    bits = 0
+    for node in nodes:
+        bits |= 1 << node.index
+    return bits
+
+
+def _distinct(places: list[Place]) -> list[Place]:
+    """One place for each map, the first found."""
+    return list({id(place.map): place for place in reversed(places)}.values())[::-1]

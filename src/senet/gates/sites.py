@@ -1,0 +1,225 @@
+"""``senet.find_sites``: the modules of a network at which SE can be attached, and what it would cost there."""
+
+import difflib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from senet.errors import InputError
+from senet.gates.anchors import CONTAINERS, Anchors
+from senet.gates.dataflow import Flow, Node
+from senet.gates.example import recorded
+from senet.gates.patterns import Patterns, Place
+from senet.gates.policies import SitePolicy, chosen, policy_of
+from senet.nn.attachment import CHILD, INPUT, Side
+from senet.nn.squeeze_excite import SEConfig, SqueezeExcite
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place for an SE block.
+
+    Attributes:
+        path: the module; its gate becomes ``path.se``.
+        side: whether what the module returns is rescaled (``"output"``) or what it takes (``"input"``).
+        kind: ``"residual"``, ``"depthwise"``, ``"concat"``, ``"fusion"``, ``"activation"`` or ``"named"``.
+        channels: of the map.
+        map_size: its spatial axes for the example input; empty where the network was not run.
+        stage: maps of one size are a stage; numbered as in the paper, where 2 is the first.
+        placement: that of the configuration (Fig. 5).
+        parameters, mult_adds: what the gate adds; the multiply-adds are those of its FCs, for one image.
+        dtype, device: of the map.
+    """
+
+    path: str
+    side: Side
+    kind: str
+    channels: int
+    map_size: tuple[int, ...]
+    stage: int
+    placement: str
+    parameters: int
+    mult_adds: int
+    dtype: torch.dtype = field(repr=False)
+    device: torch.device = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """What names the site in ``sites=[…]``: the path, with ``:input`` behind it for that side."""
+        return self.path + (INPUT if self.side == "input" else "")
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a search found: the sites chosen, the places left out and why, the network's own cost and input shapes."""
+
+    sites: list[Site]
+    skipped: list[tuple[str, str]]
+    mult_adds: int
+    inputs: tuple[tuple[int, ...], ...]
+
+
+def find_sites(
+    model: nn.Module,
+    config: SEConfig | None = None,
+    sites: str | SitePolicy | Sequence[str] = "auto",
+    example_input: Any = None,
+) -> list[Site]:
+    """The sites that ``senet.attach`` would take with the same arguments; changes nothing in ``model``."""
+    return search(model, config or SEConfig(identity_init=True), sites, example_input).sites
+
+
+def search(
+    model: nn.Module, config: SEConfig, sites: str | SitePolicy | Sequence[str], example_input: Any = None
+) -> Search:
+    """Find the sites in the data flow of a run (see ``patterns``) and choose among them, or look up those named.
+
+    Raises:
+        InputError: the network does not run on the example, no site was found, or a named one is none.
+    """
+    named = None if isinstance(sites, (str, SitePolicy)) else list(sites)
+    if named is not None:
+        return _named(model, config, named, example_input)
+    policy = policy_of(sites)  # type: ignore[arg-type]
+    flow = recorded(model, example_input)
+    found, skipped = _found(model, config, flow, policy.every_layer)
+    if not found:
+        raise InputError(f"attach: no site found in {type(model).__name__}: {_why_none(skipped, config)}")
+    kept = chosen(found, policy, config)
+    if not kept:
+        raise InputError(f"attach: {len(found)} sites were found, but {policy} leaves none; allow more")
+    names = {site.name for site in kept}
+    skipped += [(site.name, "the policy asks for fewer") for site in found if site.name not in names]
+    return Search(kept, skipped, flow.mult_adds, flow.inputs)
+
+
+def _why_none(skipped: list[tuple[str, str]], config: SEConfig) -> str:
+    if not skipped:
+        return "it has no convolution with an activation behind; name modules yourself, sites=[…]"
+    name, reason = skipped[0]
+    return f"{len(skipped)} places were left out, the first ({name}) since {reason}; name modules yourself, sites=[…]"
+
+
+def _found(
+    model: nn.Module, config: SEConfig, flow: Flow, every_layer: bool
+) -> tuple[list[Site], list[tuple[str, str]]]:
+    """The sites of the network in the order of its run, and (place, reason) for those left out."""
+    anchors = Anchors(model, config, flow)
+    sites: dict[str, Site] = {}
+    skipped = []
+    for place in _places(Patterns(flow), every_layer):
+        if place.has_gate:
+            skipped.append((_label(place.map), "it has SE already"))
+            continue
+        wanted, problem = anchors.placed(place)
+        found = [anchor for node in wanted for anchor in anchors.of(node)]
+        if not found:
+            skipped.append((_label(place.map), problem or "no module of its own returns or takes this map"))
+        for path, side, node in found:
+            sites.setdefault(path, _site(path, side, place.kind, node, config))
+    return _with_stages(list(sites.values())), skipped
+
+
+def _places(patterns: Patterns, every_layer: bool) -> list[Place]:
+    """A place in each block; behind each convolution too where that is wanted, or where there are no blocks."""
+    places = patterns.blocks()
+    if every_layer or not (places or patterns.gates):
+        taken = {id(place.map) for place in places}
+        places += [place for place in patterns.activations() if id(place.map) not in taken]
+    elif not places:  # a plain chain that has gates: they say where
+        places = [place for place in patterns.activations() if place.has_gate]
+    return sorted(places, key=lambda place: place.map.index)
+
+
+def _label(node: Node) -> str:
+    return next(iter((*node.returned_by, *node.passed_by)), node.owner or "the network itself")
+
+
+def _site(path: str, side: Side, kind: str, node: Node, config: SEConfig) -> Site:
+    site = Site(path, side, kind, node.shape[1], node.spatial, 0, config.placement, 0, 0, node.dtype, node.device)
+    return _with_cost(site, config)
+
+
+def _with_cost(site: Site, config: SEConfig) -> Site:
+    with torch.device("meta"):
+        gate = SqueezeExcite(site.channels, config)
+    pixels = math.prod(site.map_size) if config.squeeze == "none" else 1
+    mult_adds = (gate.fc1.weight.numel() + gate.fc2.weight.numel()) * pixels
+    return replace(site, parameters=sum(p.numel() for p in gate.parameters()), mult_adds=mult_adds)
+
+
+def _with_stages(sites: list[Site]) -> list[Site]:
+    """Number the stages by the size of their maps: 2 is the largest, as conv2_x in the paper's Table 1."""
+    sizes = sorted({math.prod(site.map_size) for site in sites}, reverse=True)
+    return [replace(site, stage=sizes.index(math.prod(site.map_size)) + 2) for site in sites]
+
+
+def _named(model: nn.Module, config: SEConfig, names: list[str], example_input: Any) -> Search:
+    """The sites that a person, or a saved description, names."""
+    if not names or len(set(names)) != len(names):
+        raise InputError(f"attach: sites={names!r} names no module, or one twice; list module paths")
+    modules = dict(model.named_modules())
+    for name in names:
+        _check_name(name, modules)
+    try:
+        flow = recorded(model, example_input)
+    except InputError:
+        if example_input is not None:
+            raise
+        flow = None  # what the modules say of themselves may be enough
+    if flow is None:
+        sites = [_unseen(name, modules[name.removesuffix(INPUT)], config) for name in names]
+        return Search(sites, [], 0, ())
+    sites = [_seen(name, modules, flow, config) for name in names]
+    return Search(_with_stages(sites), [], flow.mult_adds, flow.inputs)
+
+
+def _check_name(name: str, modules: dict[str, nn.Module]) -> None:
+    path = name.removesuffix(INPUT)
+    if not path or path not in modules:
+        near = difflib.get_close_matches(path, modules, n=3, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "; see model.named_modules()"
+        raise InputError(f"attach: the network has no module {path!r}{hint}")
+    if isinstance(modules[path], CONTAINERS):
+        raise InputError(
+            f"attach: {path!r} is a {type(modules[path]).__name__}, which runs its children; name its last"
+        )
+    if hasattr(modules[path], CHILD):
+        raise InputError(f"attach: {path!r} has an attribute 'se' already; name a module inside it")
+
+
+def _seen(name: str, modules: dict[str, nn.Module], flow: Flow, config: SEConfig) -> Site:
+    path, side = name.removesuffix(INPUT), "input" if name.endswith(INPUT) else "output"
+    if side == "input":
+        nodes = [node for node in flow.nodes if path in node.taken_by]
+    else:
+        nodes = [node for node in flow.nodes if path in node.returned_by or path in node.passed_by]
+    if not nodes:
+        what = "returns no single tensor" if flow.calls[path] else "is not called on this input"
+        raise InputError(f"attach: {path!r} {what}; name another module")
+    node = nodes[-1]
+    if not 3 <= len(node.shape) <= 5 or node.channel not in (1, None) or len({n.shape[1] for n in nodes}) > 1:
+        shapes = " and ".join(str(n.shape) for n in nodes)
+        raise InputError(
+            f"attach: {path!r} gives {shapes}, but SE needs (N, C, *spatial) with known channels in axis 1"
+        )
+    return _site(path, "input" if side == "input" else "output", "named", node, config)
+
+
+def _unseen(name: str, module: nn.Module, config: SEConfig) -> Site:
+    side: Side = "input" if name.endswith(INPUT) else "output"
+    words = ("num_features", "num_channels", "out_channels" if side == "output" else "in_channels")
+    channels = next((getattr(module, word) for word in words if isinstance(getattr(module, word, None), int)), None)
+    weight = next(module.parameters(), None)
+    if channels is None or weight is None:
+        raise InputError(
+            f"attach: the channels of {name!r} are unknown, since the network runs on no guessed input; "
+            "give example_input="
+        )
+    path = name.removesuffix(INPUT)
+    site = Site(path, side, "named", channels, (), 2, config.placement, 0, 0, weight.dtype, weight.device)
+    return _with_cost(site, config)

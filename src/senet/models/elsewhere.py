@@ -1,0 +1,98 @@
+"""Networks of other libraries under the registry's roof: ``torchvision:NAME`` and ``timm:NAME``.
+
+They are plain to this package, whatever is in them: SE comes into them by ``senet.attach``.
+"""
+
+import difflib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from senet.errors import InputError
+from senet.nn.squeeze_excite import SEConfig
+
+LIBRARIES = ("torchvision", "timm")
+
+
+def is_elsewhere(name: str) -> bool:
+    """Whether a name is of the form ``LIBRARY:NAME``."""
+    return ":" in name
+
+
+def builder_of(name: str) -> tuple[Callable[..., nn.Module], int]:
+    """What makes the network ``LIBRARY:NAME``, and the side of the images it was designed for, in pixels.
+
+    Raises:
+        InputError: there is no such library or name, or the library is not installed.
+    """
+    library, _, model = name.partition(":")
+    if library not in LIBRARIES:
+        raise InputError(f"there is no model {name!r}; other libraries' are torchvision:NAME and timm:NAME")
+    try:
+        return (_torchvision if library == "torchvision" else _timm)(model)
+    except ModuleNotFoundError as error:
+        raise InputError(f"{name}: {library} is not installed; pip install {library}") from error
+
+
+def _torchvision(name: str) -> tuple[Callable[..., nn.Module], int]:
+    from torchvision import models
+
+    if name not in models.list_models():
+        raise InputError(_unknown("torchvision", name, models.list_models()))
+    builder = models.get_model_builder(name)
+    known = inspect.signature(builder).parameters
+
+    def build(num_classes: int, in_chans: int, se: SEConfig | None, pretrained: bool = False, **kwargs: Any) -> Any:
+        _check(f"torchvision:{name}", se, in_chans != 3, kwargs)
+        if "weights_backbone" in known:
+            kwargs["weights_backbone"] = None  # else it is downloaded
+        if name in ("googlenet", "inception_v3"):
+            kwargs["init_weights"] = not pretrained
+            if not pretrained:
+                kwargs["aux_logits"] = False  # one output, in training too
+        if pretrained:
+            model = builder(weights="DEFAULT", **kwargs)
+            return model if num_classes == 1000 else _new_head(model, num_classes)
+        return builder(weights=None, num_classes=num_classes, **kwargs)
+
+    return build, 299 if name == "inception_v3" else 224
+
+
+def _timm(name: str) -> tuple[Callable[..., nn.Module], int]:
+    import timm
+
+    if not timm.is_model(name.partition(".")[0]):
+        raise InputError(_unknown("timm", name, timm.list_models()))
+
+    def build(num_classes: int, in_chans: int, se: SEConfig | None, pretrained: bool = False, **kwargs: Any) -> Any:
+        _check(f"timm:{name}", se, False, {})
+        return timm.create_model(name, pretrained, num_classes=num_classes, in_chans=in_chans, **kwargs)
+
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    size = getattr(config, "input_size", None) or (3, 224, 224)
+    return build, int(size[-1])
+
+
+def _unknown(library: str, name: str, names: list[str]) -> str:
+    near = difflib.get_close_matches(name, names, n=2, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(f'{library}:{each}' for each in near)}?" if near else ""
+    return f"{library} has no model {name!r}{hint}"
+
+
+def _check(name: str, se: SEConfig | None, other_channels: bool, kwargs: dict[str, Any]) -> None:
+    if se is not None:
+        raise InputError(f"{name} takes no se=; attach SE to it: --attach, or senet.attach(model)")
+    if other_channels:
+        raise InputError(f"{name} takes images of 3 channels only; timm's networks take any number")
+    if "drop_rate" in kwargs:
+        kwargs["dropout"] = kwargs.pop("drop_rate")
+
+
+def _new_head(model: nn.Module, num_classes: int) -> nn.Module:
+    """``model`` with its last linear layer replaced."""
+    path, last = [(path, m) for path, m in model.named_modules() if isinstance(m, nn.Linear)][-1]
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, nn.Linear(last.in_features, num_classes, last.bias is not None))
+    return model

@@ -1,0 +1,147 @@
+"""Makes a file's weights fit a network, or says in one line why they do not."""
+
+import dataclasses
+import logging
+from collections import Counter
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from senet.errors import InputError
+from senet.models.base import ConvNet
+from senet.models.layouts import Layout
+from senet.models.resnet import Bottleneck, ResNet
+from senet.nn.squeeze_excite import SEConfig, SqueezeExcite
+
+_LOG = logging.getLogger("senet.models")
+_COUNTER = "num_batches_tracked"
+_GROUPS = 4  # that a message names
+# What changes a gate's function without changing the shape of a weight.
+_SAME_SHAPES = ("squeeze", "gate", "placement", "identity_init")
+
+
+def fit(state: dict[str, Tensor], model: nn.Module, label: str) -> dict[str, Tensor]:
+    """``state`` with all of the keys of ``model``, and no other.
+
+    The classifier starts anew where it has another number of classes, and is left out where ``model`` has none. Gates
+    that the file lacks keep their values if they are identity-initialised: the output is the plain network's. FC biases
+    that the file's gates lack are 0, which is the same function. Files older than batch norm's counter get a counter.
+
+    Args:
+        state: under our names.
+        model: the network; not changed.
+        label: what messages call the file.
+
+    Raises:
+        InputError: keys are missing or unexpected, or shapes differ; the message counts and groups them.
+    """
+    own = model.state_dict()
+    head = f"{getattr(model, 'head_name', ConvNet.head_name)}."
+    if not any(key.startswith(head) for key in own):  # pooled features or stage maps are wanted
+        state = {key: value for key, value in state.items() if not key.startswith(head)}
+    anew = {k: v for k, v in own.items() if k.startswith(head) and k in state and state[k].shape != v.shape}
+    if anew:
+        _LOG.warning("%s has another number of classes: %s start anew", label, ", ".join(anew))
+    state = state | anew | {key: own[key] for key in own if key.endswith(_COUNTER) and key not in state}
+    gates = {name: module for name, module in model.named_modules() if isinstance(module, SqueezeExcite)}
+    gate_keys = [f"{name}.{key}" for name, gate in gates.items() for key in gate.state_dict()]
+    biases = [key for key in gate_keys if key.endswith(".bias")]
+    if not any(key in state for key in gate_keys):
+        if all(gate.config.identity_init for gate in gates.values()):
+            state = state | {key: own[key] for key in gate_keys}
+    elif not any(key in state for key in biases):
+        state = state | {key: torch.zeros_like(own[key]) for key in biases}
+    _check(state, own, label, plain_file=bool(gate_keys) and not any(key in state for key in gate_keys))
+    return state
+
+
+def _check(state: dict[str, Tensor], own: dict[str, Tensor], label: str, plain_file: bool) -> None:
+    shapes = [key for key in own if key in state and own[key].shape != state[key].shape]
+    problems = {
+        "missing": [key for key in own if key not in state],
+        "unexpected": [key for key in state if key not in own],
+        "of another shape": shapes,
+    }
+    found = [f"{len(keys)} {what} ({grouped(keys)})" for what, keys in problems.items() if keys]
+    if not found:
+        return
+    hint = ""
+    if shapes:
+        key = shapes[0]
+        hint = f"; {key} is {tuple(state[key].shape)} there and {tuple(own[key].shape)} here"
+    elif plain_file:
+        hint = "; it is a plain network's: se=SEConfig(identity_init=True) starts at its output"
+    raise InputError(f"{label}: does not fit this network: {'; '.join(found)}{hint}")
+
+
+def grouped(keys: Iterable[str]) -> str:
+    """The keys in a few groups of one beginning, with counts: ``layer1.0.se 4, layer1.1.se 4``."""
+    words = [key.split(".") for key in keys]
+    depth = max(map(len, words))
+    groups: Counter[str] = Counter()
+    while depth and (not groups or len(groups) > _GROUPS):
+        groups = Counter(".".join(word[:depth]) for word in words)
+        depth -= 1
+    shown = [(" ".join(name.split()), count) for name, count in list(groups.items())[:_GROUPS]]
+    named = [name if count == 1 else f"{name} {count}" for name, count in shown]
+    rest = sum(list(groups.values())[_GROUPS:])
+    return ", ".join(named) + (f", and {rest} more" if rest else "")
+
+
+def check_gates(file: SEConfig | None, model: nn.Module, label: str) -> None:
+    """Refuse weights of gates that are another function than those of ``model``, although their shapes are the same.
+
+    Args:
+        file: the configuration of the file's network; None if it has no gates.
+        model: the network.
+        label: what messages call the file.
+
+    Raises:
+        InputError: names the arguments of ``SEConfig`` that differ.
+    """
+    own = next((module.config for module in model.modules() if isinstance(module, SqueezeExcite)), None)
+    if file is None or own is None:
+        return
+    different = [name for name in _SAME_SHAPES if getattr(file, name) != getattr(own, name)]
+    if different:
+        theirs, ours = (", ".join(f"{n}={getattr(se, n)!r}" for n in different) for se in (file, own))
+        raise InputError(f"{label}: its gates have {theirs}, those of this network {ours}; pass se=SEConfig({theirs})")
+
+
+@dataclasses.dataclass(frozen=True)
+class Structure:
+    """What distinguishes ResNets whose weights have the same names and shapes; None: not known, or there is none."""
+
+    ceil_pool: bool | None = None
+    stride_in_1x1: bool | None = None
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "Structure":
+        """That of a network."""
+        if not isinstance(model, ResNet):
+            return cls()
+        block = model.layer2[0]
+        if not isinstance(block, Bottleneck) or block.conv2.groups > 1:
+            return cls(model.maxpool.ceil_mode)
+        return cls(model.maxpool.ceil_mode, block.conv1.stride[0] > 1)
+
+    @classmethod
+    def of_layout(cls, layout: Layout) -> "Structure":
+        """That of the networks which the layout's owner trained."""
+        return cls(layout.caffe_pool, layout.stride_in_1x1)
+
+    def check(self, model: nn.Module, label: str) -> None:
+        """Refuse weights of this structure for a ``model`` of another, which would compute something else.
+
+        Raises:
+            InputError: names the arguments of ``create_model`` that make it right.
+        """
+        own = dataclasses.asdict(Structure.of(model))
+        wanted = [
+            f"{name}={value}"
+            for name, value in dataclasses.asdict(self).items()
+            if value is not None and own[name] is not None and own[name] != value
+        ]
+        if wanted:
+            raise InputError(f"{label}: was trained otherwise, create this network with {', '.join(wanted)}")

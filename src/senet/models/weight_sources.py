@@ -1,0 +1,148 @@
+"""Where weights come from: a file, the Hugging Face hub, torchvision, the web with a hash; each ends as a file here."""
+
+import hashlib
+import importlib
+import os
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from urllib.parse import urlsplit
+
+import torch
+
+from senet.errors import InputError
+from senet.ops.native.build import cache_folder
+
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+_HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(/(?P<file>[^@]+))?(@(?P<revision>.+))?")
+_HASH = re.compile(r"sha256=([0-9a-f]{8,64})")
+_FORMS = "a file, timm:NAME, hf:OWNER/REPO, torchvision:WEIGHTS, https://…#sha256=…, or default"
+
+
+@dataclass(frozen=True)
+class FoundWeights:
+    """A weight file on this machine.
+
+    Attributes:
+        path: the file.
+        label: what messages call it.
+        published: it is timm's or torchvision's own, whose networks are known beyond the keys.
+    """
+
+    path: Path
+    label: str
+    published: bool = False
+
+
+def find_weights(source: str | os.PathLike[str]) -> FoundWeights:
+    """Bring a source's file to this machine, or take it from the cache.
+
+    Args:
+        source: a path; ``timm:NAME``, which is ``hf:timm/NAME``; ``hf:OWNER/REPO``, and if wanted ``/FILE`` and
+            ``@REVISION`` behind it; ``torchvision:ResNet50_Weights.IMAGENET1K_V2`` or ``torchvision:resnet50`` (its
+            best); ``https://…#sha256=`` and at least 8 digits of the file's hash, which is compared at every use.
+
+    Raises:
+        InputError: the source is of no such form, cannot be reached, or the file is not the one that the hash tells.
+    """
+    if isinstance(source, os.PathLike):
+        return FoundWeights(Path(source), os.fspath(source))
+    text = source
+    kind, colon, rest = text.partition(":")
+    if colon and kind in ("timm", "hf", "torchvision") and not rest:
+        raise InputError(f"{text}: name the weights behind the colon; a source is {_FORMS}")
+    if kind in ("timm", "hf"):
+        address = f"timm/{rest}" if kind == "timm" else rest
+        return FoundWeights(_from_hub(address, text), text, published=address.startswith("timm/"))
+    if kind == "torchvision":
+        return FoundWeights(_from_torchvision(rest, text), text, published=True)
+    if kind == "https":
+        return FoundWeights(_from_web(text), text.partition("#")[0])
+    if "://" in text:
+        raise InputError(f"{text}: refused, only https is allowed; a source is {_FORMS}")
+    return FoundWeights(Path(source), text)
+
+
+def _package(name: str, source: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise InputError(f"{source}: needs {name}: pip install {name}") from error
+
+
+def _from_hub(address: str, source: str) -> Path:
+    """From the hub or its cache; HF_HUB_OFFLINE, HF_HOME and HF_TOKEN work as everywhere."""
+    match = _HUB.fullmatch(address)
+    if match is None:
+        raise InputError(f"{source}: {address!r} is not OWNER/REPO, OWNER/REPO/FILE or either with @REVISION")
+    hub = _package("huggingface_hub", source)
+    errors = _package("huggingface_hub.errors", source)
+    problem: Exception | None = None
+    unreachable = False
+    for name in [match["file"]] if match["file"] else HUB_FILES:
+        try:
+            path = hub.hf_hub_download(match["repo"], name, revision=match["revision"], local_files_only=unreachable)
+            return Path(path)
+        except errors.EntryNotFoundError as error:  # no such file there, or none in the cache and no way to ask
+            unreachable = isinstance(error, errors.LocalEntryNotFoundError)  # do not wait for the same twice
+            problem = problem or error
+        except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
+            problem = error
+            break
+    if isinstance(problem, errors.RepositoryNotFoundError):
+        hint = "; timm's names carry a tag, 'seresnet50.ra2_in1k' say" if source.startswith("timm:") else ""
+        raise InputError(f"{source}: the hub has no such repository, or it is private{hint}") from problem
+    if isinstance(problem, errors.LocalEntryNotFoundError):
+        why = "HF_HUB_OFFLINE is set" if hub.constants.HF_HUB_OFFLINE else "no connection"
+        raise InputError(f"{source}: is not in the hub's cache, and the hub cannot be asked ({why})") from problem
+    raise InputError(f"{source}: not to be had from the hub ({_first_line(problem)})") from problem
+
+
+def _from_torchvision(name: str, source: str) -> Path:
+    """From torchvision's server; kept where torchvision itself keeps it."""
+    models = _package("torchvision.models", source)
+    try:
+        weights = models.get_weight(name) if "." in name else models.get_model_weights(name).DEFAULT
+    except (ValueError, KeyError, AttributeError) as error:
+        message = f"{source}: torchvision has no such weights; say torchvision:ResNet50_Weights.IMAGENET1K_V2, or "
+        raise InputError(message + "torchvision:resnet50 for its best") from error
+    file = Path(urlsplit(weights.url).path).name
+    digits = file.rpartition("-")[2].partition(".")[0]
+    return _verified_download(weights.url, Path(torch.hub.get_dir()) / "checkpoints" / file, digits, source)
+
+
+def _from_web(text: str) -> Path:
+    url, _, fragment = text.partition("#")
+    match = _HASH.fullmatch(fragment.lower())
+    if match is None:
+        raise InputError(f"{url}: say which file it must be: put #sha256= and its hash (8 to 64 digits) behind it")
+    file = Path(urlsplit(url).path).name
+    if not urlsplit(url).netloc or not file:
+        raise InputError(f"{url}: is no address of a file")
+    return _verified_download(url, cache_folder() / "weights" / match[1] / file, match[1], url)
+
+
+def _verified_download(url: str, target: Path, digits: str, source: str) -> Path:
+    """``target``, downloaded unless it is there; in both cases its SHA-256 begins with ``digits``."""
+    if target.is_file() and _sha256(target).startswith(digits):
+        return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # Into a file beside it, compared, and only then given its name.
+        torch.hub.download_url_to_file(url, str(target), digits, progress=sys.stderr.isatty())
+    except RuntimeError as error:  # PyTorch's word for another hash
+        raise InputError(f"{source}: is not the file that was asked for ({_first_line(error)}); not used") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{source}: cannot be downloaded ({_first_line(error)})") from error
+    return target
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _first_line(error: Exception | None) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -1,0 +1,123 @@
+"""An SE block beside a module: as its child ``se``, called by a hook on what the module returns, or on what it takes.
+
+Why a hook and not another class or a wrapper: the module keeps its class, its place and its keys, so that pretrained
+weights load, ``type(m) is nn.BatchNorm2d`` holds, torch.fx sees the leaf it knows, and taking the block out leaves
+nothing behind. (A subclass made at run time would have to pickle itself and is traced into by torch.fx; a wrapper
+renames every key below it.) The hooks are plain functions without a state: they are copied by ``deepcopy``, pickled by
+name, and traced by ``torch.compile``, ``torch.export`` and ONNX export as if they stood in ``forward``.
+"""
+
+import copy
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from senet.errors import InputError
+from senet.nn.squeeze_excite import SEConfig, SqueezeExcite
+
+CHILD = "se"
+INPUT = ":input"  # at the end of a site's name: the gate rescales what the module takes, not what it returns
+_HANDLE, _SIDE = "_se_handle", "_se_side"  # of the module that a gate is attached to
+
+Side = Literal["output", "input"]
+
+
+def rescale_output(module: Any, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    """Forward hook: what the module returned, rescaled by its ``se``."""
+    return module.se(output)
+
+
+def rescale_input(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Forward pre-hook: the module's first argument, rescaled by its ``se``."""
+    return (module.se(args[0]), *args[1:])
+
+
+def attach_gate(module: nn.Module, se: SqueezeExcite, side: Side = "output") -> None:
+    """Let ``se`` rescale what ``module`` returns, or its first argument with ``side="input"``."""
+    module.add_module(CHILD, se)
+    register: Any = module.register_forward_hook if side == "output" else module.register_forward_pre_hook
+    # The handle is kept for more than the way back: unpickled, it keeps later hooks from taking this one's number.
+    module.__dict__[_HANDLE] = register(rescale_output if side == "output" else rescale_input)
+    module.__dict__[_SIDE] = side
+
+
+def attached_side(module: nn.Module) -> Side | None:
+    """What the gate of ``attach_gate`` rescales; None where there is none."""
+    return vars(module).get(_SIDE)
+
+
+def gate_of_output(module: nn.Module) -> Any:
+    """The attached gate through which what the module returns goes; None where there is none."""
+    return module.se if vars(module).get(_SIDE) == "output" else None
+
+
+def detach_gate(module: nn.Module) -> Any:
+    """Take the gate of ``attach_gate``, or what has taken its place, out again and return it."""
+    if attached_side(module) is None:
+        raise InputError("detach_gate: this module has no attached gate")
+    module.__dict__.pop(_HANDLE).remove()
+    del module.__dict__[_SIDE]
+    return module._modules.pop(CHILD)
+
+
+def attached(model: nn.Module) -> dict[str, SqueezeExcite]:
+    """Site name (the module's path, with ``:input`` behind it for that side) → gate, for every attached gate."""
+    gates = {}
+    for path, module in model.named_modules():
+        side = attached_side(module)
+        if side is not None:
+            gate: Any = module.get_submodule(CHILD)
+            gates[path + (INPUT if side == "input" else "")] = gate
+    return gates
+
+
+def attach_at(model: nn.Module, site: str, se: SqueezeExcite) -> None:
+    """``attach_gate`` at a site of ``model`` given by its name."""
+    attach_gate(model.get_submodule(site.removesuffix(INPUT)), se, "input" if site.endswith(INPUT) else "output")
+
+
+def described(model: nn.Module) -> dict[str, Any] | None:
+    """The attached gates as plain values, with which ``attach_described`` makes them again; None: there are none."""
+    gates = attached(model)
+    if not gates:
+        return None
+    config = next(iter(gates.values())).config
+    return {"config": config.to_dict(), "gates": {site: gate.channels for site, gate in gates.items()}}
+
+
+def attach_described(model: nn.Module, description: dict[str, Any]) -> None:
+    """Attach fresh gates to ``model`` as they were in a network of the same architecture, before its weights load.
+
+    Raises:
+        InputError: the network has no such modules, or the description is damaged.
+    """
+    like = next(model.parameters())
+    try:
+        config = SEConfig.from_dict(description["config"])
+        for site, channels in description["gates"].items():
+            attach_at(model, site, SqueezeExcite(channels, config).to(like.device, like.dtype))
+    except (KeyError, AttributeError, TypeError) as error:
+        reason = str(error).strip("'\"")
+        raise InputError(
+            f"the description of the attached gates does not fit {type(model).__name__}: {reason}"
+        ) from error
+
+
+def in_line(model: nn.Module) -> nn.Module:
+    """``model`` with every attached gate as a module of its own, for what looks at modules and not at hooks.
+
+    Each module that has a gate becomes ``nn.Sequential(module, se)``, or ``(se, module)``. The result shares all
+    tensors with ``model``, which is not changed; where nothing is attached it is ``model`` itself.
+    """
+    if not attached(model):
+        return model
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    twin = copy.deepcopy(model, shared)
+    for site in attached(twin):
+        path = site.removesuffix(INPUT)
+        parent, _, name = path.rpartition(".")
+        module = twin.get_submodule(path)
+        se = detach_gate(module)
+        pair = (se, module) if site.endswith(INPUT) else (module, se)
+        twin.get_submodule(parent)._modules[name] = nn.Sequential(*pair)
+    return twin

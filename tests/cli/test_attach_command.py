@@ -1,0 +1,77 @@
+"""``senet attach``."""
+
+import json
+
+import pytest
+import torch
+
+from senet import build_from_checkpoint, from_pretrained
+from senet.nn.attachment import attached
+
+
+def test_a_table_of_sites(senet):
+    code, out, err = senet("attach", "torchvision:resnet18", "--size", 64)
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0] == "SE in torchvision:resnet18"
+    assert lines[4].split() == ["layer1.0.bn2", "residual", "2", "64", "16×16", "580", "512"]
+    assert "8 SE blocks would be attached to ResNet: 89,080 parameters (+0.76 %)" in out
+
+
+def test_policies_and_json(senet):
+    code, out, _ = senet("attach", "timm:resnet18", "--sites", "late", "--se", "reduction=8", "--format", "json")
+    assert code == 0
+    report = json.loads(out)
+    assert [site["name"] for site in report["sites"]] == [f"layer{s}.{b}.bn2" for s in (3, 4) for b in (0, 1)]
+    assert report["config"]["reduction"] == 8
+    assert report["config"]["identity_init"] is True
+    assert report["added_parameters"] == sum(site["parameters"] for site in report["sites"])
+    code, out, _ = senet("attach", "resnet20", "--max-parameters", 100, "--size", 32)
+    assert code == 0
+    assert "2 SE blocks would be attached" in out
+    code, out, _ = senet("attach", "resnet20", "--sites", "layer1.0.bn2,layer3.2.bn2")
+    assert "2 SE blocks would be attached" in out
+
+
+def test_the_network_is_saved_and_loads(senet, tmp_path):
+    target = tmp_path / "a.safetensors"
+    words = ("attach", "torchvision:squeezenet1_1", "--num-classes", 3, "--output", target)
+    code, out, _ = senet(*words)
+    assert code == 0
+    assert out.endswith(f"written: {target}\n")
+    model, metadata = build_from_checkpoint(target)
+    assert len(attached(model)) == 8
+    assert metadata["num_classes"] == 3
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(model(x), from_pretrained(target)(x))
+    code, _, err = senet(*words)
+    assert code == 2
+    assert "exists; choose another --output, or --overwrite" in err
+    assert senet(*words, "--overwrite")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("resnet9",), "there is no model 'resnet9'"),
+        (("torchvision:resnet9",), "torchvision has no model 'resnet9'; did you mean torchvision:resnet"),
+        (("timm:resnet9",), "timm has no model 'resnet9'; did you mean timm:resnet"),
+        (("keras:resnet50",), "other libraries' are torchvision:NAME and timm:NAME"),
+        (("se_resnet8",), "3 places were left out, the first (layer1.0.se) since it has SE already"),
+        (("resnet8", "--sites", "lat"), "did you mean 'late'"),
+        (("resnet8", "--sites", "layer1.0.bn3"), "did you mean 'layer1.0.bn2'"),
+        (("resnet8", "--sites", "layer1.0.bn2,conv1", "--min-channels", "8"), "leave --min-channels out"),
+        (("resnet8", "--min-channels", "0"), "min_channels=0 is not allowed"),
+        (("resnet8", "--se", "gate=soft"), "gate='soft' is not known"),
+        (("resnet8", "--size", "0"), "--size 0 is not allowed"),
+        (("resnet8", "-o", "a.pt"), "ends in .safetensors"),
+        (("resnet8", "--pretrained", "none.pt"), "none.pt"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(senet, words, message):
+    code, out, err = senet("attach", *words)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert message in err

@@ -1,0 +1,142 @@
+import csv
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from senet import Excitations, create_model, save_weights
+from senet.cli.main import app
+from senet.measure import report
+
+
+@pytest.fixture
+def weights(trained):
+    return trained / "best.safetensors"
+
+
+def page_data(folder):
+    text = (folder / "index.html").read_text()
+    return json.loads(re.search(r'id="report-data">(.*?)</script>', text, re.S).group(1))
+
+
+def test_help():
+    result = CliRunner().invoke(app, ["inspect", "--help"])
+    assert result.exit_code == 0
+    assert "--checkpoint" in result.output
+
+
+def test_the_report_of_a_run(senet, photos, weights, tmp_path):
+    out = tmp_path / "deep" / "report"
+    code, text, err = senet("inspect", "--checkpoint", weights, "--data", photos, "--output", out)
+    assert (code, err) == (0, "")
+    assert sorted(path.name for path in out.iterdir()) == sorted(report.FILES)
+    assert "Gates of se_resnet8" in text
+    assert "layer2.0.se" in text
+    assert "input-independent: variation ≤ 0.05" in " ".join(text.split())
+    assert "validation images" in text
+    rows = list(csv.DictReader(io.StringIO((out / "findings.csv").read_text())))
+    assert [row["site"] for row in rows] == ["layer1.0.se", "layer2.0.se", "layer3.0.se"]
+    found = Excitations.load(out / "excitations.npz")
+    assert found.images == 4  # the run's own validation images: 2 of each class
+    assert found.classes == ("cold", "warm")
+    data = page_data(out)
+    assert data["about"]["model"] == "se_resnet8"
+    assert len(data["pictures"]) == 4
+
+    code, _, err = senet("inspect", "--checkpoint", weights, "--data", photos, "--output", out)
+    assert code == 2
+    assert "exists; choose another --output, or --overwrite" in err
+    (out / "mine.txt").write_text("kept")
+    words = ("--overwrite", "--sites", "layer3*", "--classes", "warm", "--threshold", "dead=0.2", "--top", 2)
+    code, text, err = senet("inspect", "--checkpoint", weights, "--data", photos / "warm" / "..", "-o", out, *words)
+    assert (code, err) == (0, "")
+    assert "dead: |mean| + 2 std ≤ 0.2" in text
+    assert list(Excitations.load(out / "excitations.npz").sites) == ["layer3.0.se"]
+    assert (out / "mine.txt").read_text() == "kept"
+    assert [path.name for path in out.parent.iterdir()] == ["report"]
+
+
+def test_a_network_of_the_zoo_with_weights_from_a_file(senet, photos, tmp_path):
+    network = create_model("se_resnet8", 5)
+    save_weights(tmp_path / "weights.safetensors", network)
+    words = ("--model", "se_resnet8", "--pretrained", tmp_path / "weights.safetensors", "--size", 16)
+    code, _, err = senet("inspect", *words, "--data", photos, "-o", tmp_path / "report")
+    assert (code, err) == (0, "")
+    found = Excitations.load(tmp_path / "report" / "excitations.npz")
+    assert found.images == 24
+    assert found["layer1.0.se"].count.tolist() == [12, 12, 0]
+    values = []
+    handle = network.layer1[0].se.register_forward_hook(lambda m, a, o: values.append(m.gate(a[0])))
+    images = torch.from_numpy(np.stack([_sixteen(photos / "cold" / f"{n}.png") for n in range(12)]))
+    with torch.no_grad():
+        network.eval()(images)
+    handle.remove()
+    np.testing.assert_allclose(found["layer1.0.se"].class_mean()[0], values[0].mean(0), atol=1e-5)
+
+
+def _sixteen(path):
+    """An image as ImageNet networks get it: the centre 16 pixels at 256/224 of that size, normalised."""
+    from PIL import Image
+    from torchvision.transforms import v2
+
+    steps = (v2.PILToTensor(), v2.Resize(18, antialias=True), v2.CenterCrop(16), v2.ToDtype(torch.float32, scale=True))
+    image = v2.Compose([*steps, v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))])(Image.open(path))
+    return image.numpy()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "give --checkpoint FILE, or --model NAME"),
+        (("--model", "se_resnet8", "--checkpoint", "x"), "give --checkpoint FILE, or --model NAME"),
+        (("--checkpoint", "nothing.safetensors"), "there is no such weight file"),
+        (
+            ("--checkpoint", "WEIGHTS", "--classes", "warm,hot"),
+            "no images of a class 'hot' here to draw; there are cold",
+        ),
+        (("--checkpoint", "WEIGHTS", "--threshold", "alive=1"), "give a number for one of dead, saturated"),
+        (("--checkpoint", "WEIGHTS", "--threshold", "dead=7"), "give a share between 0 and 1"),
+        (("--checkpoint", "WEIGHTS", "--sites", "layer9*"), "no SE gate of"),
+        (("--checkpoint", "WEIGHTS", "--top", "-1"), "top=-1"),
+        (("--model", "resnet8"), "has no SE gates to record"),
+    ],
+)
+def test_mistakes_get_one_line_and_leave_nothing(senet, photos, weights, tmp_path, words, message):
+    words = [weights if word == "WEIGHTS" else word for word in words]
+    code, out, err = senet("inspect", *words, "--data", photos, "-o", tmp_path / "report")
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nan_in_the_weights_is_named(senet, photos, tmp_path):
+    network = create_model("se_resnet8", 2)
+    network.layer2[0].se.fc2.weight.data[:] = torch.nan
+    save_weights(tmp_path / "nan.safetensors", network)
+    words = ("--model", "se_resnet8", "--pretrained", tmp_path / "nan.safetensors", "--size", 16)
+    code, _, err = senet("inspect", *words, "--data", photos, "-o", tmp_path / "report")
+    assert code == 2
+    assert "gate 'layer2.0.se' gives NaN" in err
+    assert not (tmp_path / "report").exists()
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_stop_leaves_no_half_report(senet, photos, weights, tmp_path, monkeypatch, there):
+    out = tmp_path / "report"
+    words = ("inspect", "--checkpoint", weights, "--data", photos, "-o", out, "--overwrite")
+    if there:
+        assert senet(*words)[0] == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()} if there else {}
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(report, "findings_csv", stop)  # when the page and the figures are written already
+    assert senet(*words)[0] == 130
+    assert [path.name for path in tmp_path.iterdir()] == (["report"] if there else [])
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before if there else not out.exists()

@@ -1,0 +1,229 @@
+"""Every source with its real code: huggingface_hub, torch.hub and torchvision talk to a server in this process."""
+
+import functools
+import hashlib
+import http.server
+import threading
+import urllib.request
+
+import huggingface_hub.constants
+import pytest
+import torch
+import torchvision
+
+import senet
+from senet.models.weight_sources import find_weights
+
+COMMIT = "0" * 39 + "1"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Serves ``files``: path → content, with the headers of the Hugging Face hub."""
+
+    def do_GET(self):
+        self.server.requests.append((self.command, self.path))
+        content = self.server.files.get(self.path.partition("?")[0])
+        self.send_response(404 if content is None else 200)
+        if content is None and "/resolve/" in self.path:
+            known = any(path.startswith(self.path.partition("/resolve/")[0] + "/") for path in self.server.files)
+            self.send_header("X-Error-Code", "EntryNotFound" if known else "RepoNotFound")
+        self.send_header("ETag", '"' + hashlib.sha256(content or b"").hexdigest() + '"')
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("Content-Length", str(len(content or b"")))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content or b"")
+
+    do_HEAD = do_GET  # noqa: N815 - http.server's name
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.files, server.requests = {}, []
+        thread = threading.Thread(target=functools.partial(server.serve_forever, poll_interval=0.01))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def web(server, monkeypatch, tmp_path):
+    """torch.hub's ``urlopen`` reaches the server whatever host and protocol the address names."""
+
+    def transport(request):
+        path = urllib.request.urlparse(request.full_url).path
+        return urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}{path}")
+
+    monkeypatch.setattr("torch.hub.urlopen", transport)
+    monkeypatch.setattr("torch.hub._hub_dir", str(tmp_path / "torch"))
+    monkeypatch.setenv("SENET_CACHE", str(tmp_path / "cache"))
+    return server
+
+
+@pytest.fixture
+def hub(server, monkeypatch, tmp_path):
+    """huggingface_hub's own client, cache and headers, with this server as the hub."""
+    place = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", place)
+    form = huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE.partition("/{")
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", place + "".join(form[1:]))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    return server
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    """A small network, and its file's content."""
+    model = senet.create_model("se_resnet8", 3).eval()
+    path = tmp_path_factory.mktemp("network") / "model.safetensors"
+    senet.save_weights(path, model)
+    return model, path.read_bytes()
+
+
+def assert_loads(source, model):
+    loaded = senet.create_model("se_resnet8", 3, pretrained=source).state_dict()
+    assert all(torch.equal(value, loaded[key]) for key, value in model.state_dict().items())
+
+
+def test_hub_downloads_once_and_then_works_offline(hub, network, monkeypatch):
+    model, content = network
+    hub.files["/timm/tiny.a1/resolve/main/model.safetensors"] = content
+    assert_loads("timm:tiny.a1", model)
+    assert sum(command == "GET" for command, _ in hub.requests) == 1
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    hub.requests.clear()
+    assert_loads("timm:tiny.a1", model)
+    assert_loads("hf:timm/tiny.a1", model)
+    assert hub.requests == []
+    with pytest.raises(
+        senet.InputError, match=r"^timm:other\.a1: is not in the hub's cache, .* \(HF_HUB_OFFLINE is set\)$"
+    ):
+        find_weights("timm:other.a1")
+    assert hub.requests == []
+
+
+def test_a_cache_laid_out_by_others_is_used_offline(network, monkeypatch, tmp_path):
+    model, content = network
+    folder = tmp_path / "hf" / "models--me--mine"
+    blob = folder / "blobs" / hashlib.sha256(content).hexdigest()
+    link = folder / "snapshots" / COMMIT / "model.safetensors"
+    for path in (blob, link, folder / "refs" / "main"):
+        path.parent.mkdir(parents=True)
+    blob.write_bytes(content)
+    link.symlink_to(blob)
+    (folder / "refs" / "main").write_text(COMMIT)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert_loads("hf:me/mine", model)
+    assert_loads(f"hf:me/mine@{COMMIT}", model)
+
+
+def test_hub_revision_file_and_pickle_of_tensors(hub, network, tmp_path):
+    model, content = network
+    torch.save(model.state_dict(), tmp_path / "w.bin")
+    hub.files["/me/old/resolve/main/pytorch_model.bin"] = (tmp_path / "w.bin").read_bytes()
+    assert_loads("hf:me/old", model)
+    hub.files["/me/many/resolve/v2/deep/w.safetensors"] = content
+    assert_loads("hf:me/many/deep/w.safetensors@v2", model)
+
+
+def test_hub_errors_are_one_line(hub):
+    hub.files["/me/empty/resolve/main/README.md"] = b""
+    for source, message in {
+        "hf:me/empty": "not to be had from the hub",
+        "hf:me/none": "no such repository, or it is private$",
+        "timm:seresnet50": "no such repository.*carry a tag",
+        "hf:mine": "'mine' is not OWNER/REPO",
+        "timm:": "name the weights behind the colon",
+        "hf:me/mi..ne": "not to be had",
+    }.items():
+        with pytest.raises(senet.InputError, match=message) as caught:
+            find_weights(source)
+        assert "\n" not in str(caught.value)
+        assert str(caught.value).startswith(source)
+
+
+def test_https_is_verified_cached_and_fetched_again_when_the_cache_is_damaged(web, network):
+    model, content = network
+    web.files["/a/w.safetensors"] = content
+    digest = hashlib.sha256(content).hexdigest()
+    source = f"https://example.org/a/w.safetensors#sha256={digest}"
+    assert_loads(source, model)
+    assert_loads(source, model)
+    assert len(web.requests) == 1
+    path = find_weights(source).path
+    path.write_bytes(content[:-1])
+    assert_loads(source, model)
+    assert len(web.requests) == 2
+    assert_loads(f"https://example.org/a/w.safetensors#SHA256={digest[:8].upper()}", model)
+
+
+def test_https_refuses_another_file_and_leaves_nothing_behind(web, network, tmp_path):
+    web.files["/w.safetensors"] = network[1]
+    with pytest.raises(senet.InputError, match=r"w\.safetensors: is not the file that was asked for .*; not used"):
+        find_weights("https://example.org/w.safetensors#sha256=" + "0" * 64)
+    assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
+    with pytest.raises(senet.InputError, match=r"cannot be downloaded .*404"):
+        find_weights("https://example.org/none.safetensors#sha256=" + "0" * 64)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("https://example.org/w.safetensors", "put #sha256="),
+        ("https://example.org/w.safetensors#sha256=1234567", "8 to 64 digits"),
+        ("https://example.org/w.safetensors#md5=0123456789abcdef", "put #sha256="),
+        ("https://example.org/#sha256=0123456789abcdef", "no address of a file"),
+        ("http://example.org/w.safetensors#sha256=0123456789abcdef", "only https is allowed"),
+        ("ftp://example.org/w.safetensors", "only https is allowed"),
+        ("torchvision:ResNet50_Weights.IMAGENET1K_V9", "torchvision has no such weights"),
+        ("torchvision:resnet51", "torchvision has no such weights"),
+        ("nowhere.safetensors", "no such weight file"),
+    ],
+)
+def test_bad_sources_are_one_line(source, message):
+    with pytest.raises(senet.InputError, match=message) as caught:
+        senet.create_model("resnet18", pretrained=source)
+    assert "\n" not in str(caught.value)
+
+
+def test_torchvision_weights_come_to_torchvisions_own_cache(web, monkeypatch, tmp_path):
+    theirs = torchvision.models.resnet18(num_classes=5)
+    torch.save(theirs.state_dict(), tmp_path / "w.pth")
+    content = (tmp_path / "w.pth").read_bytes()
+    name = f"resnet18-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+    web.files[f"/models/{name}"] = content
+    weights = torchvision.models.ResNet18_Weights.IMAGENET1K_V1
+    monkeypatch.setattr(weights.value, "url", f"https://download.example.org/models/{name}")
+    for source in ("torchvision:ResNet18_Weights.IMAGENET1K_V1", "torchvision:resnet18", "default"):
+        ours = senet.create_model("resnet18", 5, pretrained=source).state_dict()
+        assert all(torch.equal(value, ours[key]) for key, value in theirs.state_dict().items())
+    twin = senet.create_model("se_resnet18", 5, se=senet.SEConfig(identity_init=True), pretrained="default")
+    assert torch.equal(twin.conv1.weight, theirs.conv1.weight)
+    with pytest.raises(senet.InputError, match=r"torchvision:resnet18: was trained otherwise, .* with ceil_pool=False"):
+        senet.create_model("resnet18", 5, pretrained="torchvision:resnet18", ceil_pool=True)
+    assert len(web.requests) == 1
+    assert (tmp_path / "torch" / "checkpoints" / name).is_file()
+    web.files[f"/models/{name}"] = content + b"more"
+    (tmp_path / "torch" / "checkpoints" / name).unlink()
+    with pytest.raises(senet.InputError, match="not the file that was asked for"):
+        senet.create_model("resnet18", 5, pretrained="torchvision:resnet18")
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
+    with pytest.raises(senet.InputError, match="hf:a/b: needs huggingface_hub: pip install huggingface_hub"):
+        find_weights("hf:a/b")
+
+
+def test_a_file_may_be_named_like_a_source(tmp_path, network):
+    path = tmp_path / "timm:x.safetensors"
+    path.write_bytes(network[1])
+    assert_loads(path, network[0])
