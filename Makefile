@@ -38,7 +38,7 @@ $(INSTALLED): pyproject.toml
 	@# the fast CPU code is compiled at first use; without a compiler everything works, slower, but its tests would fail
 	command -v g++ >/dev/null || command -v clang++ >/dev/null || { apt-get update -qq && apt-get install -qq -y --no-install-recommends g++; }
 	@# the report page is tested in a real browser
-	command -v chromium >/dev/null || command -v google-chrome >/dev/null || { apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium; }
+	command -v chromium >/dev/null || command -v google-chrome >/dev/null || ! command -v apt-get >/dev/null || { apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium; }
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@

@@ -58,7 +58,7 @@ def test_the_network_is_saved_and_loads(senet, tmp_path):
         (("torchvision:resnet9",), "torchvision has no model 'resnet9'; did you mean torchvision:resnet"),
         (("timm:resnet9",), "timm has no model 'resnet9'; did you mean timm:resnet"),
         (("keras:resnet50",), "other libraries' are torchvision:NAME and timm:NAME"),
-        (("se_resnet8",), "3 places were left out, the first (layer1.0.se) since it has SE already"),
+        (("se_resnet8",), "3 places were left out, the first (layer1.0.se) since it has SE or"),
         (("resnet8", "--sites", "lat"), "did you mean 'late'"),
         (("resnet8", "--sites", "layer1.0.bn3"), "did you mean 'layer1.0.bn2'"),
         (("resnet8", "--sites", "layer1.0.bn2,conv1", "--min-channels", "8"), "leave --min-channels out"),

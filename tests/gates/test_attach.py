@@ -304,9 +304,23 @@ def test_report():
     assert report.parameters()["lr_scale"] == LR_MULTIPLIER
 
 
-def test_convert_sync_batchnorm_comes_before(small):
-    converted = nn.SyncBatchNorm.convert_sync_batchnorm(small)
+def test_sync_batch_norm(opened):
+    """The conversion replaces norms and drops their hooks; the gates must not silently fall out."""
+    model, y = opened
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model))
+    assert not converted.norm._forward_hooks
+    with torch.no_grad():
+        torch.testing.assert_close(converted(X), y)
+    assert list(attached(converted)) == SMALL
+    assert senet.detach(converted) == SMALL
     assert [site.name for site in senet.attach(converted).sites] == SMALL
+
+
+def test_detach_before_the_first_run_of_a_converted_network(opened):
+    model, _ = opened
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    assert senet.detach(converted) == SMALL
+    assert not any(".se." in key for key in converted.state_dict())
 
 
 @pytest.mark.parametrize(

@@ -224,6 +224,24 @@ def test_accelerated_and_compiled_networks_are_recorded():
     same(senet.record_excitations(torch.compile(network), x), expected)
 
 
+@pytest.mark.gpu
+def test_a_network_on_another_device_gets_its_images_there():
+    network = senet.create_model("se_resnet8", 3).double()
+    batches = [(torch.randn(20, 3, 16, 16, dtype=torch.float64), torch.arange(20) % 3)]
+    expected = senet.record_excitations(network, batches)
+    same(senet.record_excitations(network.cuda(), batches), expected, tolerance=1e-9)
+
+
+def test_attached_gates_are_recorded():
+    network = senet.create_model("resnet8", 3)
+    x = torch.randn(5, 3, 16, 16)
+    senet.attach(network, example_input=x[:1])
+    found = senet.record_excitations(network, [x])
+    assert {gate.name for gate in senet.find_gates(network)} == set(found.sites)
+    assert all(site.neutral == 1 and site.overall()[0].tolist() == [1.0] * site.channels for site in found)
+    assert {finding.kind for one in senet.diagnose(found) for finding in one.findings} == {"untrained"}
+
+
 def test_a_class_without_images_is_named(caplog):
     with caplog.at_level(logging.WARNING, "senet.gates"):
         found = senet.record_excitations(

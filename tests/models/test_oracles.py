@@ -1,7 +1,5 @@
 """Our networks against timm's and torchvision's: their weights load strictly, and the logits agree."""
 
-import re
-
 import pytest
 import timm
 import torch
@@ -67,34 +65,6 @@ def test_torchvision_plain_weights(name):
     theirs = getattr(torchvision.models, name)(num_classes=11)
     randomise_statistics(theirs)
     assert_same_function(senet.create_model(name, num_classes=11), theirs, theirs.state_dict())
-
-
-def cadene_to_ours(key, deep_stem):
-    """The key map of the authors' models as converted by Cadene, which timm keeps as ``legacy_*``."""
-    key = key.replace("last_linear", "fc").replace("se_module", "se")
-    stem = re.fullmatch(r"layer0\.(conv|bn)(\d)\.(.*)", key)
-    if stem is None:
-        return key
-    kind, number, rest = stem.groups()
-    if not deep_stem or (kind, number) == ("bn", "3"):
-        return f"{kind}1.{rest}"
-    return f"conv1.{3 * (int(number) - 1) + (kind == 'bn')}.{rest}"
-
-
-@pytest.mark.parametrize(
-    ("name", "oracle"),
-    [
-        ("se_resnet50_v1", "legacy_seresnet50"),
-        pytest.param("se_resnet101_v1", "legacy_seresnet101", marks=pytest.mark.slow),
-        pytest.param("se_resnet152_v1", "legacy_seresnet152", marks=pytest.mark.slow),
-        pytest.param("senet154", "legacy_senet154", marks=pytest.mark.slow),
-    ],
-)
-def test_the_authors_networks_as_timm_keeps_them(name, oracle):
-    theirs = timm.create_model(oracle, num_classes=11)
-    randomise_statistics(theirs)
-    state = {cadene_to_ours(key, name == "senet154"): value for key, value in theirs.state_dict().items()}
-    assert_same_function(senet.create_model(name, num_classes=11), theirs, state, size=65)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import os
 import pickle
 
 import pytest
+import safetensors.torch
 import torch
 
 import senet
@@ -130,6 +131,17 @@ def test_gates_of_the_same_shapes_that_compute_something_else_are_refused(tmp_pa
     path = saved(tmp_path / "w.safetensors", model, model.network_config.to_dict())
     refused(message, path, se=network)
     senet.create_model("se_resnet8", 7, se=file, pretrained=path)
+
+
+@pytest.mark.parametrize(
+    "text", ["[1]", "3", '{"model": "resnet8", "se": 5}', '{"model": "resnet8", "kwargs": 5}', "[" * 100_000]
+)
+def test_damaged_metadata_are_one_line(tmp_path, text):
+    path = tmp_path / "w.safetensors"
+    safetensors.torch.save_file(senet.create_model("resnet8", 5).state_dict(), path, {"senet": text})
+    refused(r"damaged|not a readable", path, "resnet8")
+    with pytest.raises(senet.InputError, match=r"damaged|not a readable"):
+        senet.build_from_checkpoint(path)
 
 
 def test_ones_own_checkpoint_tells_its_strides_and_pooling(tmp_path):

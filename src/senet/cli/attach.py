@@ -15,12 +15,11 @@ if TYPE_CHECKING:
     from senet.gates.policies import SitePolicy
 
 MODEL_HELP = "A network from `senet list`, torchvision:NAME or timm:NAME."
-SITES_HELP = "auto, all, late, one_per_stage, or module paths with commas."
 
 
 def command(
     model: Annotated[str, typer.Argument(help=MODEL_HELP)],
-    sites: Annotated[str, typer.Option(help=SITES_HELP)] = "auto",
+    sites: opt.SitesOption = "auto",
     se: opt.SEOption = None,
     min_channels: Annotated[int | None, typer.Option(help="Only maps of at least so many channels.")] = None,
     last_stages: Annotated[int | None, typer.Option(help="Only the last so many stages.")] = None,
@@ -81,13 +80,14 @@ def site_policy(sites: str, limits: dict[str, Any]) -> SitePolicy | list[str]:
     """The policy of ``--sites`` and the limits, or the module paths."""
     from dataclasses import replace
 
-    from senet.gates.policies import POLICIES, policy_of
+    from senet.gates.policies import policy_of, sites_from
 
-    if sites not in POLICIES and ("." in sites or "," in sites):
-        if limits:
-            raise InputError(f"--sites names modules; leave --{next(iter(limits)).replace('_', '-')} out")
-        return [path.strip() for path in sites.split(",") if path.strip()]
-    return replace(policy_of(sites), **limits)
+    wanted = sites_from(sites)
+    if isinstance(wanted, str):
+        return replace(policy_of(wanted), **limits)
+    if limits:
+        raise InputError(f"--sites names modules; leave --{next(iter(limits)).replace('_', '-')} out")
+    return wanted
 
 
 def example_for(name: str, network: Any, size: int | None) -> Any:

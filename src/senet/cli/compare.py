@@ -17,7 +17,11 @@ DEFAULT_OUTPUT = Path("comparison")
 
 def command(
     data: Annotated[str, typer.Option(help="A folder of <class>/*, or digits, cifar10, ...")] = "digits",
-    model: Annotated[str, typer.Option(help="The SE network (or its plain twin) from `senet list`.")] = DEFAULT_MODEL,
+    model: Annotated[
+        str, typer.Option(help="An SE network or its plain twin; torchvision:NAME, timm:NAME.")
+    ] = DEFAULT_MODEL,
+    attach: opt.AttachOption = False,
+    sites: opt.SitesOption = "auto",
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder of the results; must be new.")
     ] = DEFAULT_OUTPUT,
@@ -50,7 +54,8 @@ def command(
 
     settings = RunSettings(
         data=data,
-        model=model,
+        model=opt.attached_name(model) if attach else model,
+        sites=sites,
         seed=seed,
         se=opt.key_values(se, "--se"),
         val_fraction=val_fraction,

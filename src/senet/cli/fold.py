@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -97,9 +97,10 @@ def _tables(report: FoldReport, about: dict[str, str], console: Console) -> None
     from rich.table import Table
 
     title = f"Folding the gates of {escape(about['model'])}"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    look: dict[str, Any] = {"box": SIMPLE_HEAD, "pad_edge": False, "padding": (0, 1, 0, 0), "show_edge": False}
+    table = Table(title=title, title_justify="left", **look)
     for name in ("gate", "moves by", "accuracy", "drop", "parameters", "time", "quartiles", ""):
-        table.add_column(name, justify="left" if name in ("gate", "") else "right", no_wrap=True)
+        table.add_column(name, justify="left" if name in ("gate", "") else "right", no_wrap=True, overflow="fold")
     fates = {site.name: site for site in report.sites}
     for step in report.steps:
         low, median, high = step.time or (None, None, None)
@@ -134,12 +135,12 @@ def _progress() -> Iterator[Callable[[str, int, int], object]]:
     errors = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as shown:
-        tasks: dict[bool, object] = {}
+        tasks: dict[bool, Any] = {}
 
         def progress(what: str, done: int, total: int) -> None:
             kind = what.startswith("folding")
             if kind not in tasks:
                 tasks[kind] = shown.add_task(what, total=total)
-            shown.update(tasks[kind], description=what, completed=done, total=total)  # type: ignore[arg-type]
+            shown.update(tasks[kind], description=what, completed=done, total=total)
 
         yield progress

@@ -29,6 +29,10 @@ SEOption = Annotated[
     list[str] | None,
     typer.Option("--se", metavar="KEY=VALUE", help="Change the SE block: reduction=8, gate=tanh. Repeatable."),
 ]
+SitesOption = Annotated[
+    str, typer.Option(help="Where to attach: auto, all, late, one_per_stage, or module paths with commas.")
+]
+AttachOption = Annotated[bool, typer.Option("--attach", help="Attach SE to a plain network, see `senet attach`.")]
 EpochsOption = Annotated[int | None, typer.Option(help="Epochs; the schedule keeps its shape. Default: the recipe's.")]
 RecipeOption = Annotated[str | None, typer.Option(help="A recipe's name or .yaml file. Default: what fits.")]
 LimitOption = Annotated[int | None, typer.Option("--limit-batches", help="Stop every epoch early, for a dry run.")]
@@ -59,3 +63,11 @@ def key_values(entries: list[str] | None, option: str) -> tuple[tuple[str, Any],
 def recipe_changes(epochs: int | None, changes: list[str] | None) -> list[str]:
     """The recipe's overrides in order; ``--epochs`` is a short form of ``--set epochs=``."""
     return ([] if epochs is None else [f"epochs={epochs}"]) + list(changes or [])
+
+
+def attached_name(model: str) -> str:
+    """The name of a plain network with gates attached; raises ``InputError`` for one that has SE already."""
+    from senet.models.elsewhere import ATTACHED
+    from senet.models.registry import model_spec
+
+    return model_spec(model.removesuffix(ATTACHED) + ATTACHED).name

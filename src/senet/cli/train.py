@@ -16,7 +16,9 @@ from senet.errors import InputError
 def command(
     run: Annotated[Path | None, typer.Argument(help="With --resume: the run's folder.", show_default=False)] = None,
     data: Annotated[str | None, typer.Option(help="A folder of <class>/*, or digits, cifar10, ...")] = None,
-    model: Annotated[str | None, typer.Option(help="A name from `senet list`.")] = None,
+    model: Annotated[str | None, typer.Option(help="A name from `senet list`, torchvision:NAME or timm:NAME.")] = None,
+    attach: opt.AttachOption = False,
+    sites: opt.SitesOption = "auto",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the run; must be new.")] = None,
     recipe: opt.RecipeOption = None,
     epochs: opt.EpochsOption = None,
@@ -57,14 +59,19 @@ def command(
     if resume and data is None and model is None:
         settings, chosen = load_run(folder)
         settings = replace(settings, device=device, devices=devices, num_nodes=num_nodes, workers=workers, root=root)
-        if epochs is not None or changes or se or recipe or pretrained:
+        if epochs is not None or changes or se or recipe or pretrained or attach:
             raise InputError("a resumed run keeps its recipe; leave --epochs, --set, --se, --recipe, --pretrained out")
     else:
         if data is None or model is None:
             raise InputError("say what to train on what: --model NAME --data FOLDER")
+        if attach:
+            model = opt.attached_name(model)
+            if pretrained is not None:
+                changes = ["attached_lr=10", *(changes or [])]  # the network has learned, its gates have not
         settings = RunSettings(
             data=data,
             model=model,
+            sites=sites,
             seed=seed,
             se=opt.key_values(se, "--se"),
             pretrained=pretrained,

@@ -12,7 +12,7 @@ from senet.gates.accelerate import Accelerated
 from senet.gates.attach_report import AttachReport
 from senet.gates.policies import SitePolicy
 from senet.gates.sites import Site, search
-from senet.nn.attachment import INPUT, attach_at, attached, detach_gate
+from senet.nn.attachment import attach_all, attached, detach_all
 from senet.nn.squeeze_excite import SEConfig, SqueezeExcite
 
 IDENTITY = SEConfig(identity_init=True)
@@ -30,8 +30,7 @@ def attach(
     With ``identity_init`` every gate starts at exactly 1: the output stays what it was, bit for bit, in evaluation and
     in training, until the gates have learned something. The network keeps its classes, parameters, hooks and keys; a
     gate at module ``layer1.0.bn3`` has the keys ``layer1.0.bn3.se.…``. Copies, pickles, ``torch.compile``,
-    ``torch.export`` and ONNX export work as before. ``SyncBatchNorm.convert_sync_batchnorm``, DistributedDataParallel
-    and ``torch.compile`` come after attaching, as they take the modules as they are.
+    ``torch.export`` and ONNX export work as before; DistributedDataParallel and ``torch.compile`` come after attaching.
 
     Sites are found by the data flow of a run on ``example_input`` (see ``senet.gates.patterns``), in evaluation mode
     and without traces in statistics, modes, gradients or random generators.
@@ -60,21 +59,15 @@ def attach(
             f"attach: {len(before)} gates of this configuration are attached already; detach them first, "
             "or give another config, which replaces them"
         )
-    removed = _take_out(model)
+    removed = detach_all(model)
     try:
         found = search(model, config, sites, example_input)
         gates = {} if dry_run else {site.name: _gate(site, config, model) for site in found.sites}
     except BaseException:
-        _put_back(model, removed)
+        attach_all(model, removed)
         raise
-    if dry_run:
-        _put_back(model, removed)
     own = list(model.parameters())
-    for site in found.sites if not dry_run else ():
-        attach_at(model, site.name, gates[site.name])
-    if dry_run and removed:
-        replaced = {id(p) for se in removed.values() for p in se.parameters()}
-        own = [p for p in own if id(p) not in replaced]
+    attach_all(model, removed if dry_run else gates)
     return AttachReport(type(model).__name__, config, found, tuple(gates.values()), tuple(own))
 
 
@@ -85,7 +78,7 @@ def detach(model: nn.Module) -> list[str]:
         the names of the sites that had one; an empty list where nothing was attached.
     """
     _check(model)
-    return list(_take_out(model))
+    return list(detach_all(model))
 
 
 def _check(model: nn.Module) -> None:
@@ -93,7 +86,7 @@ def _check(model: nn.Module) -> None:
         raise InputError(
             f"attach: the model is wrapped in {type(model).__name__}; attach to model.module before wrapping"
         )
-    if isinstance(model, torch._dynamo.OptimizedModule):
+    if "_orig_mod" in model._modules:  # asking for the class would load the compiler
         raise InputError("attach: the model is compiled; attach to the ordinary model, then compile it")
     if isinstance(model, Accelerated):
         raise InputError("attach: the model is accelerated; attach to the ordinary model, then accelerate it")
@@ -105,12 +98,3 @@ def _gate(site: Site, config: SEConfig, model: nn.Module) -> SqueezeExcite:
     gate = SqueezeExcite(site.channels, config)
     gate.train(model.get_submodule(site.path).training)
     return gate.to_empty(device="meta") if site.device.type == "meta" else gate.to(site.device, site.dtype)
-
-
-def _take_out(model: nn.Module) -> dict[str, SqueezeExcite]:
-    return {name: detach_gate(model.get_submodule(name.removesuffix(INPUT))) for name in attached(model)}
-
-
-def _put_back(model: nn.Module, removed: dict[str, SqueezeExcite]) -> None:
-    for name, gate in removed.items():
-        attach_at(model, name, gate)

@@ -1,138 +1,176 @@
 """From a network's graph to its inference form: norms folded, gates early, sums in the convolution before them."""
 
-import operator
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from senet.errors import InputError
+from senet.gates.foreign import norm_and_activation
+from senet.gates.graph import (
+    RELUS,
+    added_to,
+    called_module,
+    only_user,
+    order_of,
+    take_out_identities,
+    traced,
+)
 from senet.nn.folded import FoldedConv2d, FoldedGate, FoldedSum, FoldedTail
-from senet.nn.squeeze_excite import SqueezeExcite
+from senet.ops.reference import FullyConnected
 
-_ADDITIONS: tuple[Any, ...] = ("add", "add_", torch.add, operator.add, operator.iadd)
-_RELUS: tuple[Any, ...] = ("relu", "relu_", torch.relu, torch.relu_, F.relu)
+EARLY, LATE = "early gate, one sweep", "late gate, one sweep"
+PROJECTED, ALONE = "in place, before the projection", "by itself"
+
+_FUNCTIONS: dict[Any, str] = {
+    **dict.fromkeys(RELUS, "relu"),
+    F.relu6: "relu6",
+    F.silu: "silu",
+    F.hardswish: "hardswish",
+}
+_MODULES: dict[type, str] = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SiLU: "silu", nn.Hardswish: "hardswish"}
 
 
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, SqueezeExcite) or super().is_leaf_module(m, module_qualified_name)
+def folded(
+    model: nn.Module, backend: str, excitations: dict[str, FullyConnected]
+) -> tuple[fx.GraphModule, dict[str, str]]:
+    """The evaluation form of ``model``, and the form of each gate in it; ``model`` is in eval mode and not changed.
 
+    Args:
+        model: what is traced.
+        backend: one of ``early_gate.BACKENDS``.
+        excitations: path of a gate's module → what it computes, for the gates that are replaced.
 
-def folded(model: nn.Module, backend: str) -> fx.GraphModule:
-    """The evaluation form of ``model`` as a graph with modules of its own; ``model`` is in eval mode and not changed.
+    Returns:
+        A graph with modules of its own, and path → one of this module's names of forms.
 
     Raises:
         InputError: the network cannot be traced by torch.fx.
     """
-    try:
-        graph = _Tracer().trace(model)
-    except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(
-            f"accelerate: torch.fx cannot trace {type(model).__name__}, whose path depends on its data: {reason}"
-        ) from error
-    module = fx.GraphModule(model, graph, type(model).__name__)
-    _Folding(module, backend).run()
+    module = traced(model, set(excitations))
+    take_out_identities(module)
+    folding = _Folding(module, backend, excitations)
+    folding.run()
     module.delete_all_unused_submodules()
     module.recompile()
-    return module
+    return module, folding.forms
+
+
+@dataclass
+class _Chain:
+    """Nodes that follow one another with no other reader between, and what they are."""
+
+    nodes: list[fx.Node]
+    norm: nn.Module | None = None
+    gate: str | None = None
+    shortcut: fx.Node | None = None
+    activation: str | None = None
 
 
 class _Folding:
     """Walks the graph once; each convolution takes in what follows it as long as nobody else reads between."""
 
-    def __init__(self, module: fx.GraphModule, backend: str) -> None:
-        self.module, self.backend = module, backend
+    def __init__(self, module: fx.GraphModule, backend: str, excitations: dict[str, FullyConnected]) -> None:
+        self.module, self.backend, self.excitations = module, backend, excitations
         self.modules = dict(module.named_modules())
-        self.fresh: set[fx.Node] = set()  # nodes whose output is a map of their own, which a sum may overwrite
+        self.fresh: set[fx.Node] = set()  # nodes whose output is a map of their own, which may be overwritten
+        self.forms: dict[str, str] = {}
 
     def run(self) -> None:
         for node in list(self.module.graph.nodes):
             called = self._called(node)
             if isinstance(called, nn.Conv2d) and _is_plain(called):
-                self._fold(node, called)
-            elif isinstance(called, nn.MaxPool2d):
+                self._fold(self._chain(node), called)
+            elif isinstance(called, (nn.MaxPool2d, nn.BatchNorm2d)):
                 self.fresh.add(node)
         for node in list(self.module.graph.nodes):
-            called = self._called(node)
-            if type(called) is SqueezeExcite and called.config.squeeze == "avg":
-                self._replace([node], FoldedGate(called, called.fc1.weight.dtype, self.backend), node.args)
+            if node.op == "call_module" and node.target in self.excitations:
+                self._fold_gate(node)
 
-    def _fold(self, node: fx.Node, conv: nn.Conv2d) -> None:
-        chain = [node]
-        norm = self._take(chain, lambda m: isinstance(m, nn.BatchNorm2d) and m.running_mean is not None)
-        se = self._take(chain, lambda m: type(m) is SqueezeExcite and m.config.squeeze == "avg")
-        shortcut = self._take_sum(chain)
-        activation = self._take_activation(chain, bounded=se is None and shortcut is None)
-        source = node.args[0]
-        inner = None if se is not None or shortcut is not None else activation
-        folded_conv = FoldedConv2d(conv, norm, inner, self.backend)
-        relu = activation is not None
-        if se is not None:
-            args = (source,) if shortcut is None else (source, shortcut)
-            self._replace(chain, FoldedTail(folded_conv, se, relu, self.backend), args)
-        elif shortcut is not None:
-            overwrites = shortcut in self.fresh and self._is_last_reader(shortcut, chain)
-            self._replace(chain, FoldedSum(folded_conv, relu, overwrites), (source, shortcut))
-        else:
-            self._replace(chain, folded_conv, (source,))
+    def _called(self, node: fx.Node | None) -> nn.Module | None:
+        return called_module(self.modules, node)
 
-    def _called(self, node: fx.Node) -> nn.Module | None:
-        return self.modules.get(str(node.target)) if node.op == "call_module" else None
+    def _chain(self, node: fx.Node) -> _Chain:
+        chain = _Chain([node])
+        user = only_user(node)
+        found = norm_and_activation(self._called(user))
+        if user is not None and found is not None:
+            chain.nodes.append(user)
+            chain.norm, chain.activation = found
+        if chain.activation is not None:
+            return chain
+        user = only_user(chain.nodes[-1])
+        if user is not None and user.op == "call_module" and user.target in self.excitations:
+            chain.nodes.append(user)
+            chain.gate = str(user.target)
+        self._take_sum(chain)
+        self._take_activation(chain)
+        return chain
 
-    def _next(self, chain: list[fx.Node]) -> fx.Node | None:
-        users = list(chain[-1].users)
-        return users[0] if len(users) == 1 else None
+    def _take_sum(self, chain: _Chain) -> None:
+        """Append the addition of another map of the network."""
+        user = only_user(chain.nodes[-1])
+        other = None if user is None else added_to(user, chain.nodes[-1])
+        if user is None or other is None:
+            return
+        # A gated branch takes its sum. Of two others the last does: the first one's map is there to be overwritten.
+        order = order_of(self.module)
+        if chain.gate is None and (order[other] > order[chain.nodes[0]] or self._is_gated(other)):
+            return
+        chain.nodes.append(user)
+        chain.shortcut = other
 
-    def _take(self, chain: list[fx.Node], wanted: Callable[[nn.Module], bool]) -> Any:
-        """Append the next node to the chain if it calls a module that is wanted; returns that module."""
-        user = self._next(chain)
-        called = None if user is None else self._called(user)
-        if user is None or called is None or not wanted(called):
-            return None
-        chain.append(user)
-        return called
+    def _is_gated(self, node: fx.Node) -> bool:
+        return node.op == "call_module" and node.target in self.excitations
 
-    def _take_sum(self, chain: list[fx.Node]) -> fx.Node | None:
-        """Append the addition of another map of the network, which it returns."""
-        user = self._next(chain)
-        if user is None or user.op not in ("call_method", "call_function") or user.target not in _ADDITIONS:
-            return None
-        others = [arg for arg in user.args if isinstance(arg, fx.Node) and arg is not chain[-1]]
-        if len(others) != 1 or len(user.args) != 2 or user.kwargs:
-            return None
-        # The last of two branches takes the sum: the other one's map is there to be overwritten.
-        if not any(node is others[0] for node in self._before(chain[0])):
-            return None
-        chain.append(user)
-        return others[0]
-
-    def _take_activation(self, chain: list[fx.Node], bounded: bool) -> nn.Module | None:
-        user = self._next(chain)
+    def _take_activation(self, chain: _Chain) -> None:
+        user = only_user(chain.nodes[-1])
         if user is None:
-            return None
-        if user.op in ("call_method", "call_function") and user.target in _RELUS:
-            chain.append(user)
-            return nn.ReLU(inplace=True)
-        return self._take(chain, lambda m: type(m) is nn.ReLU or (bounded and type(m) is nn.ReLU6))
+            return
+        if user.op == "call_module":
+            name = _MODULES.get(type(self._called(user)))
+        else:
+            others = (*user.args[1:], *user.kwargs.values())
+            name = _FUNCTIONS.get(user.target) if all(isinstance(value, bool) for value in others) else None
+        if name == "relu" or (name is not None and chain.gate is None and chain.shortcut is None):
+            chain.nodes.append(user)
+            chain.activation = name
 
-    def _before(self, node: fx.Node) -> list[fx.Node]:
-        nodes = list(self.module.graph.nodes)
-        return nodes[: nodes.index(node)]
+    def _fold(self, chain: _Chain, conv: nn.Conv2d) -> None:
+        source, relu = chain.nodes[0].args[0], chain.activation == "relu"
+        inner = chain.activation if chain.gate is None and chain.shortcut is None else None
+        folded_conv = FoldedConv2d(conv, chain.norm, inner, self.backend)
+        if chain.gate is not None:
+            tail = FoldedTail(folded_conv, self.excitations[chain.gate], relu, self.backend)
+            self.forms[chain.gate] = EARLY if tail.early else LATE
+            self._replace(chain.nodes, tail, (source,) if chain.shortcut is None else (source, chain.shortcut))
+        elif chain.shortcut is not None:
+            overwrites = chain.shortcut in self.fresh and self._is_last_reader(chain.shortcut, chain.nodes[-1])
+            self._replace(chain.nodes, FoldedSum(folded_conv, relu, overwrites), (source, chain.shortcut))
+        else:
+            self._replace(chain.nodes, folded_conv, (source,))
 
-    def _is_last_reader(self, shortcut: fx.Node, chain: list[fx.Node]) -> bool:
-        """Whether all other readers of the shortcut have run before the end of the chain does."""
-        order = {node: index for index, node in enumerate(self.module.graph.nodes)}
-        return all(order[user] < order[chain[-1]] for user in shortcut.users if user is not chain[-1])
+    def _fold_gate(self, node: fx.Node) -> None:
+        name, (source, *_) = str(node.target), node.args
+        excitation = self.excitations[name]
+        user = only_user(node)
+        conv = getattr(self._called(user), "conv", self._called(user))
+        self.forms[name] = PROJECTED if isinstance(conv, FoldedConv2d) and conv.is_pointwise else ALONE
+        overwrites = isinstance(source, fx.Node) and source in self.fresh and self._is_last_reader(source, node)
+        gate = FoldedGate(excitation, excitation.w1.dtype, overwrites, self.backend)
+        self._replace([node], gate, node.args)
+
+    def _is_last_reader(self, map_node: fx.Node, reader: fx.Node) -> bool:
+        """Whether all other readers of a map have run before ``reader`` does."""
+        order = order_of(self.module)
+        return all(order[user] < order[reader] for user in map_node.users if user is not reader)
 
     def _replace(self, chain: list[fx.Node], module: nn.Module, args: tuple[Any, ...]) -> None:
         """Put ``module`` in place of the last node of the chain and take the chain out."""
         graph, last = self.module.graph, chain[-1]
         name = f"folded_{len(self.fresh)}_{str(chain[0].target).replace('.', '_')}"
         self.module.add_submodule(name, module)
+        self.modules[name] = module
         with graph.inserting_after(last):
             new = graph.call_module(name, args)
         last.replace_all_uses_with(new)

@@ -1,4 +1,4 @@
-"""Modules of other libraries in the words of this package: their gates as an excitation, their norms as norm + activation.
+"""Modules of other libraries in this package's words: gates as an excitation, norms as a norm and its activation.
 
 ``recognise`` says by its parts that a module may be a gate. Here it is put to the test: a copy with random weights, in
 float64, must return what equation 3 returns for the same weights. So a gate that adds a max pool, divides by something
@@ -8,7 +8,6 @@ norm for batch norm followed by its activation.
 
 import copy
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from senet.ops.reference import FullyConnected
 _SAME = 1e-10  # relative, in float64
 
 
-class NotKnown(Exception):
+class UnknownGateError(Exception):
     """Why a gate has no fast form, in a few words."""
 
 
@@ -35,23 +34,21 @@ class ForeignGate:
         gate: as ``recognise.find_gates`` found it, of kind ``"two-fc"``.
 
     Raises:
-        NotKnown: it computes something else.
+        UnknownGateError: it computes something else.
     """
 
     def __init__(self, gate: Gate) -> None:
-        self.module = gate.module
         self.fc1, self.fc2, self.norm = _parts(gate.module)
         probe, x = _randomised(gate.module), _probe(gate.channels)
-        self.gate_name = _name_of(gate.function_of(probe), reference.GATES)
-        self.activation = self._activation(probe, x)
+        self.gate_name, self.activation = self._functions(probe, x)
         self.trains = self.norm is None and self.activation == "relu" and self._agrees(probe.train(), x)
 
-    def _activation(self, probe: nn.Module, x: Tensor) -> str:
-        for name in reference.ACTIVATIONS:
-            self.activation = name
-            if self._agrees(probe, x):
-                return name
-        raise NotKnown("it computes something else than FC, activation, FC, gate of the average")
+    def _functions(self, probe: nn.Module, x: Tensor) -> tuple[str, str]:
+        for self.activation in reference.ACTIVATIONS:
+            for self.gate_name in reference.GATES:
+                if self._agrees(probe, x):
+                    return self.gate_name, self.activation
+        raise UnknownGateError("it is not gate(FC(activation(FC(average)))), or not with functions that are known here")
 
     def _agrees(self, probe: nn.Module, x: Tensor) -> bool:
         expected = reference.scale(x, _fully_connected(*_parts(probe), self.gate_name, self.activation)(x.mean((2, 3))))
@@ -61,8 +58,10 @@ class ForeignGate:
         """The excitation of the evaluated gate, its norm folded in."""
         return _fully_connected(self.fc1, self.fc2, self.norm, self.gate_name, self.activation)
 
-    def as_block(self) -> SqueezeExcite:
-        """This package's block on the very same FCs, for training; where ``trains``."""
+    def as_block(self) -> SqueezeExcite | None:
+        """This package's block on the very same FCs, for training; None where it is not what it was then."""
+        if not self.trains:
+            return None
         weight: Any = self.fc1.weight
         config = SEConfig(hidden=weight.shape[0], gate=self.gate_name.removeprefix("identity_"))
         with torch.device("meta"):
@@ -71,7 +70,7 @@ class ForeignGate:
         return block
 
 
-def norm_and_activation(module: nn.Module) -> tuple[nn.Module, str | None] | None:
+def norm_and_activation(module: nn.Module | None) -> tuple[nn.Module, str | None] | None:
     """What a subclass of ``nn.BatchNorm2d`` is when evaluated: the norm, and the activation that it calls behind it.
 
     None where it computes something else, or with an activation that is not known.
@@ -94,9 +93,9 @@ def _parts(module: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module | None]:
     fcs: list[Any] = [part for part in weighted if isinstance(part, (nn.Linear, nn.Conv2d))]
     norms = [part for part in weighted if part not in fcs]
     if len(fcs) != 2 or len(norms) > 1:
-        raise NotKnown("its excitation is not two fully connected layers on a 2-D map")
+        raise UnknownGateError("its excitation is not two fully connected layers on a 2-D map")
     if norms and not isinstance(norms[0], nn.modules.batchnorm._BatchNorm):
-        raise NotKnown(f"there is a {type(norms[0]).__name__} within its excitation")
+        raise UnknownGateError(f"there is a {type(norms[0]).__name__} within its excitation")
     fcs.sort(key=lambda fc: fc.weight.shape[0])  # C → R comes before R → C; where R is C, as they are registered
     return fcs[0], fcs[1], norms[0] if norms else None
 
@@ -109,7 +108,7 @@ def _fully_connected(fc1: Any, fc2: Any, norm: Any, gate: str, activation: str) 
 
 
 def _randomised(module: nn.Module) -> nn.Module:
-    """A copy on the CPU in float64 with weights that hide nothing: a gate whose last FC is zero would agree with all."""
+    """A copy on the CPU in float64, with weights that hide nothing: a last FC of zeros would agree with anything."""
     twin: Any = copy.deepcopy(module).to("cpu", torch.float64).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -120,7 +119,7 @@ def _randomised(module: nn.Module) -> nn.Module:
             tensor.copy_(torch.randn(tensor.shape, generator=generator, dtype=torch.float64) * scale)
             if name.endswith("running_var"):
                 tensor.abs_().add_(0.5)
-    return twin  # type: ignore[no-any-return]
+    return twin
 
 
 def _probe(channels: int) -> Tensor:
@@ -133,18 +132,8 @@ def _called(module: nn.Module, x: Tensor) -> Any:
         with torch.no_grad():
             return module.forward(x.clone())
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:
-        raise NotKnown(f"it cannot be called with a map alone: {str(error).partition(chr(10))[0]}") from error
+        raise UnknownGateError(f"it cannot be called with a map alone: {str(error).partition(chr(10))[0]}") from error
 
 
 def _same(a: Any, b: Tensor) -> bool:
     return isinstance(a, Tensor) and a.shape == b.shape and torch.allclose(a, b, rtol=_SAME, atol=_SAME)
-
-
-def _name_of(function: Callable[[Tensor], Tensor], names: dict[str, Callable[[Tensor], Tensor]]) -> str:
-    x = torch.linspace(-8, 8, 65, dtype=torch.float64).reshape(1, -1, 1, 1)
-    with torch.no_grad():
-        y = function(x.clone())
-        found = next((name for name, known in names.items() if _same(y, known(x))), None)
-    if found is None:
-        raise NotKnown(f"its gate function {type(function).__name__} is not one of {', '.join(names)}")
-    return found

@@ -156,18 +156,27 @@ class Patterns:
         return [place for place, block in kept if not block.body & inverted], fusions
 
     def _block(self, total: Node, a: Node, b: Node) -> Block | None:
-        """The residual block that ends in a + b, or None. Its branch is the one with more convolutions of its own."""
+        """The residual block that ends in a + b, or None. Its branch has the more convolutions in a row."""
         alone = {id(a): a.ancestors & ~b.ancestors, id(b): b.ancestors & ~a.ancestors}
         shared = a.ancestors & b.ancestors
-        shortcut, branch = sorted((a, b), key=lambda node: (alone[id(node)] & self.conv_bits).bit_count())
-        body = alone[id(branch)]
-        count = (body & self.conv_bits).bit_count()
-        beside = alone[id(shortcut)]
-        if not shared or not 0 < count <= LONGEST_BRANCH or (body | beside) & self.up_bits:
+        count = max((bits & self.conv_bits).bit_count() for bits in alone.values())
+        if not shared or not 0 < count <= LONGEST_BRANCH or any(bits & self.up_bits for bits in alone.values()):
             return None
-        if count == (beside & self.conv_bits).bit_count():
-            return None
+        depths = {id(node): self._depth(node, alone[id(node)]) for node in (a, b)}
+        shortcut, branch = sorted((a, b), key=lambda node: depths[id(node)])
+        if depths[id(shortcut)] == depths[id(branch)]:
+            return None  # parallel branches (RepVGG's, shake-shake's)
+        body, beside = alone[id(branch)], alone[id(shortcut)]
         return Block(self.flow.nodes[shared.bit_length() - 1], shortcut, total, body, beside)
+
+    def _depth(self, end: Node, bits: int) -> int:
+        """How many convolutions stand in a row before a node, among the nodes of ``bits``."""
+        depths: dict[int, int] = {}
+        for node in self.flow.nodes[(bits & -bits).bit_length() - 1 : end.index + 1] if bits else ():
+            if bits >> node.index & 1:
+                before = max((depths.get(id(source), 0) for source in node.inputs), default=0)
+                depths[id(node)] = before + bool(node.kernel)
+        return depths.get(id(end), 0)
 
     def _is_fusion(self, a: Node, b: Node) -> bool:
         """Whether the maps come from different resolutions, or from far apart."""

@@ -80,6 +80,13 @@ def policy_of(sites: str | SitePolicy) -> SitePolicy:
     return POLICIES[sites]
 
 
+def sites_from(text: str) -> str | list[str]:
+    """A policy's name, or module paths with commas, as they are written on a command line."""
+    if text in POLICIES or not any(sign in text for sign in ".,"):
+        return text
+    return [path.strip() for path in text.split(",") if path.strip()]
+
+
 def chosen(sites: list[Site], policy: SitePolicy, config: SEConfig) -> list[Site]:
     """The sites that fulfil the policy and the configuration's ``stages``, in their order."""
     kept = [site for site in sites if site.channels >= policy.min_channels and config.in_stage(site.stage)]

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from senet.errors import InputError
-from senet.gates.accelerate import Accelerated
 from senet.nn.squeeze_excite import SqueezeExcite
 from senet.ops import reference
 
@@ -104,8 +103,9 @@ def plain_network(model: nn.Module) -> nn.Module:
             raise InputError(
                 "the network is TorchScript, whose gates cannot be seen; give the network it was made from"
             )
-        if isinstance(inner, Accelerated):
-            inner = inner._ordinary()
+        if hasattr(type(inner), "_ordinary"):  # accelerate.Accelerated, which itself looks for gates with this file
+            ordinary: Any = inner._ordinary
+            inner = ordinary()
         elif isinstance(inner, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             inner = inner.module
         elif isinstance(getattr(inner, "_orig_mod", None), nn.Module):

@@ -18,6 +18,8 @@ from senet.gates.policies import SitePolicy, chosen, policy_of
 from senet.nn.attachment import CHILD, INPUT, Side
 from senet.nn.squeeze_excite import SEConfig, SqueezeExcite
 
+GATED = "it has SE or another channel gate already"
+
 
 @dataclass(frozen=True)
 class Site:
@@ -113,7 +115,7 @@ def _found(
     skipped = []
     for place in _places(Patterns(flow), every_layer):
         if place.has_gate:
-            skipped.append((_label(place.map), "it has SE already"))
+            skipped.append((_label(place.map), GATED))
             continue
         wanted, problem = anchors.placed(place)
         found = [anchor for node in wanted for anchor in anchors.of(node)]

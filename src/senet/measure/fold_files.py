@@ -40,13 +40,13 @@ _KEPT, _TRIED, _PARAMETERS = "#0072B2", "#D55E00", "#555555"  # Okabe and Ito's 
 
 
 def time_of(x: torch.Tensor, rounds: int) -> Measure:
-    """A function that times two networks in evaluation mode on ``x``, in turn: quartile, median, quartile of the ratio."""
+    """What times two networks in turn, in evaluation mode on ``x``: the quartiles of the ratio."""
     import torch
 
     def measure(before: nn.Module, after: nn.Module) -> tuple[float, float, float]:
         networks = {"before": before.eval(), "after": after.eval()}
         with torch.inference_mode():
-            runs = {name: lambda network=network: network(x) for name, network in networks.items()}
+            runs: dict[str, Any] = {name: lambda network=network: network(x) for name, network in networks.items()}
             timings = interleaved(runs, rounds, warmup=2, device=x.device.type)
         found = ratio(timings["after"], timings["before"])
         return found.q25, found.median, found.q75
@@ -136,7 +136,7 @@ def _cost(axes: Axes, steps: Sequence[FoldStep]) -> None:
     if timed:
         medians = [time[1] for _, time in timed]
         spread = [[time[1] - time[0] for _, time in timed], [time[2] - time[1] for _, time in timed]]
-        style = {"color": _KEPT, "markersize": 5, "capsize": 2.5, "linewidth": 1.2}
+        style: dict[str, Any] = {"color": _KEPT, "markersize": 5, "capsize": 2.5, "linewidth": 1.2}
         axes.errorbar([i for i, _ in timed], medians, yerr=spread, fmt="-o", label="time (median, quartiles)", **style)
     axes.axhline(1.0, color="0.3", linewidth=1, linestyle="--")
     axes.set_ylabel("÷ network as it was", fontsize=9)

@@ -16,6 +16,9 @@ from senet.nn.squeeze_excite import SEConfig
 LIBRARIES = ("torchvision", "timm")
 
 
+ATTACHED = "+se"  # at the end of a name: that network with gates attached, which the training commands make
+
+
 def is_elsewhere(name: str) -> bool:
     """Whether a name is of the form ``LIBRARY:NAME``."""
     return ":" in name
@@ -49,9 +52,7 @@ def _torchvision(name: str) -> tuple[Callable[..., nn.Module], int]:
         if "weights_backbone" in known:
             kwargs["weights_backbone"] = None  # else it is downloaded
         if name in ("googlenet", "inception_v3"):
-            kwargs["init_weights"] = not pretrained
-            if not pretrained:
-                kwargs["aux_logits"] = False  # one output, in training too
+            kwargs |= {"init_weights": not pretrained, "aux_logits": False}  # one output, in training too
         if pretrained:
             model = builder(weights="DEFAULT", **kwargs)
             return model if num_classes == 1000 else _new_head(model, num_classes)
@@ -92,7 +93,10 @@ def _check(name: str, se: SEConfig | None, other_channels: bool, kwargs: dict[st
 
 def _new_head(model: nn.Module, num_classes: int) -> nn.Module:
     """``model`` with its last linear layer replaced."""
-    path, last = [(path, m) for path, m in model.named_modules() if isinstance(m, nn.Linear)][-1]
+    linear = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise InputError(f"{type(model).__name__} has no linear classifier to replace; pretrained it has 1000 classes")
+    path, last = linear[-1]
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, nn.Linear(last.in_features, num_classes, last.bias is not None))
     return model

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from senet.errors import InputError
-from senet.models.elsewhere import builder_of, is_elsewhere
+from senet.models.elsewhere import ATTACHED, builder_of, is_elsewhere
 from senet.nn.attachment import attach_described
 from senet.nn.constant_gate import replace_described
 from senet.nn.squeeze_excite import SEConfig
@@ -164,11 +164,17 @@ def list_models(pattern: str = "*") -> list[str]:
 def model_spec(name: str) -> ModelSpec:
     """The registry's entry for ``name``; an unknown name raises ``InputError`` that suggests the nearest.
 
-    ``torchvision:NAME`` and ``timm:NAME`` are networks of those libraries, which have no twin.
+    ``torchvision:NAME`` and ``timm:NAME`` are networks of those libraries. ``NAME+se`` is any plain network with gates
+    attached, as ``senet train --attach`` makes it; it is the twin of those that have no other.
     """
+    if name.endswith(ATTACHED):
+        plain = model_spec(name.removesuffix(ATTACHED))
+        if plain.se is not None:
+            raise InputError(f"{plain.name!r} has SE already; attach to a plain network, {plain.twin!r} say")
+        return replace(plain, name=name, twin=plain.name, se=SEConfig(identity_init=True))
     if is_elsewhere(name):
         build, size = builder_of(name)
-        return ModelSpec(name, build, None, "", name.partition(":")[0], size, "—", "imagenet")
+        return ModelSpec(name, build, None, name + ATTACHED, name.partition(":")[0], size, "—", "imagenet")
     specs = _specs()
     if name in specs:
         return specs[name]
@@ -205,6 +211,8 @@ def create_model(
             this network's.
     """
     spec = model_spec(name)
+    if name.endswith(ATTACHED):
+        raise InputError(f"create_model: make {spec.twin!r}, then senet.attach(model)")
     config = spec.se if se == "from name" else se
     if config is not None and not isinstance(config, SEConfig):
         raise InputError(f"create_model: se={config!r} is not allowed; it must be an SEConfig or None")

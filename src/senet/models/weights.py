@@ -61,9 +61,12 @@ def load_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = json.loads((file.metadata() or {}).get(_KEY, "{}"))
-                return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118 - not a dict
-        except (SafetensorError, OSError, json.JSONDecodeError) as error:
+                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+        except (SafetensorError, OSError, json.JSONDecodeError, RecursionError) as error:
             raise InputError(f"{path}: not a readable safetensors file ({error}); save it again") from error
+        if not isinstance(metadata, dict):
+            raise InputError(f"{path}: its metadata are damaged; save it again")
+        return state, metadata
     if path.suffix == ".caffemodel":
         return read_caffemodel(path), {}
     try:
@@ -139,10 +142,19 @@ def _check_function(
             check_gates(SEConfig(), model, label)  # nobody else's gates are anything but the paper's
         Structure.of_layout(layout).check(model, label)
     elif metadata.get("model") in list_models():
-        config = NetworkConfig.from_dict(metadata, label)
-        check_gates(config.se, model, label)
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            Structure.of(config.create()).check(model, label)
+            config, theirs = _network(metadata, label)
+        check_gates(config.se, model, label)
+        Structure.of(theirs).check(model, label)
+
+
+def _network(metadata: dict[str, Any], label: str) -> tuple[NetworkConfig, nn.Module]:
+    """The network that metadata describe, and how it was created."""
+    try:
+        config = NetworkConfig.from_dict(metadata, label)
+        return config, config.create()
+    except (TypeError, AttributeError) as error:  # a number where a dict was expected, say
+        raise InputError(f"{label}: its metadata are damaged ({error}); save it again") from error
 
 
 def build_from_checkpoint(path: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, Any]]:
@@ -150,7 +162,7 @@ def build_from_checkpoint(path: str | os.PathLike[str]) -> tuple[nn.Module, dict
     state, metadata = load_weights(path)
     if "model" not in metadata:
         raise InputError(f"{path}: does not say which network it holds; use a checkpoint written by `senet train`")
-    model = NetworkConfig.from_dict(metadata, path).create()
+    _, model = _network(metadata, str(path))
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

@@ -7,9 +7,12 @@ renames every key below it.) The hooks are plain functions without a state: they
 name, and traced by ``torch.compile``, ``torch.export`` and ONNX export as if they stood in ``forward``.
 """
 
+import contextlib
 import copy
+from collections.abc import Mapping
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from senet.errors import InputError
@@ -18,6 +21,7 @@ from senet.nn.squeeze_excite import SEConfig, SqueezeExcite
 CHILD = "se"
 INPUT = ":input"  # at the end of a site's name: the gate rescales what the module takes, not what it returns
 _HANDLE, _SIDE = "_se_handle", "_se_side"  # of the module that a gate is attached to
+_KEEPER = "_se_keeper"  # of the network
 
 Side = Literal["output", "input"]
 
@@ -63,6 +67,8 @@ def detach_gate(module: nn.Module) -> Any:
 def attached(model: nn.Module) -> dict[str, SqueezeExcite]:
     """Site name (the module's path, with ``:input`` behind it for that side) → gate, for every attached gate."""
     gates = {}
+    for keeper in [hook for hook in model._forward_pre_hooks.values() if isinstance(hook, KeepGates)]:
+        keeper(model, ())
     for path, module in model.named_modules():
         side = attached_side(module)
         if side is not None:
@@ -71,8 +77,45 @@ def attached(model: nn.Module) -> dict[str, SqueezeExcite]:
     return gates
 
 
-def attach_at(model: nn.Module, site: str, se: SqueezeExcite) -> None:
-    """``attach_gate`` at a site of ``model`` given by its name."""
+class KeepGates:
+    """Forward pre-hook of a whole network: gates that ``convert_sync_batchnorm`` has cut off are attached again.
+
+    It puts new norms in the place of batch norms, which take over the child ``se`` but not the hook that calls it.
+    """
+
+    def __init__(self, sites: tuple[str, ...]) -> None:
+        self.sites = sites
+
+    def __call__(self, model: nn.Module, args: tuple[Any, ...]) -> None:
+        """Look at each site; a few microseconds."""
+        if torch.compiler.is_compiling():
+            return
+        for site in self.sites:
+            with contextlib.suppress(AttributeError):  # a part of the network has been taken out since
+                module = model.get_submodule(site.removesuffix(INPUT))
+                if isinstance(module, nn.SyncBatchNorm) and attached_side(module) is None:
+                    _attach_at(model, site, module.get_submodule(CHILD))
+
+
+def attach_all(model: nn.Module, gates: Mapping[str, SqueezeExcite]) -> None:
+    """Attach each gate at the site of ``model`` that its name says; there are none so far."""
+    for site, se in gates.items():
+        _attach_at(model, site, se)
+    if gates:
+        keeper = model.register_forward_pre_hook(KeepGates(tuple(gates)))
+        model.__dict__[_KEEPER] = keeper
+
+
+def detach_all(model: nn.Module) -> dict[str, SqueezeExcite]:
+    """Take every attached gate out; ``attach_all`` takes the result back."""
+    gates = {site: detach_gate(model.get_submodule(site.removesuffix(INPUT))) for site in attached(model)}
+    for module in model.modules():
+        if _KEEPER in vars(module):
+            module.__dict__.pop(_KEEPER).remove()
+    return gates
+
+
+def _attach_at(model: nn.Module, site: str, se: Any) -> None:
     attach_gate(model.get_submodule(site.removesuffix(INPUT)), se, "input" if site.endswith(INPUT) else "output")
 
 
@@ -94,8 +137,11 @@ def attach_described(model: nn.Module, description: dict[str, Any]) -> None:
     like = next(model.parameters())
     try:
         config = SEConfig.from_dict(description["config"])
-        for site, channels in description["gates"].items():
-            attach_at(model, site, SqueezeExcite(channels, config).to(like.device, like.dtype))
+        gates = {
+            site: SqueezeExcite(channels, config).to(like.device, like.dtype)
+            for site, channels in description["gates"].items()
+        }
+        attach_all(model, gates)
     except (KeyError, AttributeError, TypeError) as error:
         reason = str(error).strip("'\"")
         raise InputError(
@@ -113,11 +159,10 @@ def in_line(model: nn.Module) -> nn.Module:
         return model
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     twin = copy.deepcopy(model, shared)
-    for site in attached(twin):
+    for site, se in detach_all(twin).items():
         path = site.removesuffix(INPUT)
         parent, _, name = path.rpartition(".")
         module = twin.get_submodule(path)
-        se = detach_gate(module)
         pair = (se, module) if site.endswith(INPUT) else (module, se)
         twin.get_submodule(parent)._modules[name] = nn.Sequential(*pair)
     return twin

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from senet.errors import InputError
 from senet.nn.attachment import CHILD, attached_side, detach_gate
+from senet.ops import reference
 
 
 class ConstantGate(nn.Module):
@@ -23,7 +24,7 @@ class ConstantGate(nn.Module):
         self.register_buffer("scale", scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.scale.to(x.dtype).reshape(-1, *(1,) * (x.ndim - 2))
+        return reference.scale(x, self.scale[None])
 
     def extra_repr(self) -> str:
         return str(len(self.scale))

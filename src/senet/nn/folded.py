@@ -13,7 +13,6 @@ from senet.ops.native import inference as native
 from senet.ops.native.inference import PackedConv2d
 from senet.ops.reference import FullyConnected
 
-
 # name → what it is in PyTorch (in place), oneDNN's name for it, and its bounds.
 ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], str, list[float]]] = {
     "relu": (torch.relu_, "relu", []),

@@ -22,14 +22,14 @@ BACKENDS = ("reference", "native", "triton")
 
 
 @torch.no_grad()
-def fold_norm(conv: nn.Conv2d, norm: Any) -> tuple[Tensor, Tensor]:
+def fold_norm(conv: nn.Conv2d | nn.Linear, norm: Any) -> tuple[Tensor, Tensor]:
     """Weight and bias of the convolution with its frozen batch norm multiplied in, computed in float64."""
     weight = conv.weight.double()
     bias = weight.new_zeros(weight.shape[0]) if conv.bias is None else conv.bias.double()
     if norm is not None:
         g = torch.rsqrt(norm.running_var.double() + norm.eps)
         g = g if norm.weight is None else g * norm.weight.double()
-        weight, bias = weight * g.reshape(-1, 1, 1, 1), (bias - norm.running_mean.double()) * g
+        weight, bias = weight * g.reshape(-1, *(1,) * (weight.ndim - 1)), (bias - norm.running_mean.double()) * g
         bias = bias if norm.bias is None else bias + norm.bias.double()
     return weight.to(conv.weight.dtype), bias.to(conv.weight.dtype)
 

@@ -14,6 +14,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from senet.data.transforms import TransformSpec
+from senet.nn.attachment import attached
 from senet.training.evaluate import TOP5_CLASSES
 from senet.training.recipe import Recipe, ScheduleRecipe
 
@@ -177,11 +178,24 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
             {"params": [p for p in model.parameters() if id(p) not in spared]},
             {"params": [p for p in model.parameters() if id(p) in spared], "weight_decay": 0.0},
         ]
+    if recipe.attached_lr != 1:
+        groups = _with_faster_gates(groups, model, recipe)
     if settings.name == "adamw":
         return torch.optim.AdamW(groups, recipe.lr, weight_decay=settings.weight_decay)
     return torch.optim.SGD(
         groups, recipe.lr, settings.momentum, weight_decay=settings.weight_decay, nesterov=settings.nesterov
     )
+
+
+def _with_faster_gates(groups: list[dict[str, Any]], model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """The groups, each divided into attached gates, with a learning rate of their own, and all else."""
+    gates = {id(parameter) for gate in attached(model).values() for parameter in gate.parameters()}
+    faster = [
+        group | {"params": [p for p in group["params"] if id(p) in gates], "lr": recipe.lr * recipe.attached_lr}
+        for group in groups
+    ]
+    others = [group | {"params": [p for p in group["params"] if id(p) not in gates]} for group in groups]
+    return [group for group in (*others, *faster) if group["params"]]
 
 
 def _accuracy(num_classes: int, top_k: int = 1) -> MulticlassAccuracy:

@@ -15,8 +15,9 @@ from rich.console import Console
 
 from senet.data.sources import DataSource, open_source
 from senet.errors import InputError
-from senet.measure.cost import Cost, model_cost
+from senet.measure.cost import Cost, model_cost, module_cost
 from senet.measure.timing import Ratio
+from senet.models.elsewhere import ATTACHED
 from senet.models.registry import model_spec
 from senet.training import folder as folders
 from senet.training.curves import plot_curves, read_csv, write_csv
@@ -143,7 +144,7 @@ def compare(
             result = train(
                 replace(_side(settings, model), seed=seed),
                 recipe,
-                output / "runs" / f"{model}-seed{seed}",
+                output / "runs" / f"{model.replace(':', '_')}-seed{seed}",
                 resume=True,
                 console=console,
                 label=f"[{number}/{len(plan)}] {model}, seed {seed}".replace("[", r"\["),
@@ -186,8 +187,12 @@ def _summary(
     size = transform_for(recipe, source, model_spec(se).input_size).size
     sides = []
     for model, runs in results.items():
-        options: dict[str, Any] = {"se": se_config(se, settings.se)} if model == se else {}
-        cost = model_cost(model, len(source.classes), source.in_chans, size, **options)
+        if model.endswith(ATTACHED):
+            classifier, _ = build_classifier(_side(settings, model), recipe, source)
+            cost = module_cost(classifier.model, size, source.in_chans)
+        else:
+            options: dict[str, Any] = {"se": se_config(se, settings.se)} if model == se else {}
+            cost = model_cost(model, len(source.classes), source.in_chans, size, **options)
         val_error = mean_interval([run.val_error for run in runs])
         train_error = mean_interval([run.train_error for run in runs])
         sides.append(Side(model, cost, tuple(runs), val_error, train_error, times.seconds[model]))

@@ -82,50 +82,60 @@ def fold_checkpoint(
     """
     output, checkpoint = Path(output), Path(checkpoint)
     check_output(output, overwrite, FILES)
-    for name, value, least in (("record_images", record_images, 2), ("images", images, 1), ("rounds", rounds, 0)):
-        if value is not None and value < least:
-            raise InputError(f"fold: {name} is {value}; give at least {least}")
+    _check_counts(record_images, images, rounds)
     network, metadata, spec = load_network(checkpoint, size)
     network = network.to(pick_device(device))
     unseen, sentence = unseen_images(checkpoint, data, root, metadata["classes"])
     tell = progress or (lambda what, done, total: None)
-    about = {"model": metadata["model"], "checkpoint": str(checkpoint), "data": data, "senet": __version__}
 
     def batches(chosen: ImageSet) -> Any:
         loaders = default_workers(chosen) if workers is None else workers
-        return make_loader(chosen, batch_size, train=False, workers=loaders, on_bad_image=on_bad_image)
+        shown = chosen.with_transform(spec.eval_transform("center"))
+        return make_loader(shown, batch_size, train=False, workers=loaders, on_bad_image=on_bad_image)
 
     if excitations is None:
         shown = _evenly(_to_record(checkpoint, data, root, unseen), record_images)
-        found = record_excitations(
-            network,
-            batches(shown.with_transform(spec.eval_transform("center"))),
-            preprocess=spec.normalize,
-            top=0,
-            progress=lambda done: tell("recording the gates", done, len(shown)),
-        )
-        about["gates"] = f"means over {found.images} images of {data}"
+        found = _recorded(network, batches(shown), spec, len(shown), tell)
     else:
         found = Excitations.load(excitations)
-        about["gates"] = f"means over the {found.images} images of {excitations}"
     judged = _evenly(unseen, images)
-    about["accuracy"] = f"top-1 on {len(judged)} images ({sentence}); one image is {100 / len(judged):.3g} points"
+    timed, example = (_example(network, metadata, spec, batch) for batch in (_TIMED_BATCH, 1))
     report = fold(
         network,
         found,
         sites,
         stage=stage,
-        evaluate=_evaluation(batches(judged.with_transform(spec.eval_transform("center"))), judged, spec),
+        evaluate=_evaluation(batches(judged), judged, spec),
         max_drop=max_drop,
         constants=constants,
-        measure=fold_files.time_of(_example(network, metadata, spec, _TIMED_BATCH), rounds) if rounds else None,
-        example_input=_example(network, metadata, spec, 1),
+        measure=fold_files.time_of(timed, rounds) if rounds else None,
+        example_input=example,
         progress=lambda done, total, gate: tell(f"folding {gate}" if gate else "folding", done, total),
     )
+    about = {
+        **{"model": metadata["model"], "checkpoint": str(checkpoint), "data": data, "senet": __version__},
+        "gates": f"means over {found.images} images of {data if excitations is None else excitations}",
+        "accuracy": f"top-1 on {len(judged)} images ({sentence}); one image is {100 / len(judged):.3g} points",
+    }
     with all_or_nothing(output) as place:
         save_weights(place / WEIGHTS, report.network, _described(report, metadata))
         fold_files.write_fold(place, report, about)
     return report, about
+
+
+def _check_counts(record_images: int, images: int | None, rounds: int) -> None:
+    for name, value, least in (("record_images", record_images, 2), ("images", images, 1), ("rounds", rounds, 0)):
+        if value is not None and value < least:
+            raise InputError(f"fold: {name} is {value}; give at least {least}")
+
+
+def _recorded(
+    network: nn.Module, loader: Iterable[Any], spec: TransformSpec, count: int, tell: Progress
+) -> Excitations:
+    def progress(done: int) -> None:
+        tell("recording the gates", done, count)
+
+    return record_excitations(network, loader, preprocess=spec.normalize, top=0, progress=progress)
 
 
 def _to_record(checkpoint: Path, data: str, root: str | None, unseen: ImageSet) -> ImageSet:

@@ -80,7 +80,10 @@ class TransformRecipe(_Section):
 
 
 class Recipe(_Section):
-    """One way of training. ``batch_size`` counts all devices together; ``lr`` belongs to that batch."""
+    """One way of training. ``batch_size`` counts all devices together; ``lr`` belongs to that batch.
+
+    The gates that ``--attach`` puts in learn with ``attached_lr`` times that.
+    """
 
     name: str = "custom"
     about: str = ""
@@ -98,6 +101,7 @@ class Recipe(_Section):
     accumulate: int = Field(default=1, ge=1)
     ema: float | None = Field(default=None, gt=0, lt=1)
     freeze_bn_epochs: int = Field(default=0, ge=0)
+    attached_lr: float = Field(default=1.0, gt=0)
     precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
     channels_last: bool = False
     compile: bool = False

@@ -18,8 +18,12 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from rich.console import Console
 
 from senet.data.sources import DataSource, open_source
+from senet.gates.attach import attach
+from senet.gates.policies import sites_from
+from senet.models.elsewhere import ATTACHED
 from senet.models.registry import create_model, model_spec
 from senet.models.weights import write_atomically
+from senet.nn.attachment import described
 from senet.training import folder as folders
 from senet.training.callbacks import Recorder, StateSaver, WarmAverage
 from senet.training.classifier import Classifier
@@ -147,15 +151,26 @@ def build_classifier(settings: RunSettings, recipe: Recipe, source: DataSource) 
     spec = transform_for(recipe, source, model_spec(settings.model).input_size)
     config = se_config(settings.model, settings.se)
     extra = {} if recipe.dropout is None else {"drop_rate": recipe.dropout}
+    name = settings.model.removesuffix(ATTACHED)
+    is_attached = name != settings.model
     torch.manual_seed(settings.seed)
     model = create_model(
-        settings.model, len(source.classes), source.in_chans, se=config, pretrained=settings.pretrained, **extra
+        name,
+        len(source.classes),
+        source.in_chans,
+        se=None if is_attached else config,
+        pretrained=settings.pretrained,
+        **extra,
     )
+    if is_attached and config is not None:
+        example = torch.zeros(1, source.in_chans, spec.size, spec.size)
+        _LOG.info("%s", attach(model, config, sites_from(settings.sites), example).summary())
     metadata = {
-        "model": settings.model,
+        "model": name,
         "num_classes": len(source.classes),
         "in_chans": source.in_chans,
-        "se": None if config is None else config.to_dict(),
+        "se": None if config is None or is_attached else config.to_dict(),
+        "attached": described(model),
         "classes": list(source.classes),
         "transform": spec.to_dict(),
     }

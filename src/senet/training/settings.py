@@ -24,7 +24,8 @@ class RunSettings:
     """All that defines a run besides its recipe; kept as ``run.json`` in the run's folder.
 
     ``se`` are values that replace those of the model's own SE configuration. ``limit_batches`` cuts every epoch short,
-    for a dry run.
+    for a dry run. A ``model`` that ends in ``+se`` is a plain network to which gates are attached at ``sites``: a
+    policy's name, or module paths with commas.
     """
 
     data: str
@@ -34,6 +35,7 @@ class RunSettings:
     pretrained: str | None = None
     val_fraction: float = 0.2
     limit_batches: int | None = None
+    sites: str = "auto"
     on_bad_image: OnBadImage = "skip"
     root: str | None = None
     workers: int | None = None

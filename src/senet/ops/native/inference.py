@@ -11,7 +11,6 @@ from senet.ops.native.batch_norm_tail import GATE_NUMBERS
 from senet.ops.native.sweeps import call
 from senet.ops.reference import FullyConnected, table_dtype
 
-
 # The numbers of inference.hpp: what stands between the two FCs.
 ACTIVATION_NUMBERS = {"relu": 0, "silu": 1, "hardswish": 2}
 

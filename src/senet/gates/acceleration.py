@@ -1,0 +1,83 @@
+"""Which gates of a network the fast forms know, and the report of what ``senet.accelerate`` did."""
+
+import operator
+from dataclasses import dataclass
+
+import torch
+from torch import fx, nn
+
+from senet.gates.foreign import ForeignGate, UnknownGateError
+from senet.gates.recognise import find_gates
+from senet.nn.attachment import CHILD, INPUT, attached
+from senet.nn.squeeze_excite import SqueezeExcite
+
+Known = SqueezeExcite | ForeignGate
+_PRODUCTS = (operator.mul, operator.imul, torch.mul, "mul", "mul_")
+
+
+@dataclass(frozen=True)
+class Acceleration:
+    """What was replaced and what was left, by the path of the gate's module.
+
+    Attributes:
+        inference: path → form of the gate in eval mode.
+        training: the gates that are computed within their norm's sweeps in training mode.
+        left: path → why it runs as it did. Not only gates: any product of two maps that is no gate known here.
+        ordinary_training: why training runs the network as it is; None where gates are swept.
+    """
+
+    inference: dict[str, str]
+    training: tuple[str, ...]
+    left: dict[str, str]
+    ordinary_training: str | None
+
+    def __str__(self) -> str:
+        width = max(map(len, (*self.inference, *self.left)), default=0)
+        lines = [
+            f"{name:{width}}  {form}; training: {'swept with its norm' if name in self.training else 'as it was'}"
+            for name, form in self.inference.items()
+        ]
+        lines += [f"{name:{width}}  left: {reason}" for name, reason in self.left.items()]
+        lines.append(f"{len(self.inference)} gates replaced, {len(self.left)} left, {len(self.training)} swept")
+        return "\n".join(lines)
+
+
+def known_gates(model: nn.Module) -> tuple[dict[str, Known], dict[str, str]]:
+    """The gates of ``model`` whose function is known, by path, and path → reason for those that are not."""
+    known: dict[str, Known] = {}
+    left: dict[str, str] = {}
+    for gate in find_gates(model):
+        if isinstance(gate.module, SqueezeExcite):
+            squeeze = gate.module.config.squeeze
+            if type(gate.module) is SqueezeExcite and squeeze == "avg":
+                known[gate.name] = gate.module
+            else:
+                left[gate.name] = f"its squeeze is {squeeze!r}" if squeeze != "avg" else "it is a subclass of SE"
+        elif gate.kind != "two-fc":
+            left[gate.name] = "effective SE: its excitation is a single layer"
+        else:
+            try:
+                known[gate.name] = ForeignGate(gate)
+            except UnknownGateError as reason:
+                left[gate.name] = str(reason)
+    return known, left
+
+
+def own_names(model: nn.Module) -> dict[str, str]:
+    """Path in ``in_line(model)`` → path in ``model``, of the gates that are attached."""
+    names = {}
+    for site in attached(model):
+        path = site.removesuffix(INPUT)
+        names[f"{path}.{0 if site.endswith(INPUT) else 1}"] = f"{path}.{CHILD}"
+    return names
+
+
+def products(graph: fx.Graph) -> dict[str, str]:
+    """Path of a module → that it multiplies maps, for all that is left in a traced graph."""
+    found = {}
+    for node in graph.nodes:
+        factors = [arg for arg in node.args if isinstance(arg, fx.Node)]
+        if node.op in ("call_function", "call_method") and node.target in _PRODUCTS and len(factors) == 2:
+            path = next(reversed(node.meta.get("nn_module_stack") or {"": None}))
+            found[path or "forward"] = "it multiplies maps, but by no gate that is known here"
+    return found

@@ -1,0 +1,89 @@
+"""What the two forms of an accelerated network share: the trace of a network, and questions to its nodes."""
+
+import operator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from senet.errors import InputError
+from senet.nn.squeeze_excite import SqueezeExcite
+
+ADDITIONS: tuple[Any, ...] = ("add", "add_", torch.add, operator.add, operator.iadd)
+RELUS: tuple[Any, ...] = ("relu", "relu_", torch.relu, torch.relu_, F.relu)
+_DROPS = ("dropout", "feature_dropout", "dropout2d", "dropout3d", "alpha_dropout", "stochastic_depth")
+
+
+class _Tracer(fx.Tracer):
+    """Does not look into gates, nor into what derives from a convolution or a norm; in training into no drop either."""
+
+    def __init__(self, gates: set[str], training: bool) -> None:
+        super().__init__()
+        self.gates, self.training = gates, training
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if isinstance(m, (SqueezeExcite, nn.Conv2d, nn.BatchNorm2d)) or module_qualified_name in self.gates:
+            return True
+        draws = self.training and not any(m.children()) and not any(True for _ in m.parameters(recurse=False))
+        return draws or super().is_leaf_module(m, module_qualified_name)
+
+
+def traced(model: nn.Module, gates: set[str]) -> fx.GraphModule:
+    """The graph of ``model`` in the mode that it is in, on its own modules; ``gates`` are modules to keep whole.
+
+    Raises:
+        InputError: the network cannot be traced by torch.fx.
+    """
+    try:
+        graph = _Tracer(gates, model.training).trace(model)
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(
+            f"accelerate: torch.fx cannot trace {type(model).__name__}, whose path depends on its data: {reason}"
+        ) from error
+    return fx.GraphModule(model, graph, type(model).__name__)
+
+
+def take_out_identities(module: fx.GraphModule) -> None:
+    """Take out what returns its input as it is: identities, and whatever drops in training when that is over."""
+    modules = dict(module.named_modules())
+    for node in list(module.graph.nodes):
+        if _is_identity(node, called_module(modules, node)):
+            node.replace_all_uses_with(node.args[0])
+            module.graph.erase_node(node)
+
+
+def _is_identity(node: fx.Node, called: nn.Module | None) -> bool:
+    if not node.args or not isinstance(node.args[0], fx.Node):
+        return False
+    if called is not None:
+        drops = isinstance(called, nn.modules.dropout._DropoutNd) and not called.training
+        return type(called) is nn.Identity or drops
+    if node.op != "call_function" or getattr(node.target, "__name__", "") not in _DROPS:
+        return False
+    return node.kwargs.get("training", node.args[-1]) is False
+
+
+def called_module(modules: dict[str, nn.Module], node: fx.Node | None) -> nn.Module | None:
+    """The module that a node calls, None for other nodes."""
+    return modules.get(str(node.target)) if node is not None and node.op == "call_module" else None
+
+
+def only_user(node: fx.Node) -> fx.Node | None:
+    """The node that reads ``node``, where there is one alone."""
+    users = list(node.users)
+    return users[0] if len(users) == 1 else None
+
+
+def added_to(addition: fx.Node, branch: fx.Node) -> fx.Node | None:
+    """The other map of an addition of two; None for other nodes."""
+    if addition.op not in ("call_method", "call_function") or addition.target not in ADDITIONS:
+        return None
+    others = [arg for arg in addition.args if isinstance(arg, fx.Node) and arg is not branch]
+    return others[0] if len(others) == 1 and len(addition.args) == 2 and not addition.kwargs else None
+
+
+def order_of(module: fx.GraphModule) -> dict[fx.Node, int]:
+    """Where each node stands in the run."""
+    return {node: index for index, node in enumerate(module.graph.nodes)}

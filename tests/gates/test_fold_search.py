@@ -1,0 +1,164 @@
+"""``senet.fold`` with what is not right, and its search."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+import senet
+from senet import InputError, SEConfig
+
+IMAGES = [torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(1))]
+
+
+@pytest.fixture(scope="module")
+def model():
+    generator = torch.Generator().manual_seed(2)
+    network = senet.create_model("se_resnet8", 5, se=SEConfig(4)).train()
+    with torch.no_grad():
+        for _ in range(20):
+            network(torch.randn(8, 3, 16, 16, generator=generator))
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def excitations(model):
+    return senet.record_excitations(model, IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"sites": "layer9*"}, "no gate matches 'layer9"),
+        ({"sites": ["layer1.0.bn1"]}, "there is no gate 'layer1.0.bn1'"),
+        ({"sites": []}, "names no gate"),
+        ({"stage": 7}, "no gate in stage 7; there are stages 2, 3, 4"),
+        ({"max_drop": 0.1}, "needs evaluate="),
+        ({"max_drop": -1, "evaluate": lambda network: 1.0}, "at least 0"),
+        ({"evaluate": lambda network: float("nan")}, "a finite accuracy"),
+        ({"evaluate": []}, "gave no images"),
+        ({"example_input": torch.zeros(1, 4, 8, 8)}, "does not run on example_input"),
+    ],
+)
+def test_arguments(model, excitations, kwargs, message):
+    with pytest.raises(InputError, match="fold: ") as caught:
+        senet.fold(model, excitations, **kwargs)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_networks(model, excitations):
+    with pytest.raises(InputError, match="has no SE gates"):
+        senet.fold(senet.create_model("resnet8", 5), excitations)
+    with pytest.raises(InputError, match=r"no gate 'layer1\.0\.se'; record them again"):
+        senet.fold(senet.create_model("se_mobilenet_v1", 5), excitations)
+    wide = senet.create_model("torchvision:resnet18", 5)
+    with pytest.raises(InputError, match="has no SE gates"):
+        senet.fold(wide, excitations)
+    with pytest.raises(InputError, match=r"'layer1\.0\.se' has 16 channels there and 64 here"):
+        senet.fold(senet.create_model("se_resnet18", 5), excitations)
+    with pytest.raises(InputError, match="is accelerated"):
+        senet.fold(senet.accelerate(model), excitations)
+
+
+def test_damaged_excitations(model, excitations):
+    damaged = copy.deepcopy(excitations)
+    damaged["layer2.0.se"].mean[:] = np.nan
+    with pytest.raises(InputError, match=r"'layer2\.0\.se' are NaN"):
+        senet.fold(model, damaged)
+
+
+def test_a_gate_that_was_not_recorded(model):
+    some = senet.record_excitations(model, IMAGES, sites="layer1*")
+    report = senet.fold(model, some, example_input=torch.zeros(1, 3, 16, 16))
+    assert [site.fate for site in report.sites] == ["folded", "kept", "kept"]
+    assert report.sites[1].reason == "it was not recorded"
+    with pytest.raises(InputError, match=r"'layer2\.0\.se' is not among the 1 gates recorded"):
+        senet.fold(model, some, ["layer2.0.se"], example_input=torch.zeros(1, 3, 16, 16))
+
+
+def counting(accuracies):
+    """An ``evaluate`` that gives these numbers in turn, and the networks that it was given."""
+    seen = []
+
+    def evaluate(network):
+        seen.append(network)
+        return accuracies[len(seen) - 1]
+
+    return evaluate, seen
+
+
+def test_the_search_takes_the_least_moving_first_and_leaves_out_what_costs_too_much(model, excitations):
+    order = sorted(excitations.sites, key=lambda name: excitations[name].variation())
+    evaluate, seen = counting([90.0, 89.95, 89.8, 89.9])
+    told = []
+    report = senet.fold(
+        model,
+        excitations,
+        evaluate=evaluate,
+        max_drop=0.1,
+        measure=lambda before, after: (0.8, 0.9, 1.0),
+        progress=lambda *what: told.append(what),
+        example_input=IMAGES[0],
+    )
+    assert [step.site for step in report.steps] == ["", *order]
+    assert [step.kept for step in report.steps] == [True, True, False, True]
+    assert [step.folds for step in report.steps] == [0, 1, 2, 2]
+    assert [round(step.drop, 3) for step in report.steps] == [0, 0.05, 0.2, 0.1]
+    assert [len(senet.find_gates(network)) for network in seen] == [3, 2, 1, 1]
+    assert set(report.with_fate("folded")) == {order[0], order[2]}
+    assert [gate.name for gate in senet.find_gates(report.network)] == [order[1]]
+    assert report.steps[0].parameters == report.parameters[0] == sum(p.numel() for p in model.parameters())
+    assert report.final.parameters == report.parameters[1] == sum(p.numel() for p in report.network.parameters())
+    assert told == [(0, 3, order[0]), (1, 3, order[1]), (2, 3, order[2]), (3, 3, "")]
+    assert report.summary().startswith("2 of 3 gates of CifarResNet folded, 1 kept; parameters")
+    assert "accuracy 90.00 → 89.90 (-0.10); time × 0.90" in report.summary()
+    assert order[1] in str(report)
+    assert report.to_dict()["steps"][0]["variation"] is None
+
+
+def test_without_a_budget_every_step_is_kept_and_told(model, excitations):
+    evaluate, _ = counting([90.0, 10.0, 20.0])
+    report = senet.fold(model, excitations, stage=4, evaluate=evaluate, example_input=IMAGES[0])
+    assert [(step.site, step.kept) for step in report.steps] == [("", True), ("layer3.0.se", True)]
+    assert [site.fate for site in report.sites] == ["kept", "kept", "folded"]
+    assert [site.stage for site in report.sites] == [2, 3, 4]
+    assert report.final.drop == 80
+
+
+def test_a_loader_gives_the_accuracy_in_percent(model, excitations):
+    x = IMAGES[0]
+    with torch.no_grad():
+        answers = model(x).argmax(1)
+    wrong = (answers + torch.tensor([1, 0, 0, 0, 0, 0])) % 5
+    loader = [(x[:4], wrong[:4]), (x[4:], wrong[4:])]
+    report = senet.fold(model, excitations, ["layer1.0.se"], evaluate=loader, max_drop=100, example_input=x)
+    assert report.steps[0].accuracy == pytest.approx(100 * 5 / 6)
+    assert len(report.steps) == 2
+
+
+def test_gates_that_do_not_fold_are_measured_only_where_they_become_constants(excitations, model):
+    post = senet.create_model("se_resnet8", 5, se=SEConfig(4, placement="post")).eval()
+    found = senet.record_excitations(post, IMAGES)
+    evaluate, seen = counting([50.0] * 4)
+    report = senet.fold(post, found, evaluate=evaluate, example_input=IMAGES[0])
+    assert len(seen) == 1 + len(report.with_fate("folded"))
+    evaluate, seen = counting([50.0] * 4)
+    report = senet.fold(post, found, evaluate=evaluate, constants=True, example_input=IMAGES[0])
+    assert len(seen) == 4
+    assert not senet.find_gates(report.network)
+
+
+def test_modes_and_hooks_stay_as_they_are(model, excitations):
+    model = copy.deepcopy(model).train()
+    model.layer1.eval()
+    called = []
+    model.conv1.register_forward_hook(lambda *what: called.append(1))
+    network = senet.fold(model, excitations, example_input=IMAGES[0]).network
+    assert {name: m.training for name, m in network.named_modules()}.items() <= {
+        name: m.training for name, m in model.named_modules()
+    }.items()
+    called.clear()
+    network(IMAGES[0])
+    assert called == [1]
