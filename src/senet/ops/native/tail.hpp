@@ -47,6 +47,39 @@ template <typename A> void add_scaled(A *x, A factor, const A *y, int64_t count)
     for (int64_t i = 0; i < count; i++) x[i] += factor * y[i];
 }
 
+// out[n * stride] = row · vectors[n]. Four at a time: one alone would wait for its own sum.
+template <typename A>
+void dots(const A *row, int64_t length, const A *vectors, int64_t count, A *out, int64_t stride) {
+    int64_t n = 0;
+    for (; n + 4 <= count; n += 4) {
+        const A *x = vectors + n * length, *y = x + length, *z = y + length, *w = z + length;
+        A p = 0, q = 0, r = 0, s = 0;
+#pragma omp simd reduction(+ : p, q, r, s)
+        for (int64_t i = 0; i < length; i++) {
+            p += row[i] * x[i];
+            q += row[i] * y[i];
+            r += row[i] * z[i];
+            s += row[i] * w[i];
+        }
+        out[n * stride] = p, out[(n + 1) * stride] = q, out[(n + 2) * stride] = r, out[(n + 3) * stride] = s;
+    }
+    for (; n < count; n++) out[n * stride] = dot(row, vectors + n * length, length);
+}
+
+// x += Σ factors[n * stride] · rows[n], four rows for each time that x is loaded and stored.
+template <typename A>
+void add_rows(A *__restrict x, int64_t length, const A *factors, int64_t stride, const A *rows, int64_t count) {
+    int64_t n = 0;
+    for (; n + 4 <= count; n += 4) {
+        const A *f = factors + n * stride;
+        const A p = f[0], q = f[stride], r = f[2 * stride], s = f[3 * stride];
+        const A *a = rows + n * length, *b = a + length, *c = b + length, *d = c + length;
+#pragma omp simd
+        for (int64_t i = 0; i < length; i++) x[i] += p * a[i] + q * b[i] + r * c[i] + s * d[i];
+    }
+    for (; n < count; n++) add_scaled(x, factors[n * stride], rows + n * length, length);
+}
+
 // W1 is (R, C), W2 is (C, R); biases may be null. No hidden channels: no gate.
 template <typename A> struct Excitation {
     int64_t hidden;
@@ -57,16 +90,17 @@ template <typename A> struct Excitation {
 // h = relu(W1 z + b1), s = gate(W2 h + b2) of each image.
 template <typename A> void excite(const Shape &k, const Excitation<A> &e, const A *z, A *h, A *s) {
     over_rows({e.hidden, 1, 1, k.threads}, [&](int64_t r) {
+        dots(e.w1 + r * k.c, k.c, z, k.n, h + r, e.hidden);
         for (int64_t n = 0; n < k.n; n++) {
-            A x = dot(e.w1 + r * k.c, z + n * k.c, k.c) + (e.b1 ? e.b1[r] : A(0));
-            h[n * e.hidden + r] = x < 0 ? A(0) : x;
+            A &x = h[n * e.hidden + r];
+            x += e.b1 ? e.b1[r] : A(0);
+            x = x < 0 ? A(0) : x;
         }
     });
     over_rows({k.c, 1, 1, k.threads}, [&](int64_t c) {
+        dots(e.w2 + c * e.hidden, e.hidden, h, k.n, s + c, k.c);
         for (int64_t n = 0; n < k.n; n++)
-            s[n * k.c + c] = gate_value(
-                e.kind, dot(e.w2 + c * e.hidden, h + n * e.hidden, e.hidden) + (e.b2 ? e.b2[c] : A(0))
-            );
+            s[n * k.c + c] = gate_value(e.kind, s[n * k.c + c] + (e.b2 ? e.b2[c] : A(0)));
     });
 }
 
@@ -82,24 +116,22 @@ void excite_backward(const Shape &k, const Excitation<A> &e, const A *z, const A
             A &d = ds[n * k.c + c];
             d *= gate_slope(e.kind, s[n * k.c + c]);
             sum += d;
-            add_scaled(dw2 + c * hidden, d, h + n * hidden, hidden);
         }
+        add_rows(dw2 + c * hidden, hidden, ds + c, k.c, h, k.n);
         if (db2) db2[c] = sum;
     });
     over_rows({k.n, 1, 1, k.threads}, [&](int64_t n) {
         A *own = dh + n * hidden;
         std::fill(own, own + hidden, A(0));
-        for (int64_t c = 0; c < k.c; c++) add_scaled(own, ds[n * k.c + c], e.w2 + c * hidden, hidden);
+        add_rows(own, hidden, ds + n * k.c, 1, e.w2, k.c);
         for (int64_t r = 0; r < hidden; r++) own[r] = h[n * hidden + r] > 0 ? own[r] : A(0);
-        for (int64_t r = 0; r < hidden; r++) add_scaled(dz + n * k.c, own[r], e.w1 + r * k.c, k.c);
+        add_rows(dz + n * k.c, k.c, own, 1, e.w1, hidden);
     });
     over_rows({hidden, 1, 1, k.threads}, [&](int64_t r) {
         std::fill(dw1 + r * k.c, dw1 + (r + 1) * k.c, A(0));
         A sum = 0;
-        for (int64_t n = 0; n < k.n; n++) {
-            sum += dh[n * hidden + r];
-            add_scaled(dw1 + r * k.c, dh[n * hidden + r], z + n * k.c, k.c);
-        }
+        for (int64_t n = 0; n < k.n; n++) sum += dh[n * hidden + r];
+        add_rows(dw1 + r * k.c, k.c, dh + r, hidden, z, k.n);
         if (db1) db1[r] = sum;
     });
 }
