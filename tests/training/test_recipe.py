@@ -6,7 +6,8 @@ import yaml
 
 from senet.data.sources import open_source
 from senet.errors import InputError
-from senet.models.registry import create_model, list_models, model_spec
+from senet.models.known_weights import find_known
+from senet.models.registry import NetworkConfig, create_model, list_models, model_spec
 from senet.training.feed import transform_for
 from senet.training.recipe import list_recipes, load_recipe, recipe_keys
 
@@ -43,6 +44,25 @@ def test_published_settings():
         assert (shake.epochs, shake.batch_size, shake.lr) == (1800, batch_size, lr)
         assert (shake.schedule.name, shake.optimizer.nesterov) == ("cosine", True)
         assert (shake.optimizer.weight_decay, shake.transform.cutout) == (decay, hole)
+
+
+@pytest.mark.parametrize(
+    ("source", "model", "mean", "std"),
+    [
+        ("default", "mobilenet_v1", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        ("timm:seresnet50.ra2_in1k", "se_resnet50", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ("weights.pth", "mobilenet_v1", None, None),
+        (None, "mobilenet_v1", None, None),
+    ],
+)
+def test_images_are_normalised_as_known_weights_expect(source, model, mean, std, pictures):
+    recipe, data = load_recipe("imagenet"), open_source(str(pictures))
+    weights = find_known(source, NetworkConfig(model, se=model_spec(model).se))
+    spec, scratch = transform_for(recipe, data, 224, weights), transform_for(recipe, data, 224)
+    assert (spec.mean, spec.std) == (mean or scratch.mean, std or scratch.std)
+    own = load_recipe("imagenet", ["transform.mean=[0.1, 0.2, 0.3]", "transform.std=[0.3, 0.2, 0.1]"])
+    spec = transform_for(own, data, 224, weights)
+    assert (spec.mean, spec.std) == ((0.1, 0.2, 0.3), (0.3, 0.2, 0.1))
 
 
 def test_one_divisor_for_all_channels_is_the_papers_mean_subtraction():

@@ -115,3 +115,14 @@ def known_weights(config: NetworkConfig) -> KnownWeights:
     if name == se and plain in KNOWN_WEIGHTS:
         way += f", or start at {plain!r} with se=SEConfig(identity_init=True)"
     raise InputError(f"no weights are known for {name!r}; {way} (`senet list --weights` shows the known ones)")
+
+
+def find_known(source: str | None, config: NetworkConfig) -> KnownWeights | None:
+    """What is known of the weights that ``pretrained=source`` loads into a network; None if they are not in the table.
+
+    Raises:
+        InputError: ``"default"`` is asked for, and none are known.
+    """
+    if source == "default" and ":" not in config.model:
+        return known_weights(config)
+    return next((row for row in KNOWN_WEIGHTS.values() if row.source == source), None)

@@ -15,18 +15,29 @@ from senet.training.workers import default_workers
 
 if TYPE_CHECKING:
     from senet.data.sources import DataSource
+    from senet.models.known_weights import KnownWeights
 
 OnBadImage = Literal["skip", "fail"]
 _LOG = logging.getLogger("senet.training")
 
 
-def transform_for(recipe: Recipe, source: DataSource, input_size: int) -> TransformSpec:
-    """The recipe's transform; its size, where the recipe leaves it open, is the data's own or else the network's."""
+def transform_for(
+    recipe: Recipe, source: DataSource, input_size: int, weights: KnownWeights | None = None
+) -> TransformSpec:
+    """The recipe's transform; where it leaves them open, size, mean and deviation are the data's or the network's.
+
+    Colour images for pretrained ``weights`` are normalised as those expect, unless the recipe names a value for each
+    channel: one number for all is a rule for training from scratch.
+    """
     wanted = recipe.transform
+    mean, std = wanted.mean, wanted.std
+    if weights is not None and source.in_chans == 3:
+        mean = mean if mean is not None and len(mean) == 3 else weights.mean
+        std = std if std is not None and len(std) == 3 else weights.std
     return TransformSpec(
         size=wanted.size or source.native_size or input_size,
-        mean=_of_channels(wanted.mean, source.mean),
-        std=_of_channels(wanted.std, source.std),
+        mean=_of_channels(mean, source.mean),
+        std=_of_channels(std, source.std),
         resize=wanted.resize,
         interpolation=wanted.interpolation,
         augment=wanted.augment,

@@ -21,7 +21,8 @@ from senet.data.sources import DataSource, open_source
 from senet.gates.attach import attach
 from senet.gates.policies import sites_from
 from senet.models.elsewhere import ATTACHED
-from senet.models.registry import create_model, model_spec
+from senet.models.known_weights import find_known
+from senet.models.registry import NetworkConfig, create_model, model_spec
 from senet.models.weights import write_atomically
 from senet.nn.attachment import described
 from senet.training import folder as folders
@@ -148,11 +149,12 @@ def _fit(
 
 def build_classifier(settings: RunSettings, recipe: Recipe, source: DataSource) -> tuple[Classifier, dict[str, Any]]:
     """The network as the seed initialises it, and the metadata that its weight files carry."""
-    spec = transform_for(recipe, source, model_spec(settings.model).input_size)
     config = se_config(settings.model, settings.se)
     extra = {} if recipe.dropout is None else {"drop_rate": recipe.dropout}
     name = settings.model.removesuffix(ATTACHED)
     is_attached = name != settings.model
+    weights = find_known(settings.pretrained, NetworkConfig(name, se=None if is_attached else config))
+    spec = transform_for(recipe, source, model_spec(settings.model).input_size, weights)
     torch.manual_seed(settings.seed)
     model = create_model(
         name,
