@@ -214,6 +214,37 @@ def gpu_bandwidth() -> str:
     return markdown(header, lines) if lines else f"{NOT_MEASURED.capitalize()}."
 
 
+def ratio_of(row: dict[str, str] | None) -> str:
+    """A time ratio with its quartiles; a dash where it was not measured."""
+    return f"{float(row['ratio']):.2f} ({float(row['q25']):.2f}–{float(row['q75']):.2f})" if row else "—"
+
+
+def accelerated() -> str:
+    """Other people's networks after `senet.accelerate` ÷ before."""
+    rows = latest(rows_of("accelerate.csv"), "model", "what", "engine", "batch")
+    found = {(row["model"], row["what"], row["engine"], row["batch"]): row for row in rows}
+    columns = [(*key, batch) for key in (("inference", "eager"), ("inference", "compiled")) for batch in ("1", "8")]
+    columns.append(("train", "eager", "8"))
+    lines = [
+        [f"`{name}`", *(ratio_of(found.get((name, *column))) for column in columns)]
+        for name in dict.fromkeys(row["model"] for row in rows)
+    ]
+    header = ["after ÷ before", *(f"{what}, {engine}, batch {batch}" for what, engine, batch in columns)]
+    return markdown(header, lines) if lines else f"{NOT_MEASURED.capitalize()}."
+
+
+def projections() -> str:
+    """A gate before a 1×1 convolution: applied to the weights ÷ applied to the map."""
+    rows = latest(rows_of("projections.csv"), "channels", "outputs", "side", "batch")
+    found = {(row["channels"], row["outputs"], row["side"], row["batch"]): row for row in rows}
+    lines = [
+        [f"{c} → {o}, {side}×{side}", *(ratio_of(found.get((c, o, side, batch))) for batch in ("1", "8"))]
+        for c, o, side in dict.fromkeys(key[:3] for key in found)
+    ]
+    header = ["gate in the weights ÷ on the map", "batch 1", "batch 8"]
+    return markdown(header, lines) if lines else f"{NOT_MEASURED.capitalize()}."
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "zoo": zoo,
     "published_costs": published_costs,
@@ -225,6 +256,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "tax_engines": lambda: engines("tax.csv"),
     "gpu_engines": lambda: engines("gpu_tax.csv"),
     "gpu_bandwidth": gpu_bandwidth,
+    "accelerated": accelerated,
+    "projections": projections,
 }
 
 

@@ -75,3 +75,35 @@ def test_mistakes_are_one_line_and_exit_code_2(senet, words, message):
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert message in err
+
+
+def test_train_and_eval_with_attached_gates(senet, photos, tmp_path):
+    words = ("--data", photos, "--epochs", 1, "--set", "batch_size=8", "--attach")
+    code, out, err = senet("train", *words, "--model", "resnet8", "-o", tmp_path / "run", "--se", "reduction=4")
+    assert code == 0, err
+    assert "resnet8+se: validation error" in out
+    weights = tmp_path / "run" / "best.safetensors"
+    assert len(attached(build_from_checkpoint(weights)[0])) == 3
+    assert senet("eval", "--checkpoint", weights, "--data", photos)[0] == 0
+    # A network that has learned goes on, with gates that may learn faster.
+    code, _, err = senet("train", *words, "--model", "resnet8", "-o", tmp_path / "plain", "--sites", "late")
+    assert code == 0, err
+    assert "attached_lr: 1.0" in (tmp_path / "plain" / "recipe.yaml").read_text()
+    for wrong, message in (
+        (("--model", "se_resnet8"), "'se_resnet8' has SE already; attach to"),
+        (("--model", "timm:no"), "timm has no model 'no'"),
+        (("--model", "resnet8", "--sites", "layer9.bn"), "no module 'layer9.bn'"),
+    ):
+        code, _, err = senet("train", *words, *wrong, "-o", tmp_path / "x")
+        assert code == 2
+        assert message in err
+        assert not (tmp_path / "x").exists()
+
+
+def test_fine_tuning_a_plain_network(senet, photos, tmp_path):
+    words = ("--data", photos, "--epochs", 1, "--set", "batch_size=8", "--model", "resnet8")
+    assert senet("train", *words, "-o", tmp_path / "plain")[0] == 0
+    weights = tmp_path / "plain" / "best.safetensors"
+    code, _, err = senet("train", *words, "-o", tmp_path / "tuned", "--attach", "--pretrained", weights)
+    assert code == 0, err
+    assert "attached_lr: 10.0" in (tmp_path / "tuned" / "recipe.yaml").read_text()

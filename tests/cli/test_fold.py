@@ -32,7 +32,7 @@ def test_a_search_its_files_and_the_folded_network(senet, photos, weights, tmp_p
     assert "Folding the gates of se_resnet8" in text
     assert "3 of 3 gates of CifarResNet folded" in text
     assert "one image is 25 points" in " ".join(text.split())
-    assert all(len(line) <= 80 for line in text.splitlines()[:8])
+    assert all(len(line) <= 80 for line in text.splitlines()[:7])
 
     rows = list(csv.DictReader(io.StringIO((out / "fold.csv").read_text())))
     assert [row["kept"] for row in rows] == ["True"] * 4
@@ -55,11 +55,12 @@ def test_a_search_its_files_and_the_folded_network(senet, photos, weights, tmp_p
     assert sum(p.numel() for p in network.parameters()) == parameters[-1]
     code, text, err = senet("eval", "--checkpoint", out / "folded.safetensors", "--data", photos, "--json")
     assert (code, err) == (0, "")
+    assert json.loads(text)["images"] == 4  # of the images that it was trained on, still those held out
     code, text, err = senet("predict", "--checkpoint", out / "folded.safetensors", photos / "warm" / "0.png")
     assert (code, err) == (0, "")
     code, _, err = senet("fold", "-c", out / "folded.safetensors", "--data", photos, "-o", tmp_path / "again")
     assert code == 2
-    assert "has no SE gates; there is nothing to take out" in err
+    assert "has no SE gates" in err
     assert not (tmp_path / "again").exists()
 
     code, _, err = senet("fold", *words)
@@ -109,6 +110,16 @@ def test_a_budget_that_allows_nothing_leaves_the_network(senet, photos, weights,
     network, metadata = build_from_checkpoint(tmp_path / "folded" / "folded.safetensors")
     assert len(find_gates(network)) == 3
     assert "folded" not in metadata or not metadata["folded"]
+
+
+def test_ctrl_c_leaves_nothing_behind(senet, photos, weights, tmp_path, monkeypatch):
+    def stopped(network):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(folding, "_evaluation", lambda *what: stopped)
+    code, _, _ = senet("fold", "-c", weights, "--data", photos, "-o", tmp_path / "folded")
+    assert code == 130
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

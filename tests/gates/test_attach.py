@@ -333,6 +333,7 @@ def test_detach_before_the_first_run_of_a_converted_network(opened):
         (Small, {"sites": "layt"}, "is no policy .* did you mean 'late'"),
         (Small, {"sites": []}, "names no module"),
         (Small, {"sites": ["norm", "norm"]}, "or one twice"),
+        (Small, {"sites": ["norm", "norm:input"]}, "or one twice"),
         (Small, {"sites": ["nrm"]}, "no module 'nrm'; did you mean 'norm'"),
         (Small, {"sites": ["stem"]}, "is a Sequential, which runs its children"),
         (Small, {"sites": ["head"]}, r"'head' gives \(1, 5\), but SE needs"),

@@ -316,6 +316,41 @@ def test_attached_and_folded_saves_and_is_made_again(tmp_path):
         assert torch.equal(senet.build_from_checkpoint(path)[0](x), report.network(x))
 
 
+def test_what_was_folded_folds_on(tmp_path):
+    report = folded_resnet8(sites="layer1*")
+    again = record_and_fold(report.network, "layer3*")
+    assert [site.name for site in again.sites] == ["layer2.0.se", "layer3.0.se"]
+    path = senet.save(again.network, tmp_path / "folded.safetensors")
+    network, metadata = senet.build_from_checkpoint(path)
+    assert metadata["folded"] == {"layer1.0.se": 0, "layer3.0.se": 0}
+    assert [gate.name for gate in find_gates(network)] == ["layer2.0.se"]
+
+
+def record_and_fold(model, sites="*"):
+    return senet.fold(model, recorded(model, (3,), (16, 16)), sites, example_input=torch.zeros(1, 3, 16, 16))
+
+
+def test_wrapped_networks_are_unwrapped():
+    model = senet.create_model("se_resnet8", 5, se=SEConfig(4)).eval()
+    report = record_and_fold(torch.compile(model))
+    assert type(report.network) is type(model)
+    assert len(report.with_fate("folded")) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the exporter, about itself
+def test_the_result_exports_to_onnx(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    network = folded_resnet8(constants=True, placement="post").network
+    x = torch.randn(2, 3, 16, 16)
+    torch.onnx.export(network, (x,), tmp_path / "folded.onnx", dynamo=True)
+    session = onnxruntime.InferenceSession(tmp_path / "folded.onnx", providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(found), network(x), rtol=1e-4, atol=1e-4)
+
+
 def test_all_gates_of_ours_folded_leave_the_plain_network():
     network = folded_resnet8().network
     plain = senet.create_model("resnet8", 5)

@@ -177,3 +177,65 @@ def test_vision_without_batch_norm_modules():
 def test_recorded_multiply_adds():
     found = search(RESNET, SEConfig(), "auto", torch.zeros(1, 3, 224, 224))
     assert found.mult_adds == pytest.approx(1.814e9, rel=1e-3)  # torchvision's own count for resnet18
+
+
+def test_a_network_in_hugging_faces_style():
+    """Keyword input, an image size in its configuration, an output that is no tensor, blocks of modules in lists."""
+
+    class Block(nn.Module):
+        def __init__(self, channels):
+            super().__init__()
+            self.layer = nn.ModuleList([nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels)])
+            self.activation = nn.GELU()
+
+        def forward(self, hidden_state):
+            residual = hidden_state
+            for layer in self.layer:
+                hidden_state = layer(hidden_state)
+            return self.activation(hidden_state + residual)
+
+    class Config:
+        image_size = 40
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.config = Config()
+            self.embedder = nn.Conv2d(3, 8, 4, 4)
+            self.encoder = nn.ModuleList([Block(8), Block(8)])
+
+        def forward(self, pixel_values):
+            assert pixel_values.shape[-1] == 40
+            hidden_state = self.embedder(pixel_values)
+            states = [hidden_state := block(hidden_state) for block in self.encoder]
+            return {"last_hidden_state": hidden_state, "hidden_states": tuple(states)}
+
+    model = Model()
+    expected = ["encoder.0.layer.1", "encoder.1.layer.1"]
+    assert [site.name for site in senet.find_sites(model)] == expected
+    pixels = {"pixel_values": torch.randn(2, 3, 40, 40)}
+    assert [site.name for site in senet.find_sites(model, example_input=pixels)] == expected
+    model.eval()
+    with torch.no_grad():
+        before = model(**pixels)["last_hidden_state"]
+        senet.attach(model)
+        assert torch.equal(model(**pixels)["last_hidden_state"], before)
+
+
+def test_what_a_network_does_to_its_buffers_and_to_chance_is_undone():
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls += 1
+            return x + self.norm(self.conv(x)) + torch.randn_like(x)
+
+    model = Noisy()
+    before = torch.get_rng_state()
+    assert names("auto", model=model) == ["norm"]
+    assert model.calls == 0
+    assert torch.equal(torch.get_rng_state(), before)
+    assert model.training

@@ -114,9 +114,10 @@ class _Recorder(TorchDispatchMode):
         inputs = tuple(dict.fromkeys(node for node in read if node is not None))
         shapes = tuple(node.shape for node in inputs)
         result = func(*args, **kwargs)
-        if inputs:
-            name = func._overloadpacket.__name__
-            name = name if name.startswith("_") or not name.endswith("_") else name[:-1]
+        name = func._overloadpacket.__name__
+        name = name if name.startswith("_") or not name.endswith("_") else name[:-1]
+        # Noise takes its shape alone. (What new_zeros and its like take is kept: a batch is often copied into one.)
+        if inputs and not name.startswith("rand"):
             # A tuple is a map and what else came of it (statistics, indices); a list is of maps.
             for tensor in result[:1] if isinstance(result, tuple) else tree_leaves(result):
                 if isinstance(tensor, Tensor):

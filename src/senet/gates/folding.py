@@ -62,9 +62,10 @@ class _Chain:
 
     nodes: list[fx.Node]
     norm: nn.Module | None = None
+    inner: str | None = None  # the activation of the convolution itself
     gate: str | None = None
     shortcut: fx.Node | None = None
-    activation: str | None = None
+    relu: bool = False  # behind the gate or the sum
 
 
 class _Folding:
@@ -96,16 +97,26 @@ class _Folding:
         found = norm_and_activation(self._called(user))
         if user is not None and found is not None:
             chain.nodes.append(user)
-            chain.norm, chain.activation = found
-        if chain.activation is not None:
-            return chain
-        user = only_user(chain.nodes[-1])
-        if user is not None and user.op == "call_module" and user.target in self.excitations:
-            chain.nodes.append(user)
-            chain.gate = str(user.target)
-        self._take_sum(chain)
-        self._take_activation(chain)
+            chain.norm, chain.inner = found
+        if chain.inner is None:
+            chain.inner = self._take_activation(chain)
+        # Behind an activation a gate that nothing is added to is left to `_fold_gate`.
+        if self._take_gate(chain) or chain.inner is None:
+            self._take_sum(chain)
+            if chain.gate is not None or chain.shortcut is not None:
+                chain.relu = self._take_activation(chain, only="relu") is not None
         return chain
+
+    def _take_gate(self, chain: _Chain) -> bool:
+        user = only_user(chain.nodes[-1])
+        if user is None or not self._is_gated(user):
+            return False
+        after = only_user(user)
+        if chain.inner is not None and (after is None or added_to(after, user) is None):
+            return False
+        chain.nodes.append(user)
+        chain.gate = str(user.target)
+        return True
 
     def _take_sum(self, chain: _Chain) -> None:
         """Append the addition of another map of the network."""
@@ -123,23 +134,23 @@ class _Folding:
     def _is_gated(self, node: fx.Node) -> bool:
         return node.op == "call_module" and node.target in self.excitations
 
-    def _take_activation(self, chain: _Chain) -> None:
+    def _take_activation(self, chain: _Chain, only: str | None = None) -> str | None:
         user = only_user(chain.nodes[-1])
         if user is None:
-            return
+            return None
         if user.op == "call_module":
             name = _MODULES.get(type(self._called(user)))
         else:
             others = (*user.args[1:], *user.kwargs.values())
             name = _FUNCTIONS.get(user.target) if all(isinstance(value, bool) for value in others) else None
-        if name == "relu" or (name is not None and chain.gate is None and chain.shortcut is None):
+        if name is not None and only in (None, name):
             chain.nodes.append(user)
-            chain.activation = name
+            return name
+        return None
 
     def _fold(self, chain: _Chain, conv: nn.Conv2d) -> None:
-        source, relu = chain.nodes[0].args[0], chain.activation == "relu"
-        inner = chain.activation if chain.gate is None and chain.shortcut is None else None
-        folded_conv = FoldedConv2d(conv, chain.norm, inner, self.backend)
+        source, relu = chain.nodes[0].args[0], chain.relu
+        folded_conv = FoldedConv2d(conv, chain.norm, chain.inner, self.backend)
         if chain.gate is not None:
             tail = FoldedTail(folded_conv, self.excitations[chain.gate], relu, self.backend)
             self.forms[chain.gate] = EARLY if tail.early else LATE

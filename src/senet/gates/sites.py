@@ -162,7 +162,7 @@ def _with_stages(sites: list[Site]) -> list[Site]:
 
 def _named(model: nn.Module, config: SEConfig, names: list[str], example_input: Any) -> Search:
     """The sites that a person, or a saved description, names."""
-    if not names or len(set(names)) != len(names):
+    if not names or len({name.removesuffix(INPUT) for name in names}) != len(names):
         raise InputError(f"attach: sites={names!r} names no module, or one twice; list module paths")
     modules = dict(model.named_modules())
     for name in names:

@@ -50,13 +50,20 @@ class FoldedConv2d(nn.Module):
 
     @property
     def is_pointwise(self) -> bool:
-        """Whether it is an ungrouped 1×1 convolution that keeps the resolution."""
+        """Whether it is an ungrouped 1×1 convolution that keeps the resolution, without an activation."""
         return (
             tuple(self.weight.shape[2:]) == (1, 1)
             and self.groups == 1
             and self.stride == [1, 1]
             and self.padding == [0, 0]
+            and self.activation is None
         )
+
+    def fits(self, x: Tensor, other: Tensor) -> bool:
+        """Whether ``other`` has the shape of the convolution of ``x``, so that their sum needs no broadcasting."""
+        sides = zip(x.shape[2:], self.weight.shape[2:], self.stride, self.padding, self.dilation, strict=True)
+        lengths = [(side + 2 * p - d * (k - 1) - 1) // s + 1 for side, k, s, p, d in sides]
+        return [*other.shape] == [x.shape[0], self.weight.shape[0], *lengths]
 
     def runner(self) -> Callable[..., Tensor]:
         """What computes this outside of ``torch.compile``, without the cost of a module's call."""
@@ -78,9 +85,10 @@ class FoldedSum(nn.Module):
         self.conv, self.relu, self.overwrites = conv, relu, overwrites
 
     def forward(self, x: Tensor, shortcut: Tensor) -> Tensor:
-        """``shortcut`` has the shape of the convolution's output."""
-        if self.conv._packed is not None and self.overwrites and not torch.compiler.is_compiling():
-            return self.conv._packed.add_to(shortcut, x, self.relu)
+        """``shortcut`` has the shape of the convolution's output, or one that is broadcast to it."""
+        packed = None if torch.compiler.is_compiling() or not self.overwrites else self.conv._packed
+        if packed is not None and self.conv.fits(x, shortcut):
+            return packed.add_to(shortcut, x, self.relu)
         y = self.conv(x) + shortcut
         return torch.relu_(y) if self.relu else y
 
@@ -89,7 +97,7 @@ class FoldedTail(nn.Module):
     """δ(SE(convolution(x)) + shortcut), with the gate from x where the convolution is 1×1 (docs/zero-tax.md).
 
     Args:
-        conv: the block's last convolution, without an activation.
+        conv: the block's last convolution; an activation of its own stands before the gate.
         excitation: that of the gate behind it; its squeeze is the average.
         relu: whether a ReLU follows.
         backend: one of ``early_gate.BACKENDS``.
@@ -107,21 +115,25 @@ class FoldedTail(nn.Module):
         self._native = None if conv._packed is None else (conv._packed, self.excitation)
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        """``shortcut`` has the shape of the convolution's output, or is None."""
+        """``shortcut`` is None, or has the shape of the convolution's output, or one that is broadcast to it."""
         if self._native is not None and not torch.compiler.is_compiling():
             packed, excitation = self._native
             gate = native.gate_of(x, excitation) if self.early else None
             u = packed(x)
-            return native.gated_sum_(u, native.gate_of(u, excitation) if gate is None else gate, shortcut, self.relu)
+            gate = native.gate_of(u, excitation) if gate is None else gate
+            if shortcut is None or shortcut.shape == u.shape:
+                return native.gated_sum_(u, gate, shortcut, self.relu)
+            return early_gate.gated_sum(u, gate, shortcut, self.relu, "reference")  # broadcasts
         backend = "reference" if torch.compiler.is_compiling() else self.backend
-        if self.early and backend == "triton":
+        if self.early and backend == "triton" and (shortcut is None or self.conv.fits(x, shortcut)):
             gate = early_gate.gate_of(x, self.excitation, backend)
             return early_gate.gated_pointwise(x, self.conv.weight, self.conv.bias, gate, shortcut, self.relu, backend)
         gate = early_gate.gate_of(x, self.excitation, backend) if self.early else None
         u = self.conv(x)
         if gate is None:
             gate = early_gate.gate_of(u, self.excitation, backend)
-        return early_gate.gated_sum(u, gate, shortcut, self.relu, backend)
+        broadcasts = shortcut is not None and shortcut.shape != u.shape
+        return early_gate.gated_sum(u, gate, shortcut, self.relu, "reference" if broadcasts else backend)
 
 
 class FoldedGate(nn.Module):

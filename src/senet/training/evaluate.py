@@ -92,7 +92,7 @@ def evaluate(
         InputError: no such checkpoint or data, or classes that the network does not know.
     """
     network, metadata, spec = load_network(checkpoint, size)
-    images, sentence = unseen_images(Path(checkpoint), data, root, metadata["classes"])
+    images, sentence = unseen_images(Path(checkpoint), data, root, metadata)
     target = pick_device(device)
     shown = images.with_transform(spec.eval_transform(crops))
     loader = _loader(shown, batch_size, crops, workers, on_bad_image, MAX_BAD_FRACTION)
@@ -178,20 +178,25 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def unseen_images(checkpoint: Path, data: str, root: str | None, classes: Sequence[str]) -> tuple[ImageSet, str]:
-    """The images to evaluate on, without those that the run trained on: they would flatter it."""
-    from senet.training import folder as folders
-
-    settings = checkpoint.parent / folders.SETTINGS
-    trained_on = folders.read_json(settings) if settings.is_file() else None
-    same = trained_on is not None and Path(data).is_dir() and Path(trained_on["data"]) == Path(data).resolve()
+def unseen_images(checkpoint: Path, data: str, root: str | None, metadata: dict[str, Any]) -> tuple[ImageSet, str]:
+    """The images to evaluate on, without those that the network was trained on: they would flatter it."""
+    known = trained_on(checkpoint, metadata)
+    same = known is not None and Path(data).is_dir() and Path(known["data"]) == Path(data).resolve()
     return open_eval(
         data,
         root=root,
-        classes=classes,
-        val_fraction=trained_on["val_fraction"] if trained_on else 0.2,
+        classes=metadata["classes"],
+        val_fraction=known["val_fraction"] if known else 0.2,
         part="val" if same else "auto",
     )
+
+
+def trained_on(checkpoint: Path, metadata: dict[str, Any]) -> dict[str, Any] | None:
+    """What a network was trained on (``data``, ``val_fraction``), as its run or its own file says; None: not known."""
+    from senet.training import folder as folders
+
+    settings = checkpoint.parent / folders.SETTINGS
+    return folders.read_json(settings) if settings.is_file() else metadata.get("trained_on")
 
 
 def _count(answers: Iterator[tuple[Batch, Tensor]]) -> tuple[int, int, int]:

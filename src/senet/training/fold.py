@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -22,8 +23,7 @@ from senet.gates.fold_search import Evaluate, accuracy_of
 from senet.gates.record import record_excitations
 from senet.measure import fold_files
 from senet.models.weights import save_weights
-from senet.training import folder as folders
-from senet.training.evaluate import load_network, pick_device, unseen_images
+from senet.training.evaluate import load_network, pick_device, trained_on, unseen_images
 from senet.training.gate_report import all_or_nothing, check_output
 from senet.training.workers import default_workers
 
@@ -85,16 +85,12 @@ def fold_checkpoint(
     _check_counts(record_images, images, rounds)
     network, metadata, spec = load_network(checkpoint, size)
     network = network.to(pick_device(device))
-    unseen, sentence = unseen_images(checkpoint, data, root, metadata["classes"])
-    tell = progress or (lambda what, done, total: None)
-
-    def batches(chosen: ImageSet) -> Any:
-        loaders = default_workers(chosen) if workers is None else workers
-        shown = chosen.with_transform(spec.eval_transform("center"))
-        return make_loader(shown, batch_size, train=False, workers=loaders, on_bad_image=on_bad_image)
-
+    unseen, sentence = unseen_images(checkpoint, data, root, metadata)
+    known = trained_on(checkpoint, metadata)
+    tell = progress or _silent
+    batches = functools.partial(_batches, spec=spec, size=batch_size, workers=workers, on_bad_image=on_bad_image)
     if excitations is None:
-        shown = _evenly(_to_record(checkpoint, data, root, unseen), record_images)
+        shown = _evenly(_to_record(known, data, root, unseen), record_images)
         found = _recorded(network, batches(shown), spec, len(shown), tell)
     else:
         found = Excitations.load(excitations)
@@ -118,9 +114,21 @@ def fold_checkpoint(
         "accuracy": f"top-1 on {len(judged)} images ({sentence}); one image is {100 / len(judged):.3g} points",
     }
     with all_or_nothing(output) as place:
-        save_weights(place / WEIGHTS, report.network, _described(report, metadata))
+        save_weights(place / WEIGHTS, report.network, _described(report, metadata, known))
         fold_files.write_fold(place, report, about)
     return report, about
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    pass
+
+
+def _batches(
+    images: ImageSet, *, spec: TransformSpec, size: int, workers: int | None, on_bad_image: Literal["skip", "fail"]
+) -> Iterable[Any]:
+    workers = default_workers(images) if workers is None else workers
+    shown = images.with_transform(spec.eval_transform("center"))
+    return make_loader(shown, size, train=False, workers=workers, on_bad_image=on_bad_image)
 
 
 def _check_counts(record_images: int, images: int | None, rounds: int) -> None:
@@ -138,10 +146,9 @@ def _recorded(
     return record_excitations(network, loader, preprocess=spec.normalize, top=0, progress=progress)
 
 
-def _to_record(checkpoint: Path, data: str, root: str | None, unseen: ImageSet) -> ImageSet:
+def _to_record(known: dict[str, Any] | None, data: str, root: str | None, unseen: ImageSet) -> ImageSet:
     """The training images that go with the images to be judged on; those themselves where all were taken for that."""
-    settings = checkpoint.parent / folders.SETTINGS
-    fraction = folders.read_json(settings)["val_fraction"] if settings.is_file() else 0.2
+    fraction = known["val_fraction"] if known else 0.2
     try:
         source = open_source(data, root=root, val_fraction=fraction)
     except InputError:
@@ -177,10 +184,11 @@ def _example(network: nn.Module, metadata: dict[str, Any], spec: TransformSpec, 
     return x.to(like.device, like.dtype)
 
 
-def _described(report: FoldReport, metadata: dict[str, Any]) -> dict[str, Any]:
-    """What makes the folded network again."""
+def _described(report: FoldReport, metadata: dict[str, Any], known: dict[str, Any] | None) -> dict[str, Any]:
+    """What makes the folded network again, and which images it must not be judged on."""
     config: Any = report.network.network_config
     structure = {"attached": config.attached, "folded": config.folded} if config.folded else {}
     final = report.final
     metrics = {} if final is None else {"metrics": {"val_error": 100 - final.accuracy}}
-    return metadata | structure | metrics
+    origin = {} if known is None else {"trained_on": {name: known[name] for name in ("data", "val_fraction")}}
+    return metadata | structure | metrics | origin

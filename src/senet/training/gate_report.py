@@ -50,7 +50,7 @@ class Subject:
 def open_checkpoint(checkpoint: str | Path, data: str, *, size: int | None = None, root: str | None = None) -> Subject:
     """A network of ``senet train``. Of the data that it was trained on, its validation images are taken."""
     network, metadata, spec = load_network(checkpoint, size)
-    images, sentence = unseen_images(Path(checkpoint), data, root, metadata["classes"])
+    images, sentence = unseen_images(Path(checkpoint), data, root, metadata)
     about = {"model": metadata["model"], "data": data, "images": sentence, "checkpoint": str(checkpoint)}
     return _subject(network, images, spec, about)
 
