@@ -37,6 +37,7 @@ MODELS = (
     "torchvision:regnet_y_1_6gf",
     "attached:resnet50",
 )
+DISTURBED = 1.25  # upper ÷ lower quartile from which a row is not kept: something else was running
 AGREE = 1e-4  # of untrained networks in float32, which amplify rounding; tests/gates/ hold 1e-5 and float64
 Step = Callable[[], object]
 
@@ -107,6 +108,9 @@ def record(name: str, what: str, engine: str, batch: int, times: dict[str, Timin
     r = ratio(times["after"], times[before])
     milliseconds = {n: f"{1e3 * t.median:.2f}" for n, t in times.items()}
     print(f"{name} {what} {engine} batch {batch}: {r.median:.3f} ({r.q25:.3f}–{r.q75:.3f}) {milliseconds}", flush=True)
+    if r.q75 / r.q25 > DISTURBED:
+        print("too disturbed to be recorded: run it again", file=sys.stderr)
+        return
     values = {"model": name, "what": what, "engine": engine, "batch": batch, "size": size, "rounds": rounds}
     spread = {"ratio": f"{r.median:.4f}", "q25": f"{r.q25:.4f}", "q75": f"{r.q75:.4f}"}
     taken = {"ms_before": milliseconds[before], "ms_after": milliseconds["after"]}

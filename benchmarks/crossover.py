@@ -2,9 +2,9 @@
 
     python benchmarks/crossover.py [--rounds 15]
 
-Forward and backward of batch norm (+ SE) + shortcut + ReLU and of batch norm + ReLU alone, float32, 64 channels, a batch
-of 4, maps of 2^12 to 2^23 elements in both layouts. The caches are emptied before each pass, as a network's convolutions
-do. `senet.ops.backend.SMALLEST_NATIVE` and `SMALLEST_NATIVE_BARE` are chosen by these rows.
+Forward and backward of batch norm (+ SE) + shortcut + ReLU and of batch norm + ReLU alone, float32, 64 channels, a
+batch of 4, maps of 2^12 to 2^23 elements in both layouts. The caches are emptied before each pass, as a network's
+convolutions do. `senet.ops.backend.SMALLEST_NATIVE` and `SMALLEST_NATIVE_BARE` are chosen by these rows.
 """
 
 import argparse

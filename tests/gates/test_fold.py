@@ -108,6 +108,12 @@ def test_large_networks_of_ours(name):
     assert len(report.with_fate("folded")) == len(report.sites)
 
 
+@pytest.mark.parametrize("change", [{"squeeze": "none"}, {"squeeze": "max"}, {"gate": "relu"}, {"identity_init": True}])
+def test_every_kind_of_gate(change):
+    report = compare(senet.create_model("se_resnet8", 5, se=SEConfig(4, **change)), (16, 16))
+    assert len(report.with_fate("folded")) == 3
+
+
 def test_where_the_factors_go():
     model = senet.create_model("se_resnet18", 5, se=SEConfig(placement="post"))
     into = {site.name: site.into for site in compare(model, (32, 32)).sites}

@@ -62,6 +62,13 @@ def test_other_networks(model, excitations):
         senet.fold(senet.accelerate(model), excitations)
 
 
+def test_a_network_without_weights(excitations):
+    with torch.device("meta"):
+        empty = senet.create_model("se_resnet8", 5, se=SEConfig(4))
+    with pytest.raises(InputError, match="on the meta device"):
+        senet.fold(empty, excitations)
+
+
 def test_damaged_excitations(model, excitations):
     damaged = copy.deepcopy(excitations)
     damaged["layer2.0.se"].mean[:] = np.nan

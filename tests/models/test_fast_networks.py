@@ -67,7 +67,7 @@ def test_identity_gates_leave_the_plain_networks_output_bit_equal(backend, train
         networks.append(senet.create_model(name, num_classes=4, se=se).train(training))
     x = torch.randn(2, 3, 64, 64)
     if backend == "auto" and training and placement == "3x3":
-        # Small maps inside a block take PyTorch's batch norm without a gate and C++ with one: the same but for rounding.
+        # Small maps inside a block take PyTorch's batch norm without a gate, C++ with one: the same but for rounding.
         networks, x = [model.double() for model in networks], x.double()
     with torch.no_grad(), senet.use_backend(backend):
         plain, gated = (model(x) for model in networks)

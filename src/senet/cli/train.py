@@ -24,7 +24,7 @@ def command(
     epochs: opt.EpochsOption = None,
     changes: opt.SetOption = None,
     se: opt.SEOption = None,
-    pretrained: Annotated[str | None, typer.Option(help="Weights to start from: default, a file, timm:…, hf:…, …")] = None,
+    pretrained: Annotated[str | None, typer.Option(help="Where weights come from: default, a file, timm:…")] = None,
     seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run: --resume RUN.")] = False,
     overwrite: opt.OverwriteOption = False,

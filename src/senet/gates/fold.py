@@ -59,16 +59,11 @@ def fold(
 
     Raises:
         InputError: no gates, or none of that name or stage; excitations of another network, or with NaN; a budget
-            without ``evaluate``; an accelerated network.
+            without ``evaluate``; an accelerated network, or one on the meta device.
     """
-    if isinstance(model, Accelerated):
-        raise InputError("fold: the network is accelerated; fold the ordinary one, then accelerate the result")
     if max_drop is not None and (evaluate is None or not max_drop >= 0):
         raise InputError(f"fold: max_drop={max_drop} needs evaluate=, and must be at least 0")
-    network = plain_network(model)
-    gates = find_gates(network)
-    if not gates:
-        raise InputError(f"fold: {type(network).__name__} has no SE gates; there is nothing to take out")
+    network, gates = _opened(model)
     names = _named(gates, sites)
     by = _constants(gates, excitations)
     folder = Folder(network, by, constants, example_input)
@@ -91,6 +86,19 @@ def fold(
     return FoldReport(
         folded, type(network).__name__, folder.sites(kept, variations), tuple(steps), (counts[0], counts[1]), max_drop
     )
+
+
+def _opened(model: nn.Module) -> tuple[nn.Module, list[Gate]]:
+    """The network out of its wrappers, and its gates."""
+    if isinstance(model, Accelerated):
+        raise InputError("fold: the network is accelerated; fold the ordinary one, then accelerate the result")
+    network = plain_network(model)
+    gates = find_gates(network)
+    if not gates:
+        raise InputError(f"fold: {type(network).__name__} has no SE gates; there is nothing to take out")
+    if any(tensor.is_meta for tensor in (*network.parameters(), *network.buffers())):
+        raise InputError("fold: the network is on the meta device and has no weights; load them before folding")
+    return network, gates
 
 
 def _named(gates: list[Gate], sites: str | Sequence[str]) -> list[str]:

@@ -97,7 +97,9 @@ class FoldReport:
         before, after = self.parameters
         text = f"{', '.join(parts)}; parameters {before:,} → {after:,} ({100 * (after / before - 1):+.2f} %)"
         if self.final is not None:
-            text += f"; accuracy {self.steps[0].accuracy:.2f} → {self.final.accuracy:.2f} ({0.0 - self.final.drop:+.2f})"
+            text += (
+                f"; accuracy {self.steps[0].accuracy:.2f} → {self.final.accuracy:.2f} ({0.0 - self.final.drop:+.2f})"
+            )
             if self.final.time is not None and self.final.site:
                 text += f"; time × {self.final.time[1]:.2f}"
         return text

@@ -32,8 +32,8 @@ class Sweeps:
 
 
 # From how many elements on a map is worth the call of the native sweeps, after a convolution that has emptied the
-# caches. Measured: python benchmarks/crossover.py. With SE any map is, without it those from 2^18 on; one size for both,
-# as twins must take the same form for their outputs to be bit-equal.
+# caches. Measured: python benchmarks/crossover.py. With SE any map is, without it those from 2^18 on; one size for
+# both, as twins must take the same form for their outputs to be bit-equal.
 SMALLEST_NATIVE = 2**14
 # Only a norm and a ReLU, channels_last or not: in channels_last PyTorch's own are as good until maps leave all caches.
 SMALLEST_NATIVE_BARE = {True: 2**22, False: 2**17}
