@@ -15,7 +15,7 @@ from senet.gates import microbatch
 from senet.nn.folded import FoldedConv2d, FoldedGate, FoldedSum, FoldedTail
 from senet.ops import early_gate
 
-QUICK = {"resnet18", "se_resnet20", "se_resnet50", "se_vgg16_bn", "se_mobilenet_v1"}
+QUICK = {"resnet18", "se_resnet20", "se_resnet50", "se_mobilenet_v1"}
 NAMES = [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in senet.list_models()]
 
 
