@@ -14,6 +14,7 @@ from senet.gates.acceleration import known_gates
 from senet.gates.folding import ALONE, EARLY, LATE, PROJECTED
 from senet.nn.folded import FoldedConv2d
 from senet.nn.residual_tail import ResidualTail
+from senet.ops import early_gate, reference
 
 # network → (form of its gates, how many, how many are swept in training)
 FAMILIES = {
@@ -144,6 +145,30 @@ def test_training_calls_the_residual_tail(name, monkeypatch):
     with_shortcut = [args for args in calls if args[4] is not None]
     assert len(with_shortcut) == len(calls)  # the sum is in the sweep
     assert all(args[0].activation for args in calls)
+
+
+@pytest.mark.parametrize("activation", sorted(reference.ACTIVATIONS))
+def test_what_stands_between_the_fully_connected_layers(activation):
+    generator = torch.Generator().manual_seed(0)
+    w1, b1, w2 = (torch.randn(*size, generator=generator) for size in ((5, 12), (5,), (12, 5)))
+    x = torch.randn(3, 12, 5, 7, generator=generator)
+    gate = early_gate.gate_of(x, reference.FullyConnected(w1, b1, w2, None, "hard_sigmoid", activation), "native")
+    delta = {"relu": nn.ReLU(), "silu": nn.SiLU(), "hardswish": nn.Hardswish()}[activation]
+    expected = nn.functional.hardsigmoid(delta(x.mean((2, 3)) @ w1.t() + b1) @ w2.t())
+    torch.testing.assert_close(gate, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_stochastic_depth_draws_the_same_numbers():
+    torch.manual_seed(0)
+    model = timm.create_model("seresnet18", drop_path_rate=0.5, num_classes=7).double().train()
+    fast = senet.accelerate(model)
+    assert len(fast.acceleration.training) == 8
+    outputs = []
+    for net in (model, fast):
+        torch.manual_seed(1)
+        with senet.use_backend("native" if net is fast else "reference"):
+            outputs.append(net(images(4)))
+    assert relative(outputs[1], outputs[0]) < 1e-9
 
 
 def test_modes_keys_and_weights_both_ways():
@@ -301,6 +326,25 @@ def test_a_gate_that_somebody_else_reads_before_is_not_applied_in_place():
     assert fast.acceleration.inference == {"se": PROJECTED}
     alone = senet.accelerate(nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), senet.SqueezeExcite(8)).eval())
     assert alone.acceleration.inference == {"2": ALONE}
+
+
+@pytest.mark.parametrize("se", [True, False])
+def test_a_map_of_which_a_view_is_kept_is_not_overwritten(se):
+    class View(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1)
+            self.se = senet.SqueezeExcite(8) if se else nn.Identity()
+
+        def forward(self, x):
+            u = torch.relu(self.a(x))
+            half = u[:, :4]
+            return (self.b(self.se(u)) if se else self.b(u) + u).sum((2, 3))[:, :4] + half.sum((2, 3))
+
+    torch.manual_seed(0)
+    model, x = View().eval(), images(dtype=torch.float32)
+    with torch.no_grad():
+        assert relative(senet.accelerate(model)(x), model(x)) < 1e-5
 
 
 @pytest.mark.parametrize("se", [True, False])

@@ -184,6 +184,16 @@ def test_distributed_data_parallel(opened, tmp_path):
         torch.testing.assert_close(gate.fc1.weight.grad, attached(expected)[name].fc1.weight.grad)
 
 
+def test_gates_in_line_within_one_another():
+    model = torchvision.models.resnet18().eval()
+    senet.attach(model, sites=["layer1.0", "layer1.0.bn2"], example_input=torch.zeros(1, 3, 32, 32))
+    with torch.no_grad():
+        for gate in attached(model).values():
+            nn.init.normal_(gate.fc2.weight)
+        x = torch.randn(2, 3, 32, 32)
+        assert torch.equal(in_line(model)(x), model(x))
+
+
 def test_gates_in_line(opened):
     model, y = opened
     twin = in_line(model)

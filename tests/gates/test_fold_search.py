@@ -155,6 +155,11 @@ def test_gates_that_do_not_fold_are_measured_only_where_they_become_constants(ex
     report = senet.fold(post, found, evaluate=evaluate, constants=True, example_input=IMAGES[0])
     assert len(seen) == 4
     assert not senet.find_gates(report.network)
+    evaluate, _ = counting([50.0] + [0.0] * 3)
+    report = senet.fold(post, found, evaluate=evaluate, constants=True, max_drop=1, example_input=IMAGES[0])
+    assert [site.fate for site in report.sites] == ["kept"] * 3
+    assert all(site.reason.endswith("without it the accuracy is too low") for site in report.sites)
+    assert len(senet.find_gates(report.network)) == 3
 
 
 def test_modes_and_hooks_stay_as_they_are(model, excitations):

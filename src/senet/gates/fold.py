@@ -82,10 +82,9 @@ def fold(
         candidates = [step.site for step in steps if step.site and step.kept]
     folded = folder.apply(candidates)
     counts = [sum(p.numel() for p in each.parameters()) for each in (network, folded)]
-    kept = set(candidates) | {name for name in chosen if name in folder.reasons}
-    return FoldReport(
-        folded, type(network).__name__, folder.sites(kept, variations), tuple(steps), (counts[0], counts[1]), max_drop
-    )
+    refused = {step.site for step in steps if not step.kept}
+    found = folder.sites(candidates, refused, variations)
+    return FoldReport(folded, type(network).__name__, found, tuple(steps), (counts[0], counts[1]), max_drop)
 
 
 def _opened(model: nn.Module) -> tuple[nn.Module, list[Gate]]:

@@ -75,8 +75,13 @@ class Folder:
             twin.network_config = dataclasses.replace(config, attached=put_in, folded=before | left)
         return twin
 
-    def sites(self, chosen: Collection[str], variations: Mapping[str, float]) -> tuple[SiteFold, ...]:
-        """What became of each gate of the network once those chosen are folded, in the network's order."""
+    def sites(
+        self, chosen: Collection[str], refused: Collection[str], variations: Mapping[str, float]
+    ) -> tuple[SiteFold, ...]:
+        """What becomes of each gate of the network with ``apply(chosen)``, in the network's order.
+
+        Those ``refused`` were tried and cost too much.
+        """
         stages = self.stages()
         return tuple(
             SiteFold(
@@ -86,7 +91,7 @@ class Folder:
                 map_size=stages[name][1],
                 variation=variations.get(name, math.nan),
                 parameters=sum(p.numel() for p in gate.module.parameters()),
-                **self._fate(name, chosen),
+                **self._fate(name, chosen, refused),
             )
             for name, gate in self.gates.items()
         )
@@ -107,15 +112,14 @@ class Folder:
         given: list[Node] = [node for node in inside if gate.name in node.returned_by]
         return given[-1].shape[2:] if given else ()
 
-    def _fate(self, name: str, chosen: Collection[str]) -> dict[str, Any]:
+    def _fate(self, name: str, chosen: Collection[str], refused: Collection[str]) -> dict[str, Any]:
         if name not in self.by:
             return {"fate": KEPT, "reason": "it was not recorded"}
-        reason = self.reasons.get(name, "")
-        if name not in chosen:
-            return {"fate": KEPT, "reason": reason and f"does not fold: {reason}"}
-        if name in self.plans:
-            return {"fate": FOLDED, "into": tuple(f"{f.path}" for f in self.plans[name])}
-        return {"fate": SCALED if self.constants else KEPT, "reason": f"does not fold: {reason}"}
+        if name in chosen and name in self.plans:
+            return {"fate": FOLDED, "into": tuple(factor.path for factor in self.plans[name])}
+        reasons = [f"does not fold: {self.reasons[name]}"] if name in self.reasons else []
+        reasons += ["without it the accuracy is too low"] if name in refused else []
+        return {"fate": SCALED if name in chosen and self.constants else KEPT, "reason": "; ".join(reasons)}
 
     def _take_out(self, twin: nn.Module, name: str, scaled: bool) -> None:
         constant = None

@@ -9,6 +9,7 @@ from torch import fx, nn
 from senet.gates.foreign import norm_and_activation
 from senet.gates.graph import (
     RELUS,
+    SUMS,
     added_to,
     called_module,
     only_user,
@@ -29,6 +30,9 @@ _FUNCTIONS: dict[Any, str] = {
     F.hardswish: "hardswish",
 }
 _MODULES: dict[type, str] = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SiLU: "silu", nn.Hardswish: "hardswish"}
+
+# What returns memory of its own and no view of what it reads.
+_NEW_MAPS = (FoldedConv2d, FoldedSum, FoldedTail, nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d)
 
 
 def folded(
@@ -156,7 +160,7 @@ class _Folding:
             self.forms[chain.gate] = EARLY if tail.early else LATE
             self._replace(chain.nodes, tail, (source,) if chain.shortcut is None else (source, chain.shortcut))
         elif chain.shortcut is not None:
-            overwrites = chain.shortcut in self.fresh and self._is_last_reader(chain.shortcut, chain.nodes[-1])
+            overwrites = chain.shortcut in self.fresh and self._is_last_reader(chain.shortcut, chain.nodes)
             self._replace(chain.nodes, FoldedSum(folded_conv, relu, overwrites), (source, chain.shortcut))
         else:
             self._replace(chain.nodes, folded_conv, (source,))
@@ -167,14 +171,19 @@ class _Folding:
         user = only_user(node)
         conv = getattr(self._called(user), "conv", self._called(user))
         self.forms[name] = PROJECTED if isinstance(conv, FoldedConv2d) and conv.is_pointwise else ALONE
-        overwrites = isinstance(source, fx.Node) and source in self.fresh and self._is_last_reader(source, node)
+        overwrites = isinstance(source, fx.Node) and source in self.fresh and self._is_last_reader(source, [node])
         gate = FoldedGate(excitation, excitation.w1.dtype, overwrites, self.backend)
         self._replace([node], gate, node.args)
 
-    def _is_last_reader(self, map_node: fx.Node, reader: fx.Node) -> bool:
-        """Whether all other readers of a map have run before ``reader`` does."""
+    def _is_last_reader(self, map_node: fx.Node, chain: list[fx.Node]) -> bool:
+        """Whether all readers of a map outside of the chain run before its end does, and keep no view of it."""
         order = order_of(self.module)
-        return all(order[user] < order[reader] for user in map_node.users if user is not reader)
+        others = [user for user in map_node.users if user not in chain]
+        return all(order[user] < order[chain[-1]] and self._makes_new(user) for user in others)
+
+    def _makes_new(self, node: fx.Node) -> bool:
+        called = self._called(node)
+        return isinstance(called, _NEW_MAPS) or (called is None and node.target in SUMS)
 
     def _replace(self, chain: list[fx.Node], module: nn.Module, args: tuple[Any, ...]) -> None:
         """Put ``module`` in place of the last node of the chain and take the chain out."""

@@ -81,7 +81,10 @@ def norm_and_activation(module: nn.Module | None) -> tuple[nn.Module, str | None
         return module, None
     probe, x = _randomised(module), _probe(module.num_features)
     y = nn.BatchNorm2d.forward(probe, x)  # type: ignore[arg-type]
-    got = _called(probe, x)
+    try:
+        got = _called(probe, x)
+    except UnknownGateError:
+        return None
     if _same(got, y):
         return module, None
     return next(((module, name) for name, (f, *_) in ACTIVATIONS.items() if _same(got, f(y.clone()))), None)

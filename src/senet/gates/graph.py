@@ -10,7 +10,8 @@ from torch import fx, nn
 from senet.errors import InputError
 from senet.nn.squeeze_excite import SqueezeExcite
 
-ADDITIONS: tuple[Any, ...] = ("add", "add_", torch.add, operator.add, operator.iadd)
+SUMS: tuple[Any, ...] = ("add", torch.add, operator.add)  # a new map
+ADDITIONS = (*SUMS, "add_", operator.iadd)
 RELUS: tuple[Any, ...] = ("relu", "relu_", torch.relu, torch.relu_, F.relu)
 _DROPS = ("dropout", "feature_dropout", "dropout2d", "dropout3d", "alpha_dropout", "stochastic_depth")
 

@@ -159,7 +159,8 @@ def in_line(model: nn.Module) -> nn.Module:
         return model
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     twin = copy.deepcopy(model, shared)
-    for site, se in detach_all(twin).items():
+    # What lies inside a module comes first: wrapping the module renames it.
+    for site, se in reversed(detach_all(twin).items()):
         path = site.removesuffix(INPUT)
         parent, _, name = path.rpartition(".")
         module = twin.get_submodule(path)
