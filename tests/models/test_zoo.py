@@ -219,10 +219,10 @@ def test_compiles_without_graph_breaks(layout):
 @pytest.mark.parametrize("name", senet.list_models())
 def test_every_network_compiles_as_one_graph(name):
     torch.compiler.reset()
-    model, x = senet.create_model(name, num_classes=3).eval(), small_input(name)
+    model, x = senet.create_model(name, num_classes=3).eval().double(), small_input(name).double()
     with torch.no_grad():
         compiled = torch.compile(model, backend="eager", fullgraph=True)(x)
-        torch.testing.assert_close(compiled, model(x), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(compiled, model(x), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", [n for n in senet.list_models() if senet.model_spec(n).min_size > 1])
