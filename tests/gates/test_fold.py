@@ -37,9 +37,8 @@ def settled(model, shape, size):
 
 
 def recorded(model, shape, size, **kwargs):
-    generator = torch.Generator().manual_seed(4)
-    batches = [torch.randn(3, *shape, *size, generator=generator, dtype=torch.float64) for _ in range(2)]
-    return senet.record_excitations(model, [batch.to(next(model.parameters()).dtype) for batch in batches], **kwargs)
+    batches = torch.randn(2, 3, *shape, *size, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    return senet.record_excitations(model, list(batches.to(next(model.parameters()).dtype)), **kwargs)
 
 
 def held(model, excitations, names):
@@ -47,11 +46,9 @@ def held(model, excitations, names):
     model = copy.deepcopy(model)
     for name in names:
         mean = torch.from_numpy(excitations[name].overall()[0])
-
-        def hook(module, args, output, mean=mean):
-            return torch.einsum("nc...,c->nc...", args[0], mean.to(args[0].dtype))
-
-        model.get_submodule(name).register_forward_hook(hook)
+        model.get_submodule(name).register_forward_hook(
+            lambda module, args, output, mean=mean: torch.einsum("nc...,c->nc...", args[0], mean.to(args[0].dtype))
+        )
     return model
 
 
