@@ -85,6 +85,8 @@ class _Form:
 class Accelerated:
     """What ``accelerate`` adds to a network's class."""
 
+    # It is mixed into the network's own class, whose methods mypy cannot see: hence the ignores below.
+
     training: bool
     _requested: str
     _trainable: dict[str, bool]

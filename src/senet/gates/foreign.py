@@ -66,7 +66,7 @@ class ForeignGate:
         config = SEConfig(hidden=weight.shape[0], gate=self.gate_name.removeprefix("identity_"))
         with torch.device("meta"):
             block = SqueezeExcite(weight.shape[1], config)
-        block.fc1, block.fc2, block.gate_name = self.fc1, self.fc2, self.gate_name  # type: ignore[assignment]
+        block.fc1, block.fc2, block.gate_name = self.fc1, self.fc2, self.gate_name  # type: ignore[assignment] # foreign layers
         return block
 
 
@@ -80,7 +80,7 @@ def norm_and_activation(module: nn.Module | None) -> tuple[nn.Module, str | None
     if type(module) is nn.BatchNorm2d:
         return module, None
     probe, x = _randomised(module), _probe(module.num_features)
-    y = nn.BatchNorm2d.forward(probe, x)  # type: ignore[arg-type]
+    y = nn.BatchNorm2d.forward(probe, x)  # type: ignore[arg-type] # a subclass at run time
     try:
         got = _called(probe, x)
     except UnknownGateError:

@@ -86,7 +86,7 @@ def search(
     named = None if isinstance(sites, (str, SitePolicy)) else list(sites)
     if named is not None:
         return _named(model, config, named, example_input)
-    policy = policy_of(sites)  # type: ignore[arg-type]
+    policy = policy_of(sites)  # type: ignore[arg-type] # a list of names was served above
     flow = recorded(model, example_input)
     found, skipped = _found(model, config, flow, policy.every_layer)
     if not found:
