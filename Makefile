@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# a process per core, but not more than memory is sure to hold; files stay together for their fixtures
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 INSTALLED := $(VENV)/.installed
 
 .PHONY: demo test test-all lint types docs bench clean
@@ -10,10 +12,10 @@ demo: $(INSTALLED)  ## the main job on the embedded digits: table, curves.png, r
 	$(BIN)/senet compare --output demo --overwrite
 
 test: $(INSTALLED) lint types docs  ## lint, types, docs and the quick tests
-	$(BIN)/pytest
+	$(BIN)/pytest $(PARALLEL)
 
 test-all: $(INSTALLED) lint types docs  ## every network × every property as well
-	$(BIN)/pytest -m "not gpu" --durations=10
+	$(BIN)/pytest $(PARALLEL) -m "not gpu" --durations=10
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

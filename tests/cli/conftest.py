@@ -21,9 +21,11 @@ def photos(tmp_path_factory):
 
 
 @pytest.fixture
-def senet(capsys):
+def senet(capsys, monkeypatch):
     """Run the command line in this process: (exit code, output, error output)."""
     from senet.cli.main import main
+
+    monkeypatch.delenv("COLUMNS", raising=False)  # pytest-xdist sets it
 
     def call(*words):
         code = main([str(word) for word in words])

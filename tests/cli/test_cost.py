@@ -11,11 +11,6 @@ from senet.cli import cost_tables
 from senet.measure.cost import model_cost
 
 
-@pytest.fixture(autouse=True)
-def wide(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "160")
-
-
 def test_a_network_beside_its_twin_in_every_form(senet, tmp_path):
     code, out, err = senet("cost", "resnet8")
     assert (code, err) == (0, "")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,7 +11,7 @@ from senet.cli import options as opt
 from senet.errors import InputError
 
 if TYPE_CHECKING:
-    from senet.measure.tax import Measured, Progress
+    from senet.measure.tax import Measured
 
 FILES = ("tax.csv", "tax.json", "tax.png")
 
@@ -67,18 +65,15 @@ def command(
 
 def _run(everything: list[Measured], output: Path | None) -> None:
     """Measure, show and write; whatever stops it, what has been measured by then is shown and written."""
-    from rich.console import Console
-
+    from senet.cli.console import to_output
     from senet.cli.tax_tables import checks_table, tax_tables
-    from senet.measure.tax import measure_into
     from senet.measure.tax_files import write_tax
 
-    console = Console()
+    console = to_output()
     try:
         for measured in everything:
             try:
-                with _progress(measured) as progress:
-                    measure_into(measured, progress)
+                _measure(measured)
             finally:
                 checks_table(measured, console)
             if output is not None:
@@ -91,20 +86,10 @@ def _run(everything: list[Measured], output: Path | None) -> None:
             console.print(f"written: {written}", highlight=False, markup=False, soft_wrap=True)
 
 
-@contextmanager
-def _progress(measured: Measured) -> Iterator[Progress]:
-    """Progress of one setting on stderr; silent when that is no terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Shown
+def _measure(measured: Measured) -> None:
+    from senet.cli.console import bars
+    from senet.measure.tax import measure_into
 
-    errors = Console(stderr=True)
     title = f"{measured.setting.mode}, batch {measured.setting.batch}"
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Shown(*columns, console=errors, transient=True, disable=not errors.is_terminal) as shown:
-        task = shown.add_task(title)
-
-        def progress(what: str, done: int, total: int) -> None:
-            shown.update(task, description=f"{title}: {what}", completed=done, total=total)
-
-        yield progress
+    with bars(elapsed=True) as show:
+        measure_into(measured, lambda what, done, total: show("", f"{title}: {what}", done, total))

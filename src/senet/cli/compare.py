@@ -44,8 +44,7 @@ def command(
 
     Example: [cyan]senet compare --data photos --model se_resnet20 --seeds 3 --epochs 30[/]
     """
-    from rich.console import Console
-
+    from senet.cli.console import to_errors, to_output
     from senet.cli.tables import comparison_table
     from senet.training.compare import compare
     from senet.training.interrupt import Interrupted
@@ -74,12 +73,12 @@ def command(
             seeds=seeds,
             resume=resume,
             overwrite=overwrite,
-            console=Console(stderr=True),
+            console=to_errors(),
         )
     except Interrupted as stop:
         print(f"{stop}; continue with: {_resume_command()}", file=sys.stderr)
         raise
-    comparison_table(comparison, Console())
+    comparison_table(comparison, to_output())
 
 
 def _resume_command() -> str:

@@ -28,11 +28,10 @@ def command(
     Example: [cyan]senet cost se_resnet50 --per stage[/], [cyan]senet cost --all --vs-paper[/]
     """
     _check(model, every, vs_paper, per, input_size, form, output, overwrite)
-    from rich.console import Console
-
     from senet.cli import cost_tables as tables
+    from senet.cli.console import to_output
 
-    console = Console() if form == "table" else None
+    console = to_output() if form == "table" else None
     if vs_paper:
         from senet.paper.costs import compared, rows_of
 

@@ -15,6 +15,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from senet.cli.console import counted
 from senet.files import write_atomically
 from senet.measure.cost import Cost, model_cost
 from senet.measure.cost_parts import NetworkCost
@@ -46,14 +47,11 @@ def part_records(network: NetworkCost) -> list[Record]:
 
 def zoo_records(input_size: int | None = None) -> list[Record]:
     """Every registered network, with progress on a terminal; those that need larger images are left out."""
-    from rich.progress import track
-
-    errors = Console(stderr=True)
     names = [name for name in list_models() if (input_size or model_spec(name).input_size) >= model_spec(name).min_size]
     return [
         {"model": name, "input_size": input_size or model_spec(name).input_size}
         | _counts(model_cost(name, input_size=input_size))
-        for name in track(names, "counting", console=errors, transient=True, disable=not errors.is_terminal)
+        for name in counted(names, "counting")
     ]
 
 

@@ -29,8 +29,7 @@ def command(
     """
     import json
 
-    from rich.console import Console
-
+    from senet.cli.console import to_output
     from senet.cli.tables import evaluation_table
     from senet.training.evaluate import evaluate
 
@@ -48,4 +47,4 @@ def command(
     if as_json:
         print(json.dumps(result.to_dict(), indent=2, ensure_ascii=False))
     else:
-        evaluation_table(result, Console())
+        evaluation_table(result, to_output())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -56,13 +54,13 @@ def command(
     Example: [cyan]senet fold --checkpoint run/best.safetensors --data photos --max-drop 0.1 -o folded[/]
     """
     import matplotlib  # noqa: F401 - where it is missing, say so before anything is computed
-    from rich.console import Console
 
+    from senet.cli.console import bars, to_output
     from senet.training.fold import FILES, fold_checkpoint
 
     if max_drop is None and sites == "*" and stage is None:
         max_drop = _MAX_DROP
-    with _progress() as progress:
+    with bars() as show:
         report, about = fold_checkpoint(
             checkpoint,
             data,
@@ -82,9 +80,9 @@ def command(
             root=root,
             on_bad_image=on_bad_image,
             overwrite=overwrite,
-            progress=progress,
+            progress=lambda what, done, total: show(what.partition(" ")[0], what, done, total),
         )
-    console = Console()
+    console = to_output()
     _tables(report, about, console)
     written = ", ".join(str(output / name) for name in FILES)
     console.print(f"written: {written}", highlight=False, markup=False, soft_wrap=True)
@@ -124,23 +122,3 @@ def _tables(report: FoldReport, about: dict[str, str], console: Console) -> None
     if any(step.time for step in report.steps):
         note = "time: of a batch of 8 in plain PyTorch, ÷ that of the network as it was, in turn; median and quartiles"
         console.print(note, style="dim", highlight=False, markup=False)
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], object]]:
-    """A bar on stderr; silent when that is no terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    errors = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as shown:
-        tasks: dict[bool, Any] = {}
-
-        def progress(what: str, done: int, total: int) -> None:
-            kind = what.startswith("folding")
-            if kind not in tasks:
-                tasks[kind] = shown.add_task(what, total=total)
-            shown.update(tasks[kind], description=what, completed=done, total=total)
-
-        yield progress

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -53,8 +51,8 @@ def command(
     if (checkpoint is None) == (model is None) or (checkpoint is not None and pretrained is not None):
         raise InputError("give --checkpoint FILE, or --model NAME with --pretrained FILE")
     import matplotlib  # noqa: F401 - where it is missing, say so before anything is computed
-    from rich.console import Console
 
+    from senet.cli.console import bars, to_output
     from senet.measure.report import FILES
     from senet.training.gate_report import check_output, inspect, open_checkpoint, open_model
 
@@ -64,7 +62,8 @@ def command(
         subject = open_checkpoint(checkpoint, data, size=size, root=root)
     else:
         subject = open_model(str(model), pretrained, data, size=size, root=root)
-    with _progress(len(subject.images)) as progress:
+    total = len(subject.images)
+    with bars() as show:
         found = inspect(
             subject,
             output,
@@ -77,9 +76,9 @@ def command(
             workers=workers,
             device=device,
             on_bad_image=on_bad_image,
-            progress=progress,
+            progress=lambda done: show("", "looking at images", done, total),
         )
-    console = Console()
+    console = to_output()
     _findings(found, lines, subject.about, console)
     written = ", ".join(str(output / name) for name in FILES)
     console.print(f"written: {written}", highlight=False, markup=False, soft_wrap=True)
@@ -132,16 +131,3 @@ def _findings(found: list[Diagnosis], lines: Thresholds, about: dict[str, str], 
     console.print(legend, style="dim", highlight=False, markup=False)
     console.print(lines.sentence(), style="dim", highlight=False, markup=False)
     console.print(about["images"], style="dim", highlight=False, markup=False)
-
-
-@contextmanager
-def _progress(images: int) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr; silent when that is no terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    errors = Console(stderr=True)
-    columns = (TextColumn("looking at images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as shown:
-        task = shown.add_task("", total=images)
-        yield lambda done: shown.update(task, completed=done)

@@ -23,8 +23,7 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """List the networks: parameters and multiply-adds (madds) for 1000 classes, 10 for CIFAR networks."""
-    from rich.console import Console
-
+    from senet.cli.console import to_output
     from senet.cli.tables import zoo_json, zoo_table
     from senet.models.registry import list_models
 
@@ -34,11 +33,11 @@ def command(
     if not names:
         raise InputError(f"no model matches {pattern!r}; `senet list` shows all")
     if weights:
-        _show_weights(names, Console(), as_json)
+        _show_weights(names, to_output(), as_json)
     elif as_json:
         print(zoo_json(names))
     else:
-        zoo_table(names, Console())
+        zoo_table(names, to_output())
 
 
 def _show_weights(names: list[str], console: Console, as_json: bool) -> None:

@@ -25,8 +25,7 @@ def command(
 
     Example: [cyan]senet predict --checkpoint run/best.safetensors photo.jpg holiday/ --top-k 3 --csv -[/]
     """
-    from rich.console import Console
-
+    from senet.cli.console import to_output
     from senet.cli.tables import prediction_table, predictions_csv
     from senet.training.evaluate import predict
 
@@ -41,7 +40,7 @@ def command(
         workers=workers,
     )
     if csv is None:
-        prediction_table(predictions, Console())
+        prediction_table(predictions, to_output())
     else:
         predictions_csv(predictions, csv)
     return 1 if predictions.bad else 0

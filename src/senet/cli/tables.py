@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from senet.cli.console import counted
+
 if TYPE_CHECKING:
     from senet.training.compare import Comparison
     from senet.training.evaluate import Evaluation, Predictions
@@ -96,8 +98,9 @@ def _range(interval: tuple[float, float]) -> str:
 
 def prediction_table(predictions: Predictions, console: Console) -> None:
     """One row a class; an image's name stands at its likeliest one."""
-    table = Table("image", "class")
-    table.add_column("probability", justify="right")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for name in ("image", "class", "probability"):
+        table.add_column(name, justify="right" if name == "probability" else "left", overflow="fold")
     for row in predictions:
         for rank, (label, probability) in enumerate(zip(row.classes, row.probabilities, strict=True)):
             table.add_row(escape(row.name) if rank == 0 else "", escape(label), f"{probability:.4f}")
@@ -121,15 +124,12 @@ def predictions_csv(predictions: Predictions, target: str) -> None:
 
 def zoo_table(names: list[str], console: Console) -> None:
     """The zoo, with progress on a terminal while the networks are counted."""
-    from rich.progress import track
-
     # No frame: the names are long, and a terminal may have no more than 80 columns.
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
     for name in ("model", "params, M", "madds, G", "input", "stride in", "twin"):
         right = name in ("params, M", "madds, G", "input")
         table.add_column(name, justify="right" if right else "left", no_wrap=True, overflow="fold")
-    errors = Console(stderr=True)
-    for name in track(names, "counting", console=errors, transient=True, disable=not errors.is_terminal):
+    for name in counted(names, "counting"):
         row = _zoo_row(name)
         table.add_row(
             name,

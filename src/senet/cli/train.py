@@ -43,8 +43,7 @@ def command(
     """
     from dataclasses import replace
 
-    from rich.console import Console
-
+    from senet.cli.console import to_errors, to_output
     from senet.cli.tables import run_summary
     from senet.training.interrupt import Interrupted
     from senet.training.recipe import load_recipe
@@ -86,10 +85,10 @@ def command(
         )
         chosen = load_recipe(recipe or default_recipe(data, model), opt.recipe_changes(epochs, changes))
     try:
-        result = train(settings, chosen, folder, resume=resume, overwrite=overwrite, console=Console(stderr=True))
+        result = train(settings, chosen, folder, resume=resume, overwrite=overwrite, console=to_errors())
     except Interrupted as stop:
         if is_first_process():
             print(f"{stop}; continue with: senet train --resume {shlex.quote(str(folder))}", file=sys.stderr)
         raise
     if is_first_process():
-        Console(soft_wrap=True).print(run_summary(result), highlight=False)
+        to_output().print(run_summary(result), highlight=False)

@@ -1,0 +1,65 @@
+"""Where the commands write: tables to the output, progress to the errors."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+T = TypeVar("T")
+_UNLIMITED = 10_000  # columns; a table takes no more than it needs
+
+
+def to_output() -> Console:
+    """The output: as wide as the terminal, or as ``COLUMNS`` says; in a file or a pipe no width cuts a name off."""
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _UNLIMITED
+    return console
+
+
+def to_errors() -> Console:
+    """Where progress is shown."""
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+@contextmanager
+def bars(*, elapsed: bool = False) -> Iterator[Callable[[str, str, int, int], None]]:
+    """Bars on a terminal, silent elsewhere: call it with which bar, its text, how much is done and of how much."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    console = to_errors()
+    clock = TimeElapsedColumn() if elapsed else TimeRemainingColumn()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), clock)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
+        tasks: dict[str, Any] = {}
+
+        def update(bar: str, text: str, done: int, total: int) -> None:
+            if bar not in tasks:
+                tasks[bar] = shown.add_task(text, total=total)
+            shown.update(tasks[bar], description=text, completed=done, total=total)
+
+        yield update
+
+
+def counted(things: Iterable[T], text: str) -> Iterable[T]:
+    """The things, with a bar on a terminal that counts them."""
+    from rich.progress import track
+
+    console = to_errors()
+    return track(things, text, console=console, transient=True, disable=not console.is_terminal)
