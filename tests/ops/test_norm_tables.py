@@ -1,15 +1,18 @@
 """Statistics: running ones as PyTorch's, of badly scaled data, and those of a batch that is spread over processes."""
 
+import copy
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from senet.ops import norm_tables as tables
 from senet.ops.backend import sweeps_of
 from senet.ops.moments_affine import norm_tail
 from senet.ops.native import sweeps as native
 from senet.ops.norm_tables import norm_tables, uses_batch_statistics
+from senet.ops.sweeps import pivot
 
 NO_COMPILER = native.why_not() is not None
 NATIVE = pytest.param("native", marks=pytest.mark.skipif(NO_COMPILER, reason="no C++ compiler"))
@@ -53,8 +56,8 @@ def test_group_norms_tables(groups):
     nn.init.normal_(norm.weight)
     nn.init.normal_(norm.bias)
     u = torch.randn(3, 6, 4, 5, dtype=torch.float64) + torch.arange(6.0)[:, None, None]
-    m, v = sweeps_of("reference").moments(u)
-    g, z = norm_tables(norm, m, v, 20)
+    m, d, v = sweeps_of("reference").moments(u)
+    g, z = norm_tables(norm, m, d, v, pivot(u), 20)
     y = g[..., None, None] * (u - m[..., None, None]) + z[..., None, None]
     torch.testing.assert_close(y, norm(u), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(z, norm(u).mean((2, 3)), rtol=1e-12, atol=1e-12)
@@ -62,26 +65,55 @@ def test_group_norms_tables(groups):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("side", [9, 56, 112])
+@pytest.mark.parametrize("side", [2, 9, 56, 112])
 @pytest.mark.parametrize("outlier", [False, True])
 def test_the_variance_of_badly_scaled_data_keeps_five_digits(backend, layout, side, outlier):
     u = (torch.randn(2, 5, side, side) + 1e4).to(memory_format=layout)
     if outlier:
         u[:, :, 0, 0] = -1e4
     exact_v, exact_m = torch.var_mean(u.double(), (2, 3), correction=0)
-    m, v = sweeps_of(backend).moments(u)
+    m, d, v = sweeps_of(backend).moments(u)
     # Compiled code adds value after value, on top of an outlier as large as the mean: half a digit less.
     loose = 3 if backend == "compiled" and outlier else 1
     torch.testing.assert_close(v.double(), exact_v, rtol=loose * 1e-5, atol=0)
     close_to_mean = {"rtol": 2e-6, "atol": 5e-4 * exact_v.max().sqrt().item()}  # a part of the deviation
     torch.testing.assert_close(m.double(), exact_m, **close_to_mean)
     torch.testing.assert_close(sweeps_of(backend).mean(u).double(), exact_m, **close_to_mean)
+    from_pivot = exact_m - u[0, :, 0, 0].double()
+    all_digits = close_to_mean if outlier else {"rtol": 2e-6, "atol": 2e-6}
+    torch.testing.assert_close(d.double(), from_pivot, **all_digits)
     norm = nn.BatchNorm2d(5, momentum=1.0)
     norm_tail(u, norm, None, None, True, backend)
     exact = torch.var(u.double(), (0, 2, 3))
-    # The general form compares the images' means as float32 numbers, each off by up to 5e-4 deviations.
-    rounding = 0 if backend == "native" or outlier else 1e-3 / side
-    torch.testing.assert_close(norm.running_var.double(), exact, rtol=loose * 1e-5 + rounding, atol=0)
+    torch.testing.assert_close(norm.running_var.double(), exact, rtol=loose * 1e-5, atol=0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d(6), nn.GroupNorm(2, 6)], ids=["batch", "group"])
+def test_the_normalised_map_of_badly_scaled_data_keeps_five_digits(backend, norm):
+    u = torch.randn(4, 6, 3, 3) + 1e4 + torch.arange(6.0)[:, None, None]
+    exact = copy.deepcopy(norm).double()(u.double())
+    y = norm_tail(u, norm, None, None, False, backend)
+    torch.testing.assert_close(y.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+def test_ranks_compare_badly_scaled_means_to_all_digits(monkeypatch):
+    u, counts = torch.randn(6, 5, 3, 3) + 1e4, (2, 0, 4)
+    norm = nn.SyncBatchNorm(5, momentum=1.0)
+    rows = []
+    for part in u.split(counts):  # what each rank hands over
+        m, d, v = sweeps_of("reference").moments(part)
+        with monkeypatch.context() as patched:
+            patched.setattr(tables._AllGather, "apply", lambda own, group: rows.append(own) or own[None])
+            tables._gathered(d, v, pivot(part), len(part) * 9, None)
+    monkeypatch.setattr(tables, "gathers", lambda norm: True)
+    monkeypatch.setattr(tables._AllGather, "apply", lambda own, group: torch.stack(rows))
+    g, z = norm_tables(norm, m, d, v, pivot(part), 9)
+    torch.testing.assert_close(norm.running_var.double(), u.double().var((0, 2, 3)), rtol=1e-5, atol=0)
+    torch.testing.assert_close(norm.running_mean.double(), u.double().mean((0, 2, 3)), rtol=1e-7, atol=0)
+    y = g[..., None, None] * (part - m[..., None, None]) + z[..., None, None]
+    exact = nn.BatchNorm2d(5).double()(u.double())[2:]
+    torch.testing.assert_close(y.double(), exact, rtol=1e-5, atol=1e-5)
 
 
 # Each of two processes makes the whole case, keeps its part of the batch, and saves what comes out for each setting.

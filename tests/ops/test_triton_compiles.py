@@ -16,7 +16,7 @@ pytestmark = [
 FLAGS = {"LAST": True, "LIMIT": 128, "VECTOR": 16, "TILE": 2048, "WIDTH": 64, "RELU": True, "AVERAGED": False}
 BLOCKS = {"BLOCK_M": 64, "BLOCK_O": 128, "BLOCK_C": 64, "C_VECTOR": 16, "O_VECTOR": 16, "GROUP": 8, "PRECISION": "ieee"}
 MAPS = {"u", "other", "out", "dout", "g", "h", "weight", "shortcut"}
-INTEGERS = {"S", "C", "M", "O", "parts", "length", "tables", "bucket"}
+INTEGERS = {"channels", "S", "C", "M", "O", "parts", "length", "tables", "bucket"}
 
 
 def hopper_ptx(kernel, map_type="bf16", **constants):
@@ -62,7 +62,9 @@ def test_the_small_kernels_and_the_odd_cases_compile_for_hopper():
     from senet.ops import triton_kernels as kernels
 
     hopper_ptx(kernels._combine_kernel, LAST=True, PARTS=16, BLOCK=64)
-    hopper_ptx(kernels._moments_kernel, variance=None, **{**FLAGS, "LAST": False, "VECTOR": 1, "LIMIT": 64})
+    hopper_ptx(
+        kernels._moments_kernel, from_pivot=None, variance=None, **{**FLAGS, "LAST": False, "VECTOR": 1, "LIMIT": 64}
+    )
     absent = dict.fromkeys(("centre", "constant", "other", "other_factor"))
     hopper_ptx(kernels._affine_kernel, **absent, **{**FLAGS, "VECTOR": 1, "LIMIT": 4})
 

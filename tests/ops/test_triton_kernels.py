@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from senet.ops.sweeps import pivot
+
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -117,8 +119,9 @@ def assert_map(got, want, like):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_moments_are_the_mean_and_the_biased_variance(kernels, device, shape, dtype, last):
     u = a_map(shape, last, dtype, device)
-    mean, variance = kernels.moments(u)
+    mean, from_pivot, variance = kernels.moments(u)
     assert_table(mean, u.double().mean(over(u)), u)
+    assert_table(from_pivot, (u.double() - wide(pivot(u).expand(mean.shape), u)).mean(over(u)), u)
     assert_table(variance, u.double().var(over(u), correction=0), (u - u.mean()).square())
     assert torch.equal(mean, kernels.channel_mean(u))
 
@@ -168,8 +171,10 @@ def test_moments_backward_is_the_gradient_of_the_moments_and_of_affine(kernels, 
 @pytest.mark.parametrize("shape", [(2, 3, 49, 49), (1, 5, 7, 7)])
 def test_data_far_from_zero_keep_five_digits_of_variance(kernels, device, shape, last):
     u = a_map(shape, last, device=device, mean=1e4, std=1.0)
-    variance = u.double().var(over(u), correction=0)
-    torch.testing.assert_close(kernels.moments(u)[1].double(), variance, rtol=1e-5, atol=0)
+    variance, mean = torch.var_mean(u.double(), over(u), correction=0)
+    _, from_pivot, found = kernels.moments(u)
+    torch.testing.assert_close(found.double(), variance, rtol=1e-5, atol=0)
+    torch.testing.assert_close(from_pivot.double(), mean - pivot(u).double(), rtol=1e-5, atol=1e-6)
 
 
 @LAYOUTS
@@ -177,7 +182,7 @@ def test_a_first_pixel_unlike_the_others_costs_no_digits(kernels, device, last):
     u = a_map((1, 3, 40, 40), last, device=device, mean=1e4, std=1.0)
     u[:, :, 0, 0] = 0
     variance = u.double().var(over(u), correction=0)
-    torch.testing.assert_close(kernels.moments(u)[1].double(), variance, rtol=1e-5, atol=0)
+    torch.testing.assert_close(kernels.moments(u)[2].double(), variance, rtol=1e-5, atol=0)
 
 
 @LAYOUTS
@@ -186,7 +191,7 @@ def test_a_constant_map_has_no_variance(kernels, device, last):
         a_map((1, 3, 40, 40), last, device=device, mean=1e4, std=0.0)
         * torch.tensor([1, 0.1, 3], device=device)[:, None, None]
     )
-    mean, variance = kernels.moments(u)
+    mean, _, variance = kernels.moments(u)
     assert torch.equal(mean, u[:, :, 0, 0])
     assert not variance.any()
 
@@ -198,6 +203,7 @@ def test_a_long_reduction_is_split_and_gives_the_same_bits_every_time(kernels, d
     first, again = kernels.moments(u), kernels.moments(u)
     assert torch.equal(first[0], again[0])
     assert torch.equal(first[1], again[1])
+    assert torch.equal(first[2], again[2])
 
 
 def test_maps_that_are_few_are_split_and_maps_that_are_many_are_not(kernels):
@@ -233,7 +239,7 @@ def test_a_map_of_any_layout_is_taken(kernels, device):
 def test_no_images_give_empty_maps_and_tables(kernels, device, last):
     u = a_map((0, 5, 6, 7), last, device=device)
     table = torch.zeros(0, 5, device=device)
-    assert [t.shape for t in kernels.moments(u)] == [(0, 5)] * 2
+    assert [t.shape for t in kernels.moments(u)] == [(0, 5)] * 3
     assert kernels.affine(u, table, table, table, u, True).shape == u.shape
     assert [t.shape for t in kernels.affine_backward(u, u, u, table)] == [u.shape, (0, 5), (0, 5)]
     assert kernels.moments_backward(u, u, table, table, table, table).shape == u.shape
@@ -298,7 +304,7 @@ def test_gated_pointwise_takes_no_images_and_refuses_float64(gemm, device):
 )
 def test_sweeps_of_a_network_on_a_device(kernels, shape, dtype, last):
     u, shortcut, dout = (a_map(shape, last, dtype, "cuda") for _ in range(3))
-    mean, variance = kernels.moments(u)
+    mean, _, variance = kernels.moments(u)
     assert_table(mean, u.double().mean((2, 3)), u)
     assert_table(variance, u.double().var((2, 3), correction=0), (u - u.mean()).square())
     a, b, dm, dv = (a_table(u) for _ in range(4))
@@ -325,7 +331,7 @@ def test_a_map_of_more_than_2_to_the_31_elements_on_a_device(kernels, last):
     u = u.to(memory_format=torch.channels_last) if last else u
     u[-1] = a_map((1, *shape[1:]), last, torch.bfloat16, "cuda")[0]
     tail = u[-1:]
-    mean, variance = kernels.moments(u)
+    mean, _, variance = kernels.moments(u)
     assert_table(mean[-1:], tail.double().mean((2, 3)), tail)
     assert_table(variance[-1:], tail.double().var((2, 3), correction=0), (tail - tail.mean()).square())
     a, b = a_table(u), a_table(u)

@@ -24,7 +24,7 @@ NAMES = ("auto", "reference", "compiled", "native", "triton")
 class Sweeps:
     """One implementation of the sweeps; each function has the signature and meaning of its namesake in ``sweeps``."""
 
-    moments: Callable[[Tensor], tuple[Tensor, Tensor]]
+    moments: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
     mean: Callable[[Tensor], Tensor]
     affine: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, bool], Tensor]
     affine_backward: Callable[[Tensor, Tensor | None, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]

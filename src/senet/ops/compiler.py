@@ -46,7 +46,7 @@ def _unflat(flat: Tensor, u: Tensor, last: bool) -> Tensor:
 
 
 # What is compiled. Views are taken inside: a view made outside would keep autograd from adding gradients in place.
-def _moments(last: bool, u: Tensor) -> tuple[Tensor, Tensor]:
+def _moments(last: bool, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return sweeps.moments(_flat(u, last))
 
 
@@ -116,7 +116,7 @@ def _prepared(x: Any, u: Tensor, last: bool) -> Any:
     return in_layout(x, last) if x.ndim == u.ndim else x
 
 
-def moments(u: Tensor) -> tuple[Tensor, Tensor]:
+def moments(u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """See ``sweeps.moments``."""
     return _run(_moments, u, u)
 

@@ -18,24 +18,24 @@ from torch import Tensor, nn
 from senet.ops import sweeps
 from senet.ops.backend import sweeps_of
 from senet.ops.native.batch_norm_tail import NO_DOUBLE_BACKWARD, batch_norm_tail, suits
-from senet.ops.norm_tables import norm_tables, uses_batch_statistics
+from senet.ops.norm_tables import frozen_tables, norm_tables, uses_batch_statistics
 from senet.ops.reference import table_dtype
 from senet.ops.sweeps import positions
 
 
 @torch.library.custom_op("senet::moments", mutates_args=())
-def _moments(u: Tensor, variance: bool, backend: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(m, v, map handle, table handle) of a map; v is empty if ``variance`` is not asked for."""
+def _moments(u: Tensor, variance: bool, backend: str) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(m, d, v, map handle, table handle) of a map; d and v are empty if ``variance`` is not asked for."""
     run = sweeps_of(backend)
-    m, v = run.moments(u) if variance else (run.mean(u), u.new_empty(0))
-    return m, v, u.new_empty(()).expand(u.shape), m.new_empty(()).expand(m.shape)
+    m, d, v = run.moments(u) if variance else (run.mean(u), u.new_empty(0), u.new_empty(0))
+    return m, d, v, u.new_empty(()).expand(u.shape), m.new_empty(()).expand(m.shape)
 
 
 @_moments.register_fake
-def _(u: Tensor, variance: bool, backend: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(u: Tensor, variance: bool, backend: str) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     m = u.new_empty(u.shape[:2], dtype=table_dtype(u.dtype))
-    v = torch.empty_like(m) if variance else u.new_empty(0)
-    return m, v, u.new_empty(()).expand(u.shape), m.new_empty(()).expand(m.shape)
+    d, v = (torch.empty_like(m) if variance else u.new_empty(0) for _ in range(2))
+    return m, d, v, u.new_empty(()).expand(u.shape), m.new_empty(()).expand(m.shape)
 
 
 @torch.library.custom_op("senet::moments_backward", mutates_args=())
@@ -107,13 +107,15 @@ def _save_moments(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...])
 
 
 def _grad_of_moments(
-    ctx: Any, dm: Tensor | None, dv: Tensor | None, g: Tensor | None, a: Tensor | None
+    ctx: Any, dm: Tensor | None, dd: Tensor | None, dv: Tensor | None, g: Tensor | None, a: Tensor | None
 ) -> tuple[Tensor | None, None, None]:
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         raise RuntimeError(NO_DOUBLE_BACKWARD)
     u, m = ctx.saved_tensors
     zero = torch.zeros_like(m)
-    dm, dv = zero if dm is None else dm, zero if dv is None or not dv.numel() else dv
+    of_means = [x for x in (dm, dd) if x is not None and x.numel()]  # m and d differ by a constant
+    dm = sum(of_means[1:], of_means[0]) if of_means else zero
+    dv = zero if dv is None or not dv.numel() else dv
     if g is None or a is None:  # the tables were used without the map
         g, a = u.new_zeros(()).expand(u.shape), zero
     return _moments_backward(g, u, m, a, dm, dv, ctx.backend), None, None
@@ -183,8 +185,8 @@ def norm_tail(
     frozen = norm is not None and not uses_batch_statistics(norm)
     if norm is None or frozen:
         return _frozen_tail(u, norm, excitation, shortcut, relu, backend)
-    m, v, handles = _moments_of(u, True, backend)
-    g, z = norm_tables(norm, m, v, positions(u))
+    m, d, v, handles = _moments_of(u, True, backend)
+    g, z = norm_tables(norm, m, d, v, sweeps.pivot(u), positions(u))
     if excitation is None:
         a, b = g.expand_as(m).contiguous(), z
     else:
@@ -209,20 +211,22 @@ def _frozen_tail(
     centre, g, offset = table, table + 1, table
     if norm is not None:
         centre = norm.running_mean.to(table.dtype).expand_as(table).contiguous()
-        g, offset = (t.expand_as(table).contiguous() for t in norm_tables(norm, centre, table, positions(u)))
+        g, offset = (t.expand_as(table).contiguous() for t in frozen_tables(norm, centre))
     if excitation is None:
         return _affine_of(u, centre, g, offset, shortcut, relu, None, backend)
-    m, _, handles = _moments_of(u, False, backend)
+    m, _, _, handles = _moments_of(u, False, backend)
     s = excitation(g * (m - centre) + offset)
     return _affine_of(u, centre, s * g, s * offset, shortcut, relu, handles, backend)
 
 
-def _moments_of(u: Tensor, variance: bool, backend: str | None) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
+def _moments_of(
+    u: Tensor, variance: bool, backend: str | None
+) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor] | None]:
     if backend is None:
-        m, v = sweeps.moments(u) if variance else (sweeps.mean(u), u)
-        return m, v, None
-    m, v, *handles = _moments(u, variance, backend)
-    return m, v, (handles[0], handles[1])
+        m, d, v = sweeps.moments(u) if variance else (sweeps.mean(u), u, u)
+        return m, d, v, None
+    m, d, v, *handles = _moments(u, variance, backend)
+    return m, d, v, (handles[0], handles[1])
 
 
 def _affine_of(

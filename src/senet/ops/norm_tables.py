@@ -22,54 +22,65 @@ def uses_batch_statistics(norm: nn.Module) -> bool:
     return True
 
 
-def norm_tables(norm: Any, m: Tensor, v: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """(g, z) of a norm: the factor on u, (C,) or (N, C), and the squeeze of the normalised map, (N, C).
+def norm_tables(norm: Any, m: Tensor, d: Tensor, v: Tensor, pivot: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """(g, z) of a norm that takes its statistics from this map.
 
-    The normalised map is g·(u − m) + z. Running statistics are updated in training mode, exactly as PyTorch does.
+    g is the factor on u, (C,) or (N, C), and z the squeeze of the normalised map, (N, C); the normalised map is
+    g·(u − m) + z. Running statistics are updated in training mode, exactly as PyTorch does.
 
     Args:
         norm: one of ``NORMS``.
-        m, v: mean and biased variance of each channel of each image, (N, C); ``v`` is not read with frozen statistics.
+        m, d, v: of ``sweeps.moments``, (N, C). Means are compared with one another as d; z belongs to m as it was
+            rounded, so that the normalised map is right where the mean is large beside the deviation.
+        pivot: of ``sweeps.pivot``, (C,).
         size: S, positions of the map.
 
     Raises:
         ValueError: training-mode batch norm got a single value a channel.
     """
     if isinstance(norm, nn.GroupNorm):
-        centre, variance = _group_statistics(m, v, norm.num_groups)
-    elif uses_batch_statistics(norm):
-        centre, variance = _batch_statistics(norm, m, v, size)
+        origin, centre, variance = _group_statistics(d, v, pivot, norm.num_groups)
     else:
-        centre, variance = norm.running_mean.to(m.dtype), norm.running_var.to(m.dtype)
+        origin, centre, variance = _batch_statistics(norm, d, v, pivot, size)
+    return _tables(norm, (m - origin) - centre, variance)
+
+
+def frozen_tables(norm: Any, m: Tensor) -> tuple[Tensor, Tensor]:
+    """(g, z) as of ``norm_tables`` for batch norm with running statistics; m may be any table, (N, C)."""
+    return _tables(norm, m - norm.running_mean.to(m.dtype), norm.running_var.to(m.dtype))
+
+
+def _tables(norm: Any, from_centre: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
     g = torch.rsqrt(variance + norm.eps)
     if norm.weight is not None:
-        g = g * norm.weight.to(m.dtype)
-    z = g * (m - centre)
-    return g, z if norm.bias is None else z + norm.bias.to(m.dtype)
+        g = g * norm.weight.to(g.dtype)
+    z = g * from_centre
+    return g, z if norm.bias is None else z + norm.bias.to(g.dtype)
 
 
-def _group_statistics(m: Tensor, v: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """Mean and variance of each group of channels of each image, repeated for its channels, (N, C)."""
-    per_group = m.unflatten(1, (groups, -1))
+def _group_statistics(d: Tensor, v: Tensor, pivot: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Where means are measured from, mean and variance of each group of channels of each image; for each channel."""
+    origin = pivot.unflatten(0, (groups, -1))[:, :1].expand(-1, len(pivot) // groups).flatten()
+    per_group = (d + (pivot - origin)).unflatten(1, (groups, -1))
     centre = per_group.mean(2, keepdim=True)
     variance = (v.unflatten(1, (groups, -1)) + (per_group - centre).square()).mean(2, keepdim=True)
-    return centre.expand_as(per_group).flatten(1), variance.expand_as(per_group).flatten(1)
+    return origin, centre.expand_as(per_group).flatten(1), variance.expand_as(per_group).flatten(1)
 
 
-def _batch_statistics(norm: Any, m: Tensor, v: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of each channel over the batch (over all ranks for SyncBatchNorm), (C,)."""
-    count = m.shape[0] * size
+def _batch_statistics(norm: Any, d: Tensor, v: Tensor, pivot: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Where means are measured from, mean and variance of each channel over the batch (over all ranks), (C,) each."""
+    count = d.shape[0] * size
     if gathers(norm):
-        m, v, weights, total = _gathered(m, v, count, norm.process_group)
+        pivot, d, v, weights, total = _gathered(d, v, pivot, count, norm.process_group)
     else:
         weights, total = None, count
     if norm.training and total == 1:
-        raise ValueError(f"Expected more than 1 value per channel when training, got input size {(*m.shape, size)}")
-    centre = _average(m, weights)
-    variance = _average(v, weights) + _average((m - centre).square(), weights)
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {(*d.shape, size)}")
+    centre = _average(d, weights)
+    variance = _average(v, weights) + _average((d - centre).square(), weights)
     if norm.training and norm.track_running_stats:
-        _update_running(norm, centre.detach(), variance.detach(), total)
-    return centre, variance
+        _update_running(norm, pivot + centre.detach(), variance.detach(), total)
+    return pivot, centre, variance
 
 
 def _average(table: Tensor, weights: Tensor | None) -> Tensor:
@@ -96,16 +107,20 @@ def gathers(norm: nn.Module | None) -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size(norm.process_group) > 1
 
 
-def _gathered(m: Tensor, v: Tensor, count: int, group: Any) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Each rank's statistics of the batch, as (ranks, C) tables, the ranks' shares of the pixels, and their number."""
-    images = max(m.shape[0], 1)  # a rank may have none
-    centre = m.sum(0) / images
-    variance = (v + (m - centre).square()).sum(0) / images
-    own = torch.cat([centre, variance, centre.new_tensor([count])])
+def _gathered(
+    d: Tensor, v: Tensor, pivot: Tensor, count: int, group: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
+    """One pivot for all ranks, each rank's statistics as (ranks, C) tables, their shares of the pixels, the number."""
+    images = max(d.shape[0], 1)  # a rank may have none
+    centre = d.sum(0) / images
+    variance = (v + (d - centre).square()).sum(0) / images
+    own = torch.cat([centre, variance, pivot, centre.new_tensor([count])])
     table = _AllGather.apply(own, group)
-    counts = table[:, -1:].detach()
-    channels = m.shape[1]
-    return table[:, :channels], table[:, channels:-1], counts / counts.sum(), int(counts.sum())
+    channels, counts = d.shape[1], table[:, -1:].detach()
+    pivots = table[:, 2 * channels : -1].detach()
+    chosen = pivots[counts.argmax()]  # of a rank that has images
+    from_chosen = table[:, :channels] + (pivots - chosen)
+    return chosen, from_chosen, table[:, channels : 2 * channels], counts / counts.sum(), int(counts.sum())
 
 
 class _AllGather(torch.autograd.Function):

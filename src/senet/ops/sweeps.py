@@ -23,20 +23,32 @@ def _over(table: Tensor, u: Tensor) -> Tensor:
     return table.reshape(*table.shape, *(1,) * (u.ndim - 2))
 
 
-def moments(u: Tensor) -> tuple[Tensor, Tensor]:
-    """Forward sweep 1: mean and centred (biased) variance of each channel of each image, two (N, C) tables.
+def pivot(u: Tensor) -> Tensor:
+    """Where differences of means are measured from: each channel's first value in the first image, (C,)."""
+    if not u.shape[0]:
+        return u.new_zeros(u.shape[1], dtype=table_dtype(u.dtype))
+    x = u.detach()[0]
+    while x.ndim > 1:
+        x = x.select(1, 0)
+    return x.to(table_dtype(u.dtype))
 
-    Taken from the first position's value, free in a fused sweep: compilers add one value after the other,
-    and would round each sum to the digits of a mean that may be large beside the deviation.
+
+def moments(u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Forward sweep 1: m, d and v of each channel of each image, three (N, C) tables.
+
+    m is the mean, v the centred (biased) variance, and d = m − ``pivot(u)``, to all its digits: where the mean is large
+    beside the deviation, m has few left to tell images apart. All are taken from the first position's value, free in a
+    fused sweep: compilers add one value after the other, and would round each sum to the digits of the mean.
     """
     spatial = tuple(range(2, u.ndim))
     if not u.shape[0]:  # a rank without images; torch.var_mean warns
-        return mean(u), mean(u)
+        return mean(u), mean(u), mean(u)
     first = u.detach().to(table_dtype(u.dtype))
     for axis in spatial:
         first = first.narrow(axis, 0, 1)
     variance, from_first = torch.var_mean(u - first, spatial, correction=0)
-    return from_first + first.flatten(1), variance
+    first = first.flatten(1)
+    return from_first + first, from_first + (first - first[:1]), variance
 
 
 def mean(u: Tensor) -> Tensor:

@@ -99,16 +99,17 @@ def _place(S, C, parts, length, c, LAST: tl.constexpr, VECTOR: tl.constexpr):
 
 
 @_REDUCTION
-@triton.jit(do_not_specialize=["S", "C", "parts", "length", "tables", "bucket"])
+@triton.jit(do_not_specialize=["channels", "S", "C", "parts", "length", "tables", "bucket"])
 def _moments_kernel(
-    u, mean, variance, S, C, parts, length, tables, bucket,
+    u, mean, from_pivot, variance, channels, S, C, parts, length, tables, bucket,
     LAST: tl.constexpr, LIMIT: tl.constexpr, VECTOR: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Mean and variance of each (n, c) over one part of S, into row ``part`` of the two tables.
+    """Mean, mean − pivot and variance of each (n, c) over one part of S, into row ``part`` of the tables.
 
     Welford's update in every element of the tile, on u − pilot, where the pilot is the first position of the (n, c):
     the subtraction is exact for data far from zero, and Welford stays sound where the pilot is itself an outlier.
-    Where S has several parts, the means stay relative to the pilot for `_combine_kernel`.
+    The pivot is the pilot of the first image. Where S has several parts, the means stay relative to the pilot for
+    `_combine_kernel`, and there is no ``from_pivot``.
     """
     ACC: tl.constexpr = mean.dtype.element_ty
     s, c = _block(LAST, LIMIT, TILE, WIDTH)
@@ -131,6 +132,9 @@ def _moments_kernel(
     # Chan's merge: element s of the tile has seen every s.shape[0]-th position.
     weight = ((count - s + (s.shape[0] - 1)) // s.shape[0]).to(ACC)
     merged = tl.sum(weight[:, None] * m, 0) / count
+    if from_pivot is not None:
+        pivot = tl.load(u + at % channels * c_stride, mask=real, other=0.0).to(ACC)
+        tl.store(from_pivot + at, merged + (pilot - pivot), mask=real)
     at += part * tables
     tl.store(mean + at, tl.where(parts == 1, merged + pilot, merged), mask=real)
     if variance is not None:
@@ -139,9 +143,9 @@ def _moments_kernel(
         tl.store(variance + at, squares / count, mask=real)
 
 
-@triton.jit(do_not_specialize=["S", "C", "parts", "length", "tables"])
+@triton.jit(do_not_specialize=["channels", "S", "C", "parts", "length", "tables"])
 def _combine_kernel(
-    u, part_mean, part_variance, mean, variance, S, C, parts, length, tables,
+    u, part_mean, part_variance, mean, from_pivot, variance, channels, S, C, parts, length, tables,
     LAST: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Chan's merge of the parts of S, each ``length`` positions long but the last."""
@@ -154,7 +158,12 @@ def _combine_kernel(
     m = tl.load(part_mean + part * tables + at, mask=inside, other=0.0)
     merged = tl.sum(weight * m, 0, keep_dims=True) / S
     first = (at // C).to(tl.int64) * S * C + at % C if LAST else at.to(tl.int64) * S
-    tl.store(mean + at, merged + tl.load(u + first, mask=real, other=0.0).to(ACC), mask=real)
+    pilot = tl.load(u + first, mask=real, other=0.0).to(ACC)
+    tl.store(mean + at, merged + pilot, mask=real)
+    if from_pivot is not None:
+        channel = at % channels
+        pivot = tl.load(u + (channel if LAST else channel.to(tl.int64) * S), mask=real, other=0.0).to(ACC)
+        tl.store(from_pivot + at, merged + (pilot - pivot), mask=real)
     if variance is not None:
         v = tl.load(part_variance + part * tables + at, mask=inside, other=0.0)
         v = tl.sum(weight * (v + (m - merged) * (m - merged)), 0, keep_dims=True) / S
@@ -296,33 +305,34 @@ def _like(x: Tensor, u: Tensor, plan: _Plan) -> Tensor:
     return torch.empty_like(u, dtype=x.dtype).copy_(x)
 
 
-def _statistics(u: Tensor, variance: bool) -> tuple[Tensor, Tensor | None]:
+def _statistics(u: Tensor, variance: bool) -> list[Any]:
+    """Mean, mean − pivot and variance; the last two are None if ``variance`` is not asked for."""
     u, plan = _planned(u)
 
-    def tables(*parts: int) -> tuple[Tensor, Tensor | None]:
-        made = torch.empty((*parts, *u.shape[:2]), dtype=table_dtype(u.dtype), device=u.device)
-        return made, torch.empty_like(made) if variance else None
+    def tables(wanted: tuple[bool, bool, bool], *parts: int) -> list[Tensor | None]:
+        shape, dtype = (*parts, *u.shape[:2]), table_dtype(u.dtype)
+        return [torch.empty(shape, dtype=dtype, device=u.device) if table else None for table in wanted]
 
-    result = tables()
+    result = tables((True, variance, variance))
     if u.numel() == 0:
         return result
-    count = plan.split[2]
-    parts = result if count == 1 else tables(count)
+    count, channels = plan.split[2], u.shape[1]
+    parts = result if count == 1 else tables((True, False, variance), count)
     with torch.cuda.device_of(u):
-        _moments_kernel[plan.grid(count)](u, *parts, *plan.split, *plan.constants)
+        _moments_kernel[plan.grid(count)](u, *parts, channels, *plan.split, *plan.constants)
         if count > 1:
             rows = triton.next_power_of_2(count)
             block = max(4, 1024 // rows)
             grid = (triton.cdiv(plan.n * plan.c, block),)
-            _combine_kernel[grid](u, *parts, *result, *plan.split, plan.last, rows, block, enable_fp_fusion=True)
+            sizes = (channels, *plan.split)
+            _combine_kernel[grid](u, parts[0], parts[2], *result, *sizes, plan.last, rows, block, enable_fp_fusion=True)
     return result
 
 
-def moments(u: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and centred (biased) variance of each (n, c) over the positions: (N, C, *S) → two (N, C) tables."""
-    mean, variance = _statistics(u, variance=True)
-    assert variance is not None
-    return mean, variance
+def moments(u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """See ``sweeps.moments``: (N, C, *S) → three (N, C) tables."""
+    mean, from_pivot, variance = _statistics(u, variance=True)
+    return mean, from_pivot, variance
 
 
 def channel_mean(h: Tensor) -> Tensor:

@@ -5,8 +5,8 @@
 #include "tail.hpp"
 
 #define SWEEPS(NAME, T, A)                                                                                             \
-    void moments_##NAME(int64_t n, int64_t c, int64_t s, int threads, int last, const T *u, A *m, A *v) {              \
-        moments<T, A>({n, c, s, threads}, last, u, m, v);                                                              \
+    void moments_##NAME(int64_t n, int64_t c, int64_t s, int threads, int last, const T *u, A *m, A *d, A *v) {        \
+        moments<T, A>({n, c, s, threads}, last, u, m, d, v);                                                           \
     }                                                                                                                  \
     void mean_##NAME(int64_t n, int64_t c, int64_t s, int threads, int last, const T *u, A *m) {                       \
         last ? mean_last<T, A>({n, c, s, threads}, u, m) : mean_first<T, A>({n, c, s, threads}, u, m);                 \

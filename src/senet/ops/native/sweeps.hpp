@@ -102,10 +102,10 @@ template <typename T, typename A> void moments_from_pivot(const Shape &k, bool l
     last ? moments_last<T, A>(k, u, mean, var) : moments_first<T, A>(k, u, mean, var);
 }
 
-template <typename T, typename A> void moments(const Shape &k, bool last, const T *u, A *mean, A *var) {
-    moments_from_pivot(k, last, u, mean, var);
+template <typename T, typename A> void moments(const Shape &k, bool last, const T *u, A *mean, A *from_pivot, A *var) {
+    moments_from_pivot(k, last, u, from_pivot, var);
     for (int64_t n = 0, i = 0; n < k.n; n++)
-        for (int64_t c = 0; c < k.c; c++, i++) mean[i] += pivot<T, A>(k, last, u, c);
+        for (int64_t c = 0; c < k.c; c++, i++) mean[i] = from_pivot[i] + pivot<T, A>(k, last, u, c);
 }
 
 // ---------------------------------------------------------------- mean

@@ -45,12 +45,12 @@ def _table(u: Tensor) -> Tensor:
     return torch.empty(u.shape[:2], dtype=table_dtype(u.dtype))
 
 
-def moments(u: Tensor) -> tuple[Tensor, Tensor]:
+def moments(u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """See ``sweeps.moments``."""
     u, _ = prepared(u)
-    m, v = _table(u), _table(u)
-    call("moments", u, u, m, v)
-    return m, v
+    m, d, v = _table(u), _table(u), _table(u)
+    call("moments", u, u, m, d, v)
+    return m, d, v
 
 
 def mean(u: Tensor) -> Tensor:
