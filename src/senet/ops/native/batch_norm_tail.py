@@ -59,6 +59,9 @@ def batch_norm_tail(u: Tensor, norm: Any, excitation: Any, shortcut: Tensor | No
     return _Tail.apply(u, shortcut, norm.weight, norm.bias, *weights, norm, gate, relu)
 
 
+_NONE, _BY_OUT, _BY_AFFINE = range(3)  # `Mask` in sweeps.hpp
+
+
 class _Tail(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -86,7 +89,9 @@ class _Tail(torch.autograd.Function):
             "tail", u, u, weight, bias, float(norm.eps), float(norm.momentum), *tracked, hidden, gate, w1, b1, w2, b2,
             shortcut, int(relu), kept, out,
         )  # fmt: skip
-        ctx.save_for_backward(u, weight, w1, w2, kept, *((out,) if relu else ()))
+        # Without a shortcut the ReLU's sign is found again from u, and nobody needs the gradient between the two.
+        ctx.mask = _BY_OUT if relu and shortcut is not None else _BY_AFFINE if relu else _NONE
+        ctx.save_for_backward(u, weight, w1, w2, kept, *((out,) if ctx.mask == _BY_OUT else ()))
         ctx.gate = gate
         return out
 
@@ -98,7 +103,7 @@ class _Tail(torch.autograd.Function):
         out = relu_out[0] if relu_out else None
         needs, c, hidden = ctx.needs_input_grad, u.shape[1], 0 if w1 is None else w1.shape[0]
         dout = in_layout(dout, not u.is_contiguous())
-        dsum = dout if out is None else torch.empty_like(u)
+        dsum = dout if ctx.mask == _NONE else torch.empty_like(u) if ctx.mask == _BY_OUT else None
         du = torch.empty_like(u) if needs[0] else None
         dweight, dbias = kept.new_empty(c), kept.new_empty(c)
         dw1, db1, dw2, db2 = None, None, None, None
@@ -106,8 +111,8 @@ class _Tail(torch.autograd.Function):
             dw1, dw2 = torch.empty_like(w1), torch.empty_like(w2)
             db1, db2 = kept.new_empty(hidden), kept.new_empty(c)
         call(
-            "tail_backward", u, dout, out, u, weight, hidden, ctx.gate, w1, w2, kept, dsum, du, dweight, dbias, dw1,
-            db1, dw2, db2,
+            "tail_backward", u, ctx.mask, dout, out, u, weight, hidden, ctx.gate, w1, w2, kept, dsum, du, dweight,
+            dbias, dw1, db1, dw2, db2,
         )  # fmt: skip
         grads = (du, dsum, dweight, dbias, dw1, db1, dw2, db2)
         return *(g if need else None for g, need in zip(grads, needs[:8], strict=True)), None, None, None

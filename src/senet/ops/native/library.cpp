@@ -17,15 +17,12 @@
     }                                                                                                                  \
     void affine_backward_##NAME(int64_t n, int64_t c, int64_t s, int threads, int last, const T *dout, const T *out,   \
                                 const T *u, const A *m, T *g, A *da, A *db) {                                          \
-        Shape k{n, c, s, threads};                                                                                     \
-        if (last && out) backward_last<T, A, true>(k, dout, out, u, m, g, da, db);                                     \
-        else if (last) backward_last<T, A, false>(k, dout, out, u, m, g, da, db);                                      \
-        else if (out) backward_first<T, A, true>(k, dout, out, u, m, g, da, db);                                       \
-        else backward_first<T, A, false>(k, dout, out, u, m, g, da, db);                                               \
+        Affine<T, A> f{nullptr, nullptr, m};                                                                           \
+        affine_backward({n, c, s, threads}, last, out ? Mask::by_out : Mask::none, dout, out, u, f, g, da, db);        \
     }                                                                                                                  \
     void moments_backward_##NAME(int64_t n, int64_t c, int64_t s, int threads, int last, const T *g, const T *u,       \
                                  const A *m, const A *a, const A *offset, const A *slope, T *du) {                     \
-        moments_backward<T, A>({n, c, s, threads}, last, g, u, m, a, offset, slope, du);                               \
+        moments_backward<false>({n, c, s, threads}, last, g, u, Affine<T, A>{a, nullptr, m}, offset, slope, du);       \
     }                                                                                                                  \
     void gate_##NAME(int64_t n, int64_t c, int64_t s, int threads, int last, const T *h, int out, int hidden,          \
                      int kind, const A *w1, const A *b1, const A *w2, const A *b2, A *gate) {                          \
@@ -42,10 +39,10 @@
         Norm<A> norm{weight, bias, A(eps), A(momentum), running_mean, running_var};                                    \
         tail<T, A>({n, c, s, threads}, last, u, norm, {hidden, kind, w1, b1, w2, b2}, id, relu, kept, out);            \
     }                                                                                                                  \
-    void tail_backward_##NAME(int64_t n, int64_t c, int64_t s, int threads, int last, const T *dout, const T *out,     \
-                              const T *u, const A *weight, int hidden, int kind, const A *w1, const A *w2, A *kept,    \
+    void tail_backward_##NAME(int64_t n, int64_t c, int64_t s, int threads, int last, int mask, const T *dout,         \
+                              const T *out, const T *u, const A *weight, int hidden, int kind, const A *w1, const A *w2, A *kept,    \
                               T *dsum, T *du, A *dweight, A *dbias, A *dw1, A *db1, A *dw2, A *db2) {                  \
-        tail_backward<T, A>({n, c, s, threads}, last, dout, out, u, weight,                                            \
+        tail_backward<T, A>({n, c, s, threads}, last, Mask(mask), dout, out, u, weight,                                \
                             {hidden, kind, w1, nullptr, w2, nullptr}, kept, dsum, du,                                  \
                             {dweight, dbias, dw1, db1, dw2, db2});                                                     \
     }

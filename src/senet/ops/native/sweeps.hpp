@@ -143,11 +143,14 @@ template <typename T, typename A> void mean_first(const Shape &k, const T *u, A 
 
 // ---------------------------------------------------------------- affine
 
+// The normalised and gated value; the backward pass computes it again where that tells it the ReLU's sign.
+template <typename T, typename A> inline A affine_at(T u, A m, A a, A b) { return a * (wide(u) - m) + b; }
+
 template <bool Stream, typename T, typename A, bool Short, bool Relu>
 inline void affine_span(int64_t count, const T *u, const T *id, T *out, const A *m, const A *a, const A *b, int step) {
     write_row<Stream>(count, out, [=](int64_t i) {
         int64_t t = i * step;  // tables go along with the channels, or stay
-        A y = a[t] * (wide(u[i]) - m[t]) + b[t];
+        A y = affine_at(u[i], m[t], a[t], b[t]);
         if (Short) y += wide(id[i]);
         if (Relu) y = y < 0 ? A(0) : y;  // NaN stays NaN
         return Narrow<T>::of(y);
@@ -185,23 +188,37 @@ void affine(const Shape &k, bool last, const T *u, const A *m, const A *a, const
 
 // ---------------------------------------------------------------- backward of affine
 
-template <bool Stream, typename T, typename A, bool Relu>
-void backward_blocks(const Shape &k, const T *dout, const T *out, const T *u, const A *m, T *g, A *partial) {
+// How the gradient g before the ReLU is found: it is dout; or dout where `out` is positive, and is written, for a shortcut
+// needs it too; or dout where the affine map of u is positive, to be found again by the next sweep: a map less to read
+// in this one, and none to write.
+enum class Mask { none, by_out, by_affine };
+
+template <typename T, typename A> struct Affine {
+    const A *a, *b;
+    const A *m;
+    // The gradient d of the output where the output is positive. Rounded as the output was; NaN passes.
+    A masked(A d, T u, int64_t t) const { return wide(Narrow<T>::of(affine_at(u, m[t], a[t], b[t]))) <= 0 ? A(0) : d; }
+};
+
+template <bool Stream, typename T, typename A, Mask M>
+void backward_blocks(const Shape &k, const T *dout, const T *out, const T *u, const Affine<T, A> &f, T *g, A *partial) {
     int64_t blocks = blocks_of<T>(k);
     over_blocks<T>(k, [&](int64_t n, int64_t block, int64_t first, int64_t rows) {
         A *products = &partial[(n * blocks + block) * 2 * k.c], *sums = products + k.c;
         std::fill(products, products + 2 * k.c, A(0));
-        const A *centre = m + n * k.c;
+        const A *centre = f.m + n * k.c;
+        const Affine<T, A> image{f.a + n * k.c, f.b + n * k.c, centre};
         for (int64_t at = (n * k.s + first) * k.c; rows--; at += k.c) {
             const T *d_row = dout + at, *out_row = out + at, *u_row = u + at;
             auto step = [=](int64_t c) {
                 A d = wide(d_row[c]);
-                if (Relu) d = wide(out_row[c]) <= 0 ? A(0) : d;
+                if (M == Mask::by_out) d = wide(out_row[c]) <= 0 ? A(0) : d;
+                if (M == Mask::by_affine) d = image.masked(d, u_row[c], c);
                 products[c] += d * (wide(u_row[c]) - centre[c]);
                 sums[c] += d;
                 return Narrow<T>::of(d);
             };
-            if (Relu) write_row<Stream>(k.c, g + at, step);
+            if (M == Mask::by_out) write_row<Stream>(k.c, g + at, step);
             else {
 #pragma omp simd
                 for (int64_t c = 0; c < k.c; c++) step(c);
@@ -211,12 +228,14 @@ void backward_blocks(const Shape &k, const T *dout, const T *out, const T *u, co
     });
 }
 
-template <typename T, typename A, bool Relu>
-void backward_last(const Shape &k, const T *dout, const T *out, const T *u, const A *m, T *g, A *da, A *db) {
+template <typename T, typename A, Mask M>
+void backward_last(
+    const Shape &k, const T *dout, const T *out, const T *u, const Affine<T, A> &f, T *g, A *da, A *db
+) {
     int64_t blocks = blocks_of<T>(k);
     A *partial = scratch<A>(k.n * blocks * 2 * k.c);
-    if (Relu && is_streamed(k, true, g)) backward_blocks<true, T, A, Relu>(k, dout, out, u, m, g, partial);
-    else backward_blocks<false, T, A, Relu>(k, dout, out, u, m, g, partial);
+    if (M == Mask::by_out && is_streamed(k, true, g)) backward_blocks<true, T, A, M>(k, dout, out, u, f, g, partial);
+    else backward_blocks<false, T, A, M>(k, dout, out, u, f, g, partial);
     over_rows({k.n, 1, 1, k.threads}, [&](int64_t n) {
         std::fill(da + n * k.c, da + (n + 1) * k.c, A(0));
         std::fill(db + n * k.c, db + (n + 1) * k.c, A(0));
@@ -228,21 +247,24 @@ void backward_last(const Shape &k, const T *dout, const T *out, const T *u, cons
     });
 }
 
-template <typename T, typename A, bool Relu>
-void backward_first(const Shape &k, const T *dout, const T *out, const T *u, const A *m, T *g, A *da, A *db) {
+template <typename T, typename A, Mask M>
+void backward_first(
+    const Shape &k, const T *dout, const T *out, const T *u, const Affine<T, A> &f, T *g, A *da, A *db
+) {
     over_rows(k, [&](int64_t row) {
         const int64_t at = row * k.s, count = k.s;
         const T *d_row = dout + at, *out_row = out + at, *u_row = u + at;
         T *__restrict g_row = g + at;
-        const A centre = m[row];
+        const A centre = f.m[row];
         A products = 0, sums = 0;
 #pragma omp simd reduction(+ : products, sums)
         for (int64_t i = 0; i < count; i++) {
             A d = wide(d_row[i]);
-            if (Relu) {
+            if (M == Mask::by_out) {
                 d = wide(out_row[i]) <= 0 ? A(0) : d;
                 g_row[i] = Narrow<T>::of(d);
             }
+            if (M == Mask::by_affine) d = f.masked(d, u_row[i], row);
             products += d * (wide(u_row[i]) - centre);
             sums += d;
         }
@@ -251,40 +273,57 @@ void backward_first(const Shape &k, const T *dout, const T *out, const T *u, con
     });
 }
 
+template <typename T, typename A>
+void affine_backward(
+    const Shape &k, bool last, Mask mask, const T *dout, const T *out, const T *u, const Affine<T, A> &f, T *g, A *da,
+    A *db
+) {
+    if (mask == Mask::none && last) backward_last<T, A, Mask::none>(k, dout, out, u, f, g, da, db);
+    else if (mask == Mask::none) backward_first<T, A, Mask::none>(k, dout, out, u, f, g, da, db);
+    else if (mask == Mask::by_out && last) backward_last<T, A, Mask::by_out>(k, dout, out, u, f, g, da, db);
+    else if (mask == Mask::by_out) backward_first<T, A, Mask::by_out>(k, dout, out, u, f, g, da, db);
+    else if (last) backward_last<T, A, Mask::by_affine>(k, dout, out, u, f, g, da, db);
+    else backward_first<T, A, Mask::by_affine>(k, dout, out, u, f, g, da, db);
+}
+
 // ---------------------------------------------------------------- backward of moments
 
-template <bool Stream, typename T, typename A>
+// du = a·g + offset + slope·(u − m); with `Masked`, g is the gradient behind the ReLU, whose sign is found again.
+template <bool Stream, bool Masked, typename T, typename A>
 inline void spread_span(
-    int64_t count, const T *g, const T *u, T *du, const A *m, const A *a, const A *offset, const A *slope, int step
+    int64_t count, const T *g, const T *u, T *du, const Affine<T, A> &f, const A *offset, const A *slope, int step
 ) {
     write_row<Stream>(count, du, [=](int64_t i) {
         int64_t t = i * step;
-        return Narrow<T>::of(a[t] * wide(g[i]) + offset[t] + slope[t] * (wide(u[i]) - m[t]));
+        A d = Masked ? f.masked(wide(g[i]), u[i], t) : wide(g[i]);
+        return Narrow<T>::of(f.a[t] * d + offset[t] + slope[t] * (wide(u[i]) - f.m[t]));
     });
 }
 
-template <bool Stream, typename T, typename A>
+template <bool Stream, bool Masked, typename T, typename A>
 void spread_last(
-    const Shape &k, const T *g, const T *u, const A *m, const A *a, const A *offset, const A *slope, T *du
+    const Shape &k, const T *g, const T *u, const Affine<T, A> &f, const A *offset, const A *slope, T *du
 ) {
     over_blocks<T>(k, [&](int64_t n, int64_t, int64_t first, int64_t rows) {
         int64_t t = n * k.c;
+        const Affine<T, A> image{f.a + t, f.b + t, f.m + t};
         for (int64_t at = (n * k.s + first) * k.c; rows--; at += k.c)
-            spread_span<Stream, T, A>(k.c, g + at, u + at, du + at, m + t, a + t, offset + t, slope + t, 1);
+            spread_span<Stream, Masked>(k.c, g + at, u + at, du + at, image, offset + t, slope + t, 1);
         if (Stream) end_stream();
     });
 }
 
-template <typename T, typename A>
+template <bool Masked, typename T, typename A>
 void moments_backward(
-    const Shape &k, bool last, const T *g, const T *u, const A *m, const A *a, const A *offset, const A *slope, T *du
+    const Shape &k, bool last, const T *g, const T *u, const Affine<T, A> &f, const A *offset, const A *slope, T *du
 ) {
-    if (is_streamed(k, last, du)) spread_last<true, T, A>(k, g, u, m, a, offset, slope, du);
-    else if (last) spread_last<false, T, A>(k, g, u, m, a, offset, slope, du);
+    if (is_streamed(k, last, du)) spread_last<true, Masked>(k, g, u, f, offset, slope, du);
+    else if (last) spread_last<false, Masked>(k, g, u, f, offset, slope, du);
     else
         over_rows(k, [&](int64_t row) {
             int64_t at = row * k.s;
-            spread_span<false, T, A>(k.s, g + at, u + at, du + at, m + row, a + row, offset + row, slope + row, 0);
+            const Affine<T, A> channel{f.a + row, f.b + row, f.m + row};
+            spread_span<false, Masked>(k.s, g + at, u + at, du + at, channel, offset + row, slope + row, 0);
         });
 }
 

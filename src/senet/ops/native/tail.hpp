@@ -187,6 +187,16 @@ void batch_tables(const Shape &k, bool last, const T *u, const Norm<A> &norm, co
         }
 }
 
+// The tail is act(a·(u − m) + b + shortcut).
+template <typename A> void factors(const Shape &k, const Excitation<A> &e, const Kept<A> &t, A *a, A *b) {
+    for (int64_t n = 0, i = 0; n < k.n; n++)
+        for (int64_t c = 0; c < k.c; c++, i++) {
+            A s = e.hidden ? t.s[i] : A(1);
+            a[i] = s * t.g[c];
+            b[i] = s * t.z[i];
+        }
+}
+
 template <typename T, typename A>
 void tail(const Shape &k, bool last, const T *u, const Norm<A> &norm, const Excitation<A> &e, const T *id, bool relu,
           A *kept, T *out) {
@@ -195,12 +205,7 @@ void tail(const Shape &k, bool last, const T *u, const Norm<A> &norm, const Exci
     batch_tables(k, last, u, norm, t);
     if (e.hidden) excite(k, e, t.z, t.h, t.s);
     A *a = scratch<A>(2 * k.n * k.c), *b = a + k.n * k.c;
-    for (int64_t n = 0, i = 0; n < k.n; n++)
-        for (int64_t c = 0; c < k.c; c++, i++) {
-            A s = e.hidden ? t.s[i] : A(1);
-            a[i] = s * t.g[c];
-            b[i] = s * t.z[i];
-        }
+    factors(k, e, t, a, b);
     affine<T, A>(k, last, u, t.m, a, b, id, relu, out);
 }
 
@@ -209,25 +214,25 @@ template <typename A> struct Gradients {
     A *weight, *bias, *w1, *b1, *w2, *b2;
 };
 
-// `dsum` is the gradient of the sum before the ReLU, hence of the shortcut (dout itself without a ReLU); `du` may be null.
+// `dsum` is the gradient of the sum before the ReLU, hence of the shortcut (dout itself without a ReLU). Without a
+// shortcut there is none, and no `out`; `du` may be null.
 template <typename T, typename A>
-void tail_backward(const Shape &k, bool last, const T *dout, const T *out, const T *u, const A *weight,
+void tail_backward(const Shape &k, bool last, Mask mask, const T *dout, const T *out, const T *u, const A *weight,
                    const Excitation<A> &e, A *kept, T *dsum, T *du, const Gradients<A> &d) {
     Kept<A> t(k, e.hidden, kept);
     const int64_t table = k.n * k.c;
     const A images = A(k.n), positions = A(k.s);
     std::vector<A> &room = backward_room<A>();
-    room.resize(std::max<size_t>(room.size(), 5 * table + k.n * e.hidden));
-    A *products = room.data(), *sums = products + table, *dz = sums + table, *a = dz + table, *ds = a + table;
-    if (last && out) backward_last<T, A, true>(k, dout, out, u, t.m, dsum, products, sums);
-    else if (last) backward_last<T, A, false>(k, dout, out, u, t.m, dsum, products, sums);
-    else if (out) backward_first<T, A, true>(k, dout, out, u, t.m, dsum, products, sums);
-    else backward_first<T, A, false>(k, dout, out, u, t.m, dsum, products, sums);
+    room.resize(std::max<size_t>(room.size(), 6 * table + k.n * e.hidden));
+    A *products = room.data(), *sums = products + table, *dz = sums + table, *a = dz + table, *b = a + table;
+    A *ds = b + table;
+    factors(k, e, t, a, b);
+    const Affine<T, A> f{a, b, t.m};
+    affine_backward(k, last, mask, dout, out, u, f, dsum, products, sums);
 
     for (int64_t n = 0, i = 0; n < k.n; n++)
         for (int64_t c = 0; c < k.c; c++, i++) {
             A s = e.hidden ? t.s[i] : A(1);
-            a[i] = s * t.g[c];
             dz[i] = s * sums[i];
             ds[i] = t.z[i] * sums[i] + t.g[c] * products[i];
         }
@@ -250,7 +255,9 @@ void tail_backward(const Shape &k, bool last, const T *dout, const T *out, const
             sums[i] = dvar / positions;
         }
     for (int64_t c = 0; c < k.c; c++) d.weight[c] *= t.r[c];
-    if (du) moments_backward<T, A>(k, last, out ? dsum : dout, u, t.m, a, products, sums, du);
+    if (!du) return;
+    if (mask == Mask::by_affine) moments_backward<true>(k, last, dout, u, f, products, sums, du);
+    else moments_backward<false>(k, last, mask == Mask::none ? dout : dsum, u, f, products, sums, du);
 }
 
 }  // namespace
