@@ -35,8 +35,8 @@ class Sweeps:
 # caches. Measured: python benchmarks/crossover.py. With SE any map is, without it those from 2^18 on; one size for
 # both, as twins must take the same form for their outputs to be bit-equal.
 SMALLEST_NATIVE = 2**14
-# Only a norm and a ReLU, channels_last or not: in channels_last PyTorch's own are as good until maps leave all caches.
-SMALLEST_NATIVE_BARE = {True: 2**22, False: 2**17}
+# Only a norm and a ReLU, channels_last or not.
+SMALLEST_NATIVE_BARE = {True: 2**19, False: 2**17}
 
 _chosen: contextvars.ContextVar[str | None] = contextvars.ContextVar("senet_backend", default=None)
 # The same for an outer torch.compile: Dynamo cannot read context variables before torch 2.12, but guards a plain value,
