@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from senet.cli import options as opt
 from senet.errors import InputError
+
+if TYPE_CHECKING:
+    from senet.models.registry import NetworkConfig
 
 Format = Literal["table", "csv", "json"]
 
@@ -35,7 +39,7 @@ def command(
     if vs_paper:
         from senet.paper.costs import compared, rows_of
 
-        figures = compared() if model is None else compared(rows_of(_network(model)[0]))
+        figures = compared() if model is None else compared(rows_of(_network(model)[0].model))
         records = tables.paper_records(figures)
         if console:
             tables.paper_table(figures, console)
@@ -54,14 +58,11 @@ def _one(
 ) -> list[dict[str, Any]]:
     """A network beside its twin, and its parts."""
     from senet.cli import cost_tables as tables
-    from senet.measure.cost_parts import network_cost
-    from senet.models.registry import model_spec
+    from senet.measure.cost_parts import config_cost
 
-    name, se, options = _network(model)
-    spec = model_spec(name)
-    own = network_cost(name, input_size, per or "stage", **se, **options)
-    twin = network_cost(spec.twin, own.input_size, **options)
-    plain, gated = (own, twin) if spec.se is None else (twin, own)
+    config, has_gates = _network(model)
+    plain, gated = (config_cost(side, input_size, per or "stage") for side in _sides(config, has_gates))
+    own = gated if has_gates else plain
     if console:
         tables.twins_table(plain, gated, console)
         if per:
@@ -69,16 +70,34 @@ def _one(
     return tables.part_records(own) if per else tables.twin_records(plain, gated)
 
 
-def _network(model: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """(name, its SE configuration where it is not the name's, what its twin is built with as well)."""
-    if not model.endswith(".safetensors"):
-        return model, {}, {}
-    from senet.models.registry import NetworkConfig
-    from senet.models.weights import load_weights
+def _network(model: str) -> tuple[NetworkConfig, bool]:
+    """How the network of a name or a weight file is made, and whether it has gates."""
+    from senet.measure.cost import usual_classes
+    from senet.models.registry import NetworkConfig, model_spec
 
-    config = NetworkConfig.from_dict(load_weights(model)[1], model)
-    options = {"num_classes": config.num_classes, "in_chans": config.in_chans, **config.kwargs}
-    return config.model, {"se": config.se}, options
+    if model.endswith(".safetensors"):
+        from senet.models.weights import described_network, load_weights
+
+        config, _ = described_network(load_weights(model)[1], model)
+    else:
+        spec = model_spec(model)
+        config = NetworkConfig(model, usual_classes(spec), se=spec.se)
+    return config, config.se is not None or config.attached is not None
+
+
+def _sides(config: NetworkConfig, has_gates: bool) -> tuple[NetworkConfig, NetworkConfig]:
+    """The plain network, and the one with gates: one of them is ``config``, the other its twin."""
+    from senet.models.elsewhere import ATTACHED
+    from senet.models.registry import model_spec
+
+    spec = model_spec(config.model)
+    plain, se = (spec.name, spec.twin) if spec.se is None else (spec.twin, spec.name)
+    bare = replace(config, model=plain, se=None, attached=None, folded=None)
+    if has_gates:
+        return bare, config if config.attached else replace(config, model=se)
+    if se.endswith(ATTACHED):
+        raise InputError(f"{config.model} has no SE twin to stand beside; senet.measure.cost counts any network")
+    return bare, replace(bare, model=se, se=model_spec(se).se)
 
 
 def _check(
@@ -101,5 +120,7 @@ def _check(
         raise InputError(f"--input-size {input_size} is not allowed; it must be at least 1")
     if output is not None and form == "table":
         raise InputError("--output needs --format csv or --format json")
+    if output is not None and output.is_dir():
+        raise InputError(f"{output} is a folder; --output names a file")
     if output is not None and output.exists() and not overwrite:
         raise InputError(f"{output} exists; choose another --output, or --overwrite")

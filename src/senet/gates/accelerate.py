@@ -1,21 +1,24 @@
 """``senet.accelerate``: the inference form of a network, with the network's own keys and the way back to training."""
 
 import copy
-import operator
+import functools
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.utils._pytree import tree_leaves
 
 from senet.errors import InputError
 from senet.gates.acceleration import Acceleration, known_gates, own_names, products
 from senet.gates.folding import folded
+from senet.gates.graph import required
 from senet.gates.microbatch import InCache
+from senet.gates.snapshot import Contents, Structure
 from senet.gates.swept import Swept, hooks_of
 from senet.nn.attachment import in_line
 from senet.ops import early_gate
 
-_version = operator.attrgetter("_version")
 _FORMS = ("_fast", "_tails")  # what is made from the network, and made anew when it changes
 _OWN = ("_requested", "_trainable", *_FORMS)
 
@@ -30,9 +33,11 @@ def accelerate(model: nn.Module, backend: str = "auto") -> nn.Module:
     function is known (docs/accelerate.md); all else runs as it did, and ``fast.acceleration`` lists both.
 
     The copy keeps the class, the parameters and the keys: ``state_dict`` loads both ways, ``train()`` and ``eval()``
-    switch, and weights that change in between are seen. While it is in eval mode its parameters do not require
-    gradients; an input that does gets them through the ordinary operations. Hooks that are put on modules inside later
-    are called in training, not by the inference form.
+    switch, and weights, modules and modes that change in between are seen (not what is written through ``tensor.data``,
+    nor by a compiled copy before the next ``eval()``). While it is in eval mode its parameters do not require
+    gradients, until they are asked to; they, and an input that does, get them through the ordinary operations. So does
+    whatever looks at operations: torch.func, forward-mode differentiation, ``torch.jit.trace``, torch.fx, fake tensors.
+    Hooks that are put on modules inside later are called in training, not by the inference form.
 
     Args:
         model: a network that torch.fx can trace: every network of this package, torchvision's, most of timm's.
@@ -41,45 +46,72 @@ def accelerate(model: nn.Module, backend: str = "auto") -> nn.Module:
             chosen by ``senet.use_backend``.
 
     Raises:
-        InputError: an unknown backend, one that cannot run here (the message says why), an untraceable network, or one
-            with hooks on its modules.
+        InputError: an unknown backend, one that cannot run here (the message says why), an untraceable network, one
+            with hooks on its modules, or one that is wrapped for several devices, compiled or TorchScript.
     """
     if backend != "auto" and backend not in early_gate.BACKENDS:
         raise InputError(f"accelerate: {backend!r} is not a backend; there are auto, {', '.join(early_gate.BACKENDS)}")
-    if isinstance(model, Accelerated):
-        raise InputError("accelerate: the network is accelerated already")
-    hooked = next((name for name, module in model.named_modules() if name and hooks_of(module)), None)
-    if hooked is not None:
-        raise InputError(f"accelerate: {hooked!r} has a hook, which the fast form would not call; remove it first")
+    _check(model)
     fast: Any = copy.deepcopy(model)
-    fast.__class__ = _class_for(type(model))
-    fast.__dict__["_requested"] = backend
-    fast.__dict__["_trainable"] = {}
-    fast.train(model.training)
-    if not model.training:
+    ordinary = type(fast)
+    fast.__class__ = _class_for(ordinary)
+    fast.__dict__ |= {"_requested": backend, "_trainable": {}}
+    if model.training:
+        fast._inference_form(_in_mode(fast._ordinary(), False))  # what is refused is refused now
+    else:
+        fast._hold_gradients()
         fast._form()
     return fast
 
 
-class _Form:
-    """The inference form, what it was made from, and the state of the parameters then. Not a module: it has no keys."""
+def _check(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise InputError(f"accelerate: a network is wanted, not {type(model).__name__}; give an nn.Module")
+    if isinstance(model, Accelerated):
+        raise InputError("accelerate: the network is accelerated already")
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise InputError(f"accelerate: the network is wrapped in {type(model).__name__}; accelerate model.module")
+    if "_orig_mod" in model._modules:  # asking for the class would load the compiler
+        raise InputError("accelerate: the network is compiled; accelerate the ordinary one, then compile it")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError("accelerate: the network is TorchScript, which cannot be looked into; give the ordinary one")
+    for name, module in model.named_modules():
+        if "forward" in vars(module):
+            raise InputError(
+                f"accelerate: the forward of {name or 'the network'!r} was replaced, which the fast form would not "
+                "call; put it into a class of its own"
+            )
+        if name and hooks_of(module):
+            raise InputError(f"accelerate: {name!r} has a hook, which the fast form would not call; remove it first")
 
-    def __init__(self, model: nn.Module, backend: str) -> None:
-        self.tensors = [t for t in (*model.parameters(), *model.buffers()) if not t.is_inference()]
-        self.versions = list(map(_version, self.tensors))
+
+class _Form:
+    """The inference form of a network. Not a module: it has no keys.
+
+    Args:
+        model: what is traced, in eval mode.
+        watched: where it is looked for changes: the network that it was made for.
+        backend: one of ``early_gate.BACKENDS``.
+    """
+
+    def __init__(self, model: nn.Module, watched: nn.Module, backend: str) -> None:
+        self.structure, self.contents = Structure(watched), Contents(watched)
         network, names = in_line(model), own_names(model)
         known, left = known_gates(network)
         self.graph, forms = folded(network, backend, {name: gate.fully_connected() for name, gate in known.items()})
         self.forms = {names.get(name, name): form for name, form in forms.items()}
         self.left = products(self.graph.graph) | {names.get(name, name): reason for name, reason in left.items()}
-        self.run: Any = InCache(self.graph) if backend == "native" else self.graph
+        # What is in training mode, as dropout may be, looks at the batch as a whole or draws numbers for it.
+        in_parts = backend == "native" and not any(module.training for module in model.modules())
+        self.run: Any = InCache(self.graph) if in_parts else self.graph
 
     def is_stale(self) -> bool:
-        """Whether a parameter or a statistic has been written to since."""
-        return list(map(_version, self.tensors)) != self.versions
+        """Whether the network has changed since."""
+        return not (self.contents.is_same() and self.structure.is_same())
 
-    def __call__(self, x: Tensor) -> Any:
-        return (self.graph if torch.compiler.is_compiling() else self.run)(x)
+    def __call__(self, *inputs: Any) -> Any:
+        in_plain_operations = torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")
+        return (self.graph if in_plain_operations else self.run)(*inputs)
 
 
 class Accelerated:
@@ -91,76 +123,85 @@ class Accelerated:
     _requested: str
     _trainable: dict[str, bool]
 
-    def forward(self, x: Tensor) -> Any:
-        """The form of the mode; the ordinary network in eval mode where ``x`` needs a gradient."""
-        if self.training:
-            graph = self._swept()
-            return super().forward(x) if graph is None else graph(x)  # type: ignore[misc]
-        if x.requires_grad and torch.is_grad_enabled():
-            return super().forward(x)  # type: ignore[misc]
-        if x.ndim == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
-        with torch.no_grad():
-            return self._form()(x)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The form of the mode; the ordinary network where a gradient is wanted in eval mode, and for unusual calls."""
+        inputs = _required(type(self), args, kwargs)
+        if inputs is not None and not _looks_at_operations(inputs):
+            if self.training:
+                graph = self._swept()
+                if graph is not None:
+                    return graph(*inputs)
+            else:
+                form = self._form()
+                if form is not None and not _wants_gradient(inputs, form):
+                    with torch.no_grad():
+                        return form(*map(_channels_last, inputs))
+        return super().forward(*args, **kwargs)  # type: ignore[misc]
 
     def train(self, mode: bool = True) -> Any:
         """Switch to the training form, whose parameters require gradients; ``eval()`` goes back to inference."""
         super().train(mode)  # type: ignore[misc]
-        parameters = dict(self.named_parameters())  # type: ignore[attr-defined]
         if mode:
-            for name, parameter in parameters.items():
-                parameter.requires_grad_(self._trainable.get(name, parameter.requires_grad))
+            for name, parameter in self.named_parameters():  # type: ignore[attr-defined]
+                parameter.requires_grad_(parameter.requires_grad or self._trainable.get(name, False))
             self._trainable.clear()
             self.__dict__.pop("_fast", None)
             self._swept()
         else:
-            for name, parameter in parameters.items():
-                self._trainable.setdefault(name, parameter.requires_grad)
-                parameter.requires_grad_(False)
+            self._hold_gradients()
+            self._renew()
         return self
 
-    def _form(self) -> _Form:
-        """The inference form; made anew when a parameter or a statistic has changed since."""
+    def requires_grad_(self, requires_grad: bool = True) -> Any:
+        """See ``nn.Module.requires_grad_``; in eval mode it also says what training will do."""
+        if not self.training:
+            self._trainable = dict.fromkeys(dict(self.named_parameters()), requires_grad)  # type: ignore[attr-defined]
+        return super().requires_grad_(requires_grad)  # type: ignore[misc]
+
+    def _hold_gradients(self) -> None:
+        """Parameters require no gradients until training, which finds out here whether they did."""
+        for name, parameter in self.named_parameters():  # type: ignore[attr-defined]
+            self._trainable.setdefault(name, parameter.requires_grad)
+            parameter.requires_grad_(False)
+
+    def _form(self) -> Any:
+        """The inference form, made anew when the network has changed; None where a compiler runs and there is none."""
         form: _Form | None = self.__dict__.get("_fast")
-        if form is None or (not torch.compiler.is_compiling() and form.is_stale()):
-            weight = next(iter(self.parameters()), torch.empty(0))  # type: ignore[attr-defined]
-            form = self.__dict__["_fast"] = _Form(self._ordinary(), self._backend(weight))
+        if not torch.compiler.is_compiling() and (form is None or form.is_stale()):
+            form = self.__dict__["_fast"] = self._inference_form(self._ordinary())
         return form
 
-    def _swept(self) -> fx.GraphModule | None:
+    def _inference_form(self, network: nn.Module) -> _Form:
+        weight = next(network.parameters(), torch.empty(0, device="cpu"))
+        watched: Any = self
+        return _Form(network, watched, _backend(self._requested, weight))
+
+    def _swept(self) -> Any:
         """The training form, made anew when a module has changed; None where the ordinary network is to run."""
-        form: Swept | None = self.__dict__.get("_tails")
+        swept, structure = self.__dict__.get("_tails", (None, None))
         if torch.compiler.is_compiling():
-            return None if form is None else form.graph
-        if form is None or not form.is_of(self):  # type: ignore[arg-type]
-            form = self.__dict__["_tails"] = Swept(self._ordinary())
-        return None if form.is_hooked() else form.graph
+            return None if swept is None else swept.graph
+        if swept is None or not structure.is_same():
+            swept = Swept(self._ordinary())
+            watched: Any = self
+            self.__dict__["_tails"] = swept, Structure(watched)
+        return None if swept.is_hooked() else swept.graph
 
     @property
     def acceleration(self) -> Acceleration:
         """What was replaced in both modes, and what was left and why."""
         ordinary = self._ordinary()
         if self.training:
-            weight = next(ordinary.parameters(), torch.empty(0))
-            form, swept = _Form(_in_mode(ordinary, False), self._backend(weight)), Swept(ordinary)
+            form, swept = self._inference_form(_in_mode(ordinary, False)), Swept(ordinary)
         else:
             form, swept = self._form(), Swept(_in_mode(ordinary, True))
         return Acceleration(form.forms, swept.names, form.left, swept.reason)
 
     def _ordinary(self) -> nn.Module:
         """This network under its own class, sharing all parameters: what is traced."""
-        twin = copy.copy(self)
+        twin: Any = object.__new__(type(self).__bases__[1])
         twin.__dict__ = {k: v for k, v in self.__dict__.items() if k not in _OWN}
-        twin.__class__ = type(self).__bases__[1]
-        return twin  # type: ignore[return-value]
-
-    def _backend(self, weight: Tensor) -> str:
-        if self._requested == "auto":
-            return next(b for b in ("native", "triton", "reference") if early_gate.why_not(b, weight) is None)
-        reason = early_gate.why_not(self._requested, weight)
-        if reason is not None:
-            raise InputError(f"accelerate: backend {self._requested!r} cannot run here: {reason}; use 'auto'")
-        return self._requested
+        return twin
 
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(value, (nn.Module, Tensor)):  # a new head, say
@@ -168,25 +209,92 @@ class Accelerated:
         super().__setattr__(name, value)
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
-        self._forget()  # another device or type
-        return super()._apply(*args, **kwargs)  # type: ignore[misc]
+        super()._apply(*args, **kwargs)  # type: ignore[misc]
+        self._renew()  # another device or type
+        return self
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """See ``nn.Module.load_state_dict``; the keys are the ordinary network's."""
-        self._forget()  # with assign=True there are new parameters
-        return super().load_state_dict(*args, **kwargs)  # type: ignore[misc]
+        result = super().load_state_dict(*args, **kwargs)  # type: ignore[misc]
+        self._renew()
+        return result
+
+    def _renew(self) -> None:
+        """Make the inference form now, as a compiler cannot; where it cannot be made, the next call says why."""
+        if self.training:
+            self._forget()
+            return
+        try:
+            self._form()
+        except InputError:
+            self._forget()
 
     def _forget(self) -> None:
         for name in _FORMS:
             self.__dict__.pop(name, None)
 
+    def _replicate_for_data_parallel(self) -> Any:
+        return self._ordinary()._replicate_for_data_parallel()  # type: ignore[operator] # the form is on one device
+
     def __reduce__(self) -> tuple[Any, ...]:
-        state = {k: v for k, v in self.__dict__.items() if k not in _FORMS}
-        return _restored, (type(self).__bases__[1], state)
+        state = super().__getstate__()  # type: ignore[misc] # of nn.Module, or the network's own
+        if isinstance(state, dict):
+            state = {k: v for k, v in state.items() if k not in _OWN}
+        return _restored, (type(self).__bases__[1], self._requested, self._trainable), state
 
 
-def _class_for(ordinary: type) -> type:
-    return type(f"Accelerated{ordinary.__name__}", (Accelerated, ordinary), {"__module__": __name__})
+def _class_for(ordinary: Any) -> type:
+    @functools.wraps(ordinary.forward)  # its signature is looked at by exports and by torch.fx
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return Accelerated.forward(self, *args, **kwargs)
+
+    own = {"__module__": __name__, "forward": forward, "_arguments": required(ordinary.forward)}
+    return type(f"Accelerated{ordinary.__name__}", (Accelerated, ordinary), own)
+
+
+def _required(kind: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
+    """What a call gives, in order; None where it gives arguments that the forms do not have."""
+    if kind._arguments is None:
+        return None if kwargs else args
+    names = kind._arguments[1 + len(args) :]
+    if len(kwargs) != len(names) or any(name not in kwargs for name in names):
+        return None
+    return args + tuple(kwargs[name] for name in names)
+
+
+def _channels_last(x: Any) -> Any:
+    return x.contiguous(memory_format=torch.channels_last) if isinstance(x, Tensor) and x.ndim == 4 else x
+
+
+def _looks_at_operations(inputs: tuple[Any, ...]) -> bool:
+    """Whether somebody wants to see operations, or has tensors without memory; compilers get graphs of their own."""
+    if torch.compiler.is_compiling():
+        return False
+    if torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0:
+        return True
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return True
+    tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    dispatch = Tensor.__torch_dispatch__  # of fake and distributed tensors it is their own
+    return not tensors or any(type(tensor).__torch_dispatch__ is not dispatch for tensor in tensors)
+
+
+def _wants_gradient(inputs: tuple[Any, ...], form: _Form) -> bool:
+    if not torch.is_grad_enabled():
+        return False
+    if torch.compiler.is_compiling():
+        return any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
+    given = any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_leaves(inputs))
+    return given or form.contents.wants_gradient()
+
+
+def _backend(requested: str, weight: Tensor) -> str:
+    if requested == "auto":
+        return next(b for b in ("native", "triton", "reference") if early_gate.why_not(b, weight) is None)
+    reason = early_gate.why_not(requested, weight)
+    if reason is not None:
+        raise InputError(f"accelerate: backend {requested!r} cannot run here: {reason}; use 'auto'")
+    return requested
 
 
 def _in_mode(model: nn.Module, training: bool) -> nn.Module:
@@ -195,9 +303,8 @@ def _in_mode(model: nn.Module, training: bool) -> nn.Module:
     return copy.deepcopy(model, shared).train(training)
 
 
-def _restored(ordinary: type, state: dict[str, Any]) -> nn.Module:
-    """An accelerated network from a pickle or a copy."""
-    kind: Any = _class_for(ordinary)
-    model = kind.__new__(kind)
-    model.__dict__.update(state)
+def _restored(ordinary: Any, requested: str, trainable: dict[str, bool]) -> nn.Module:
+    """An accelerated network from a pickle or a copy, still without its state."""
+    model: Any = object.__new__(_class_for(ordinary))
+    model.__dict__ |= {"_requested": requested, "_trainable": trainable}
     return model

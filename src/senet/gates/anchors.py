@@ -49,7 +49,7 @@ class Anchors:
         """The modules at which a map can be rescaled: one, or those of the summands of a sum; none if there is none."""
         if self.config.placement == "pre":
             first = [path for source in node.inputs for path in source.taken_by if path == node.owner]
-            return [(path, "input", node.inputs[0]) for path in first if self._can_hold(path)][:1]
+            return [(path, "input", node.inputs[0]) for path in first if self._can_take(path)][:1]
         if not node.is_map:
             return []
         for path in node.returned_by:
@@ -64,7 +64,7 @@ class Anchors:
                 if self._can_hold(path):
                     return [(path, "output", node)]
             for path in node.taken_by:
-                if self._can_hold(path) and node.users[0].owner == path:
+                if self._can_take(path) and node.users[0].owner == path:
                     return [(path, "input", node)]
         return self._before(node)
 
@@ -82,6 +82,10 @@ class Anchors:
         if not path or module is None or self.flow.calls[path] != 1:
             return False
         return not isinstance(module, (*CONTAINERS, torch.jit.ScriptModule)) and not hasattr(module, CHILD)
+
+    def _can_take(self, path: str) -> bool:
+        """Whether a gate before the module stands before an operation of its own, not before a block."""
+        return self._can_hold(path) and next(self.modules[path].children(), None) is None
 
 
 def _is_alone(node: Node, reader: Node) -> bool:

@@ -11,8 +11,8 @@ from senet.errors import InputError
 from senet.gates.accelerate import Accelerated
 from senet.gates.attach_report import AttachReport
 from senet.gates.policies import SitePolicy
-from senet.gates.sites import Site, search
-from senet.nn.attachment import attach_all, attached, detach_all
+from senet.gates.sites import Site, check_is_network, search
+from senet.nn.attachment import attach_all, attached, detach_all, without_gates
 from senet.nn.squeeze_excite import SEConfig, SqueezeExcite
 
 IDENTITY = SEConfig(identity_init=True)
@@ -52,22 +52,20 @@ def attach(
         InputError: no site was found; the network does not run on the example, or is wrapped, compiled or accelerated;
             or it has attached gates of the same configuration. Gates of another configuration are replaced.
     """
-    _check(model)
+    _check(model, "attach to")
     before = attached(model)
     if before and not dry_run and all(getattr(se, "config", None) == config for se in before.values()):
         raise InputError(
             f"attach: {len(before)} gates of this configuration are attached already; detach them first, "
             "or give another config, which replaces them"
         )
-    removed = detach_all(model)
-    try:
+    with torch.inference_mode(False), without_gates(model):  # what is made in inference mode can never learn
         found = search(model, config, sites, example_input)
+        own = list(model.parameters())
         gates = {} if dry_run else {site.name: _gate(site, config, model) for site in found.sites}
-    except BaseException:
-        attach_all(model, removed)
-        raise
-    own = list(model.parameters())
-    attach_all(model, removed if dry_run else gates)
+    if gates:
+        detach_all(model)
+        attach_all(model, gates)
     return AttachReport(type(model).__name__, config, found, tuple(gates.values()), tuple(own))
 
 
@@ -77,24 +75,35 @@ def detach(model: nn.Module) -> list[str]:
     Returns:
         the names of the sites that had one; an empty list where nothing was attached.
     """
-    _check(model)
+    _check(model, "detach from")
     return list(detach_all(model))
 
 
-def _check(model: nn.Module) -> None:
-    if isinstance(model, (DistributedDataParallel, DataParallel)):
-        raise InputError(
-            f"attach: the model is wrapped in {type(model).__name__}; attach to model.module before wrapping"
-        )
-    if "_orig_mod" in model._modules:  # asking for the class would load the compiler
-        raise InputError("attach: the model is compiled; attach to the ordinary model, then compile it")
+def _check(model: Any, verb: str) -> None:
+    """Refuse what would not notice that gates come or go: what is compiled keeps the hooks of its first run."""
+    what = verb.split()[0]
+    check_is_network(model, what)
+    if isinstance(model, DataParallel):
+        raise InputError(f"{what}: the model is wrapped in DataParallel; {verb} model.module before wrapping")
     if isinstance(model, Accelerated):
-        raise InputError("attach: the model is accelerated; attach to the ordinary model, then accelerate it")
+        raise InputError(f"{what}: the model is accelerated; {verb} the ordinary model, then accelerate it")
     if isinstance(model, torch.jit.ScriptModule):
-        raise InputError("attach: the model is TorchScript, which cannot be changed; attach before scripting")
+        raise InputError(f"{what}: the model is TorchScript, which cannot be changed; {verb} it before scripting")
+    for path, module in model.named_modules():
+        part = f"the model's {path!r}" if path else "the model"
+        if isinstance(module, DistributedDataParallel):
+            inner = f"model.{path}.module" if path else "model.module"
+            raise InputError(f"{what}: {part} is wrapped in {type(module).__name__}; {verb} {inner} before wrapping")
+        # Asking for the class of a compiled module would load the compiler.
+        if "_orig_mod" in module._modules or getattr(module, "_compiled_call_impl", None) is not None:
+            raise InputError(f"{what}: {part} is compiled; {verb} the ordinary model, then compile it")
 
 
 def _gate(site: Site, config: SEConfig, model: nn.Module) -> SqueezeExcite:
     gate = SqueezeExcite(site.channels, config)
     gate.train(model.get_submodule(site.path).training)
-    return gate.to_empty(device="meta") if site.device.type == "meta" else gate.to(site.device, site.dtype)
+    if site.device.type == "meta":
+        return gate.to_empty(device="meta")
+    # Under autocast the map may have a type that no parameter has.
+    own = list(dict.fromkeys(p.dtype for p in model.parameters() if p.is_floating_point()))
+    return gate.to(site.device, site.dtype if site.dtype in own or not own else own[0])

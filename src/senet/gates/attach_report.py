@@ -98,8 +98,7 @@ class AttachReport:
         share = f" (+{100 * self.added_parameters / self.own_parameters:.2f} %)" if self.own_parameters else ""
         lines = [f"{blocks} {word} {self.model}: {self.added_parameters:,} parameters{share}"]
         if self.search.mult_adds:
-            images = self.search.inputs[0][0] if self.search.inputs and len(self.search.inputs[0]) > 1 else 1
-            own = self.search.mult_adds / max(images, 1)
+            own = self.search.mult_adds / self.search.images
             lines[0] += f", {self.added_mult_adds:,} multiply-adds an image (+{100 * self.added_mult_adds / own:.3f} %)"
         reasons: dict[str, list[str]] = {}
         for place, reason in self.skipped:

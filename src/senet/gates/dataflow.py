@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -41,7 +41,7 @@ class Node:
         owner: the path of the module in whose ``forward`` the operation ran.
         returned_by: the modules that made it and returned it, innermost first.
         passed_by: the modules that took it and returned it as it is (identities; dropout in evaluation).
-        taken_by: the modules without children that it is the first input of.
+        taken_by: the modules that it is the first argument of, by place and not by keyword.
     """
 
     index: int
@@ -84,12 +84,13 @@ class Node:
 
 @dataclass
 class Flow:
-    """What ``record`` saw: the nodes in order, how often each module was called, the cost and the input's shapes."""
+    """What ``record`` saw: the nodes in order, the calls of each module, the cost, shapes and number of the images."""
 
     nodes: list[Node]
     calls: Counter[str]
     mult_adds: int
     inputs: tuple[tuple[int, ...], ...]
+    images: int
 
 
 class _Recorder(TorchDispatchMode):
@@ -139,12 +140,11 @@ class _Recorder(TorchDispatchMode):
         self.nodes.append(node)
         self._known[tensor] = node
 
-    def enter(self, path: str, is_leaf: bool, args: Any, kwargs: Any) -> None:
+    def enter(self, path: str, args: tuple[Any, ...]) -> None:
         self.calls[path] += 1
         self.stack.append((path, len(self.nodes)))
-        first = next((t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)), None)
-        node = None if first is None else self.node_of(first)
-        if is_leaf and node is not None:
+        node = self.node_of(args[0]) if args and isinstance(args[0], Tensor) else None
+        if node is not None:
             node.taken_by.append(path)
 
     def leave(self, path: str, output: Any) -> None:
@@ -192,17 +192,23 @@ def _channel_of_reshape(source: Node, shape: tuple[int, ...]) -> int | None:
 def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Flow:
     """Run ``model(*args, **kwargs)`` in evaluation mode and record its data flow; afterwards it is as it was.
 
-    Modes, statistics and other buffers, gradients and random generators are as before; so are the model's hooks.
+    Modes, statistics and other buffers, gradients and random generators are as before; so are the model's hooks and
+    the arguments. (A buffer that the run has replaced by one of another shape stays: it is a cache.)
     """
+    with torch.inference_mode(False), torch.no_grad():  # in inference mode operations come undecomposed
+        args, kwargs = tree_map_only(Tensor, torch.clone, (args, kwargs))
+        return _recorded(model, args, kwargs)
+
+
+def _recorded(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Flow:
     tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
     recorder = _Recorder()
     handles = []
     for path, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             continue  # its inner calls run no hooks
-        is_leaf = next(module.children(), None) is None
         handles += [
-            module.register_forward_pre_hook(_entering(recorder, path, is_leaf), with_kwargs=True),
+            module.register_forward_pre_hook(_entering(recorder, path)),
             module.register_forward_hook(_leaving(recorder, path)),
         ]
     try:
@@ -214,11 +220,19 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> F
     finally:
         for handle in handles:
             handle.remove()
-    return Flow(recorder.nodes, recorder.calls, counter.get_total_flops() // 2, tuple(tuple(t.shape) for t in tensors))
+    shapes = tuple(tuple(t.shape) for t in tensors)
+    return Flow(recorder.nodes, recorder.calls, counter.get_total_flops() // 2, shapes, max(_images(args, kwargs), 1))
 
 
-def _entering(recorder: _Recorder, path: str, is_leaf: bool) -> Any:
-    return lambda module, args, kwargs: recorder.enter(path, is_leaf, args, kwargs)
+def _images(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    first = next(iter((*args, *kwargs.values())), None)
+    if isinstance(first, (list, tuple)):
+        return len(first)  # as detectors take them
+    return len(first) if isinstance(first, Tensor) and first.ndim > 1 else 1
+
+
+def _entering(recorder: _Recorder, path: str) -> Any:
+    return lambda module, args: recorder.enter(path, args)
 
 
 def _leaving(recorder: _Recorder, path: str) -> Any:
@@ -227,11 +241,17 @@ def _leaving(recorder: _Recorder, path: str) -> Any:
 
 @contextlib.contextmanager
 def _untouched(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients, after which the model and the random generators are as they were."""
+    """Evaluation mode, after which the model and the random generators are as they were."""
     modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer._version, buffer.clone()) for buffer in model.buffers()]
+    held = [
+        (module, name, buffer)
+        for module, _ in modes
+        if not isinstance(module, torch.jit.ScriptModule)
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+    buffers = [(buffer, _version(buffer), buffer.clone()) for buffer in model.buffers()]
     devices = sorted({t.device.index or 0 for t in (*model.parameters(), *model.buffers()) if t.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
+    with torch.random.fork_rng(devices=devices):
         try:
             for module, _ in modes:
                 module.training = False  # not eval(): a class may do more there than to switch
@@ -239,6 +259,15 @@ def _untouched(model: nn.Module) -> Iterator[None]:
         finally:
             for module, mode in modes:
                 module.training = mode
+            for module, name, buffer in held:
+                now = module._buffers.get(name)
+                if now is not None and now is not buffer and now.shape == buffer.shape:
+                    module._buffers[name] = buffer
             for buffer, version, before in buffers:
-                if buffer._version != version:
+                if _version(buffer) != version:
                     buffer.copy_(before)
+
+
+def _version(buffer: Tensor) -> int:
+    """How often a tensor was written to; of one from inference mode it is unknown, and it cannot be here."""
+    return 0 if buffer.is_inference() else buffer._version

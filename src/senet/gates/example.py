@@ -1,5 +1,6 @@
 """On what a network is run to see its data flow: the example that a person gives, or one guessed from the network."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -27,6 +28,8 @@ def recorded(model: nn.Module, example_input: Any) -> Flow:
         InputError: the input is on another device than the model, or the model does not run on it.
     """
     if example_input is not None:
+        if isinstance(example_input, Mapping):  # what Hugging Face's processors return is no dict
+            example_input = dict(example_input)
         _check_device(model, example_input)
         return _attempt(model, [example_input], "example_input")
     return _attempt(model, guesses(model), "guessed inputs")
@@ -35,7 +38,7 @@ def recorded(model: nn.Module, example_input: Any) -> Flow:
 def _attempt(model: nn.Module, inputs: list[Any], what: str) -> Flow:
     problem: Exception | None = None
     for each in inputs:
-        kwargs = dict(each) if isinstance(each, dict) else {}
+        kwargs = each if isinstance(each, dict) else {}
         args = () if kwargs else each if isinstance(each, tuple) else (each,)
         try:
             return record(model, args, kwargs)
@@ -55,20 +58,27 @@ def guesses(model: nn.Module) -> list[Any]:
     if first is None:
         return []
     axes = first.weight.ndim - 2
-    sides = list(SIDES[axes])
-    for attribute in ("pretrained_cfg", "default_cfg"):  # timm's
-        size = (getattr(model, attribute, None) or {}).get("input_size") if axes == 2 else None
-        if size is not None:
-            sides.insert(0, tuple(size[1:]))
-            break
-    size = getattr(getattr(model, "config", None), "image_size", None)  # Hugging Face's
-    if isinstance(size, int) and axes == 2:
-        sides.insert(0, (size, size))
+    sides = [*(_own_sides(model) if axes == 2 else []), *SIDES[axes]]
     weight = first.weight
     return [
         torch.zeros(1, first.in_channels, *side, dtype=weight.dtype, device=weight.device)
         for side in dict.fromkeys(sides)
     ]
+
+
+def _own_sides(model: nn.Module) -> list[tuple[int, ...]]:
+    """The sides of images that the network's configuration says, of Hugging Face or of timm."""
+    sides: list[tuple[int, ...]] = []
+    size = getattr(getattr(model, "config", None), "image_size", None)
+    if isinstance(size, int):
+        sides.append((size, size))
+    elif isinstance(size, (list, tuple)):
+        sides.append(tuple(size))
+    for attribute in ("pretrained_cfg", "default_cfg"):
+        configuration = getattr(model, attribute, None)
+        if isinstance(configuration, Mapping) and configuration.get("input_size"):
+            return [*sides, tuple(configuration["input_size"][1:])]
+    return sides
 
 
 def _check_device(model: nn.Module, example_input: Any) -> None:

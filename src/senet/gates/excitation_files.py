@@ -6,6 +6,7 @@ import io
 import json
 import os
 import zipfile
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ _FORMAT = "senet excitations 1"
 _GATE = ("name", "kind", "function", "low", "neutral", "high")
 _ARRAYS = ("count", "mean", "m2", "lowest", "highest")
 _ENDS = ("opening", "closing")
+_DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError)  # of either file, in its header or its numbers
 
 
 def save(path: str | os.PathLike[str], excitations: Excitations) -> None:
@@ -55,7 +57,7 @@ def load(path: str | os.PathLike[str]) -> Excitations:
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             return _from_arrays({name: file[name] for name in file.files})
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except (*_DAMAGE, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise _unreadable(path, error) from error
 
 
@@ -173,7 +175,7 @@ def _load_parquet(path: Path) -> Excitations:
             sites.append(_site_from(table.slice(start, size), gate, rows))
             start += size
         return _assembled(header, sites)
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+    except (*_DAMAGE, pa.ArrowException) as error:
         raise _unreadable(path, error) from error
 
 

@@ -66,7 +66,9 @@ def fold(
     network, gates = _opened(model)
     names = _named(gates, sites)
     by = _constants(gates, excitations)
-    folder = Folder(network, by, constants, example_input)
+    # Compiled parts run eagerly: hooks that come after the compilation are not called in it.
+    with torch.compiler.set_stance("force_eager"), torch.inference_mode(False):
+        folder = Folder(network, by, constants, example_input)
     chosen = _of_stage(folder, names, stage)
     missing = [name for name in chosen if name not in by]
     if missing and not isinstance(sites, str):

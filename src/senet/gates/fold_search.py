@@ -1,6 +1,5 @@
 """How many gates fold within an accuracy budget: least movement first, one at a time, each tried on the last kept."""
 
-import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from senet.errors import InputError
 from senet.gates.fold_apply import Folder
 from senet.gates.fold_report import FoldStep
+from senet.gates.record import device_of, evaluating, parts_of, run
 
 Evaluate = Callable[[nn.Module], float]
 Measure = Callable[[nn.Module, nn.Module], tuple[float, float, float]]
@@ -64,28 +64,29 @@ def accuracy_of(loader: Iterable[Any], preprocess: Callable[[Tensor], Tensor] | 
     """What gives the share of a loader's images that a network classifies rightly, in percent.
 
     Args:
-        loader: gives (images, targets), and maybe more, as tuples; it is gone through once a call.
+        loader: gives (images, targets), and maybe more, as tuples; it is gone through once a call. Images of an
+            unknown class, −1, do not count.
         preprocess: from the loader's images to the network's input, on the network's device.
     """
 
     def evaluate(network: nn.Module) -> float:
-        tensors = itertools.chain(network.parameters(), network.buffers())
-        device = next((tensor.device for tensor in tensors), torch.device("cpu"))
+        device = device_of(network)
         right, count = 0, 0
-        modes = [(module, module.training) for module in network.modules()]
-        network.eval()
-        try:
-            with torch.inference_mode():
-                for images, targets, *_ in loader:
-                    x = images.to(device, non_blocking=True)
-                    answers = network(x if preprocess is None else preprocess(x)).argmax(1).cpu()
-                    right += int((answers == targets.cpu()).sum())
-                    count += len(targets)
-        finally:
-            for module, mode in modes:
-                module.training = mode
+        with evaluating(network), torch.inference_mode():
+            for batch in loader:
+                images, targets, _ = parts_of(batch[:2] if isinstance(batch, (tuple, list)) else batch, 0)
+                if not len(images):
+                    continue
+                answers = run(network, images.to(device, non_blocking=True), preprocess)
+                if not isinstance(answers, Tensor) or answers.ndim != 2:
+                    shape = tuple(answers.shape) if isinstance(answers, Tensor) else type(answers).__name__
+                    raise InputError(f"fold: the network gives {shape}, not (N, classes); give a function evaluate=")
+                right += int((answers.argmax(1).cpu().numpy() == targets).sum())
+                count += int((targets >= 0).sum())
         if not count:
-            raise InputError("fold: the loader to evaluate on gave no images; it must start anew for every measurement")
+            raise InputError(
+                "fold: the loader to evaluate on gave no images with a class; it must start anew for every measurement"
+            )
         return 100 * right / count
 
     return evaluate

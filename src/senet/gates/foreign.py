@@ -113,20 +113,21 @@ def _fully_connected(fc1: Any, fc2: Any, norm: Any, gate: str, activation: str) 
 def _randomised(module: nn.Module) -> nn.Module:
     """A copy on the CPU in float64, with weights that hide nothing: a last FC of zeros would agree with anything."""
     twin: Any = copy.deepcopy(module).to("cpu", torch.float64).eval()
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     with torch.no_grad():
         for name, tensor in (*twin.named_parameters(), *twin.named_buffers()):
             if not tensor.is_floating_point():
                 continue
             scale = 2 / math.sqrt(max(1, tensor[0].numel())) if tensor.ndim > 1 else 1.0
-            tensor.copy_(torch.randn(tensor.shape, generator=generator, dtype=torch.float64) * scale)
+            tensor.copy_(torch.randn(tensor.shape, generator=generator, dtype=torch.float64, device="cpu") * scale)
             if name.endswith("running_var"):
                 tensor.abs_().add_(0.5)
     return twin
 
 
 def _probe(channels: int) -> Tensor:
-    x = torch.randn(2, channels, 3, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    generator = torch.Generator("cpu").manual_seed(1)
+    x = torch.randn(2, channels, 3, 2, generator=generator, dtype=torch.float64, device="cpu")
     return 4 * x  # its averages are of size 1 or so
 
 

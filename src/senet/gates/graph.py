@@ -1,6 +1,10 @@
 """What the two forms of an accelerated network share: the trace of a network, and questions to its nodes."""
 
+import inspect
 import operator
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -29,6 +33,49 @@ class _Tracer(fx.Tracer):
         draws = self.training and not any(m.children()) and not any(True for _ in m.parameters(recurse=False))
         return draws or super().is_leaf_module(m, module_qualified_name)
 
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        """Only what a call must give is a symbol: to a symbol, ``if mask is not None`` is always true."""
+        names = required(root_fn)
+        if names is None:
+            return super().create_args_for_root(root_fn, is_module, concrete_args)
+        return root_fn, [self.root, *(self.create_proxy("placeholder", name, (), {}) for name in names[1:])]
+
+
+def required(function: Callable[..., Any]) -> tuple[str, ...] | None:
+    """The arguments without a default; None where there is no telling by the signature."""
+    names = []
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is parameter.VAR_POSITIONAL or parameter.kind is parameter.VAR_KEYWORD:
+            return None
+        if parameter.default is parameter.empty:
+            if parameter.kind is parameter.KEYWORD_ONLY:
+                return None
+            names.append(parameter.name)
+    return tuple(names)
+
+
+@contextmanager
+def _leaving_no_trace(model: nn.Module) -> Iterator[None]:
+    """Modules that keep a map of their last run do not keep a symbol; random generators are as they were.
+
+    Raises:
+        ValueError: random numbers were drawn, which would be the same ones in each run of a graph.
+    """
+    before = [(vars(module), dict(vars(module))) for module in model.modules()]
+    states = torch.get_rng_state(), random.getstate()
+    try:
+        yield
+    finally:
+        for now, then in before:  # key by key: other threads may be running the network
+            for key in [key for key in now if key not in then]:
+                del now[key]
+            now.update({key: value for key, value in then.items() if now.get(key) is not value})
+        drawn = not torch.equal(states[0], torch.get_rng_state()) or states[1] != random.getstate()
+        torch.set_rng_state(states[0])
+        random.setstate(states[1])
+    if drawn:
+        raise ValueError("it draws random numbers by itself, not in a module such as nn.Dropout")
+
 
 def traced(model: nn.Module, gates: set[str]) -> fx.GraphModule:
     """The graph of ``model`` in the mode that it is in, on its own modules; ``gates`` are modules to keep whole.
@@ -37,13 +84,26 @@ def traced(model: nn.Module, gates: set[str]) -> fx.GraphModule:
         InputError: the network cannot be traced by torch.fx.
     """
     try:
-        graph = _Tracer(gates, model.training).trace(model)
+        with _leaving_no_trace(model):
+            graph = _Tracer(gates, model.training).trace(model)
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(
             f"accelerate: torch.fx cannot trace {type(model).__name__}, whose path depends on its data: {reason}"
         ) from error
-    return fx.GraphModule(model, graph, type(model).__name__)
+    module = fx.GraphModule(model, graph, type(model).__name__)
+    _call_by_position(module)
+    return module
+
+
+def _call_by_position(module: fx.GraphModule) -> None:
+    """``norm(input=x)`` as ``norm(x)``, so that what a module takes is found in one place."""
+    modules = dict(module.named_modules())
+    for node in module.graph.nodes:
+        called = called_module(modules, node)
+        if called is not None and node.kwargs:
+            bound = inspect.signature(called.forward).bind(*node.args, **node.kwargs)
+            node.args, node.kwargs = bound.args, bound.kwargs
 
 
 def take_out_identities(module: fx.GraphModule) -> None:

@@ -13,6 +13,7 @@ from senet.nn.folded import FoldedConv2d, FoldedGate, FoldedSum, FoldedTail
 
 _WORTH_IT = 512 * 2**10  # bytes of a map of one image from which it is worth cutting the batch
 _AT_ONCE = 8 * 2**20  # bytes of the largest map that are computed at once
+_UNKNOWN: Any = object()
 
 
 class Program:
@@ -30,44 +31,84 @@ class Program:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._modules, name)
 
-    def __call__(self, x: Tensor) -> Any:
-        """What the graph returns for ``x``."""
-        return self._steps(self, x)
+    def __call__(self, *inputs: Any) -> Any:
+        """What the graph returns for its inputs."""
+        return self._steps(self, *inputs)
 
 
 class InCache:
     """A graph of one input, run in two parts: the first on micro-batches, the second on the whole batch."""
 
+    KEPT = 64  # sizes of images
+
     def __init__(self, graph: fx.GraphModule) -> None:
         self.graph = graph
         self.whole = Program(graph)
         self.plans: dict[tuple[int, ...], tuple[Program, Program, int] | None] = {}
+        self.parts: dict[fx.Node, tuple[Program, Program] | None] = {}
 
-    def __call__(self, x: Tensor) -> Any:
-        """What the graph returns for ``x``, (N, …)."""
-        plan = self._plan_for(x)
+    def __call__(self, *inputs: Any) -> Any:
+        """What the graph returns for one input (N, …), or for several, which are not cut."""
+        x = inputs[0]
+        plan = self._plan_for(x) if len(inputs) == 1 and isinstance(x, Tensor) else None
         if plan is None or x.shape[0] <= plan[2]:
-            return self.whole(x)
+            return self.whole(*inputs)
         first, second, images = plan
         return second(torch.cat([first(part) for part in x.split(images)]))
 
     def _plan_for(self, x: Tensor) -> tuple[Program, Program, int] | None:
+        if x.ndim < 2 or x.shape[0] < 2:
+            return None
         key = tuple(x.shape[1:])
-        if key not in self.plans:
-            if x.shape[0] < 2:
-                return None
-            self.plans[key] = self._plan(x[:1])
-        return self.plans[key]
+        plan = self.plans.get(key, _UNKNOWN)
+        if plan is _UNKNOWN:
+            with torch.random.fork_rng(devices=()):
+                plan = self._plan(x[:1])
+            if len(self.plans) >= self.KEPT:
+                self.plans.clear()
+            self.plans[key] = plan
+        return plan
 
     def _plan(self, x: Tensor) -> tuple[Program, Program, int] | None:
         nodes = list(self.graph.graph.nodes)
-        sizes = _sizes(self.graph, x)
+        try:
+            sizes = _sizes(self.graph, x)
+        except (RuntimeError, ValueError, TypeError):
+            return None  # its batches are of a certain size, as those of frames in videos
         large = [index for index, node in enumerate(nodes) if sizes.get(node, 0) > _WORTH_IT]
         if not large:
             return None
         images = max(1, _AT_ONCE // max(sizes.values()))
         cut = next((node for index, node in enumerate(nodes) if index >= large[-1] and _is_neck(nodes, index)), None)
-        return None if cut is None else (*_cut(self.graph, cut), images)
+        if cut is None:
+            return None
+        if cut not in self.parts:
+            first, second = _cut(self.graph, cut)
+            self.parts[cut] = (first, second) if _takes_images_alone(first, x) else None
+        parts = self.parts[cut]
+        return None if parts is None else (*parts, images)
+
+
+def _takes_images_alone(first: Program, x: Tensor) -> bool:
+    """Whether the early layers return for two images at once what they return for each: the mean of a batch is neither.
+
+    The images are random and differ in mean and size; what is cut off by mistake is then off by far more than rounding.
+    """
+    generator = torch.Generator("cpu").manual_seed(0)
+    two = torch.randn(2, *x.shape[1:], generator=generator, device="cpu") * torch.tensor([1.0, 3.0]).view(
+        -1, *[1] * (x.ndim - 1)
+    )
+    two[1] += 1
+    two = two.to(x)
+    if x.ndim == 4:
+        two = two.contiguous(memory_format=torch.channels_last)
+    try:
+        whole, alone = first(two), torch.cat([first(image) for image in two.split(1)])
+    except (RuntimeError, ValueError, TypeError):
+        return False
+    if not isinstance(whole, Tensor) or whole.shape != alone.shape:
+        return False
+    return bool(((whole - alone).abs().amax() <= 0.05 * alone.abs().amax()).item())
 
 
 class _Recorder(fx.Interpreter):

@@ -81,9 +81,13 @@ def policy_of(sites: str | SitePolicy) -> SitePolicy:
 
 
 def sites_from(text: str) -> str | list[str]:
-    """A policy's name, or module paths with commas, as they are written on a command line."""
-    if text in POLICIES or not any(sign in text for sign in ".,"):
-        return text
+    """A policy's name, or module paths with commas, as they are written on a command line.
+
+    One word that is no policy is a module, unless it looks like a policy mistyped.
+    """
+    is_word = not any(sign in text for sign in ".,:")
+    if is_word and (not text.strip() or difflib.get_close_matches(text, POLICIES, n=1)):
+        return text.strip()
     return [path.strip() for path in text.split(",") if path.strip()]
 
 

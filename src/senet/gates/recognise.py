@@ -60,7 +60,7 @@ class Gate:
         """
         with ExitStack() as hooks:
             if self._last is None:
-                hooks.callback(self.module.register_forward_hook(_of_ours(receive)).remove)
+                hooks.callback(self.module.register_forward_hook(_of_ours(receive), with_kwargs=True).remove)
             else:
                 latest: deque[Tensor] = deque(maxlen=1)  # others may share the gate function: theirs come before
                 keep = self._last.register_forward_hook(lambda module, args, output: latest.append(output))
@@ -135,7 +135,10 @@ def _other(name: str, module: nn.Module) -> Gate | None:
     last = _gate_function(parts)
     if kind is None or last is None:
         return None
-    low, neutral, high = _values_of(last.forward)
+    try:
+        low, neutral, high = _values_of(last.forward)
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
+        return None  # it is no function of one number: a gate of two inputs, say
     return Gate(name, kind, maps[0][0], type(last).__name__, low, neutral, high, module, last)
 
 
@@ -171,8 +174,8 @@ def _values_of(function: Callable[[Tensor], Tensor]) -> tuple[float, float, floa
 
 
 def _of_ours(receive: Receive) -> Callable[..., None]:
-    def hook(module: SqueezeExcite, args: tuple[Tensor, ...], output: Tensor) -> None:
-        gate = module.gate(args[0])
+    def hook(module: SqueezeExcite, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        gate = module.gate(*args, **kwargs)
         receive(gate if gate.ndim == 2 else gate.flatten(2).mean(2))
 
     return hook

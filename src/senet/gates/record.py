@@ -59,14 +59,17 @@ def record_excitations(
         raise InputError(f"record_excitations: top={top} is not allowed; give at least 0")
     given = tuple(classes) if classes is not None else _classes_of(loader)
     recorder = _Recorder(gates, given, top)
-    device = _device_of(network)
+    device = device_of(network)
     seen = 0
-    with _evaluating(network), torch.no_grad(), ExitStack() as stack:
+    # Compiled parts run eagerly: hooks that come after the compilation are not called in it.
+    with evaluating(network), torch.no_grad(), torch.compiler.set_stance("force_eager"), ExitStack() as stack:
         for gate in gates:
             stack.enter_context(gate.listening(recorder.receiver(gate)))
         for batch in loader:
-            images, targets, numbers = _parts(batch, seen)
-            _run(network, images.to(device, non_blocking=True), preprocess)
+            images, targets, numbers = parts_of(batch, seen)
+            if not len(images):
+                continue
+            run(network, images.to(device, non_blocking=True), preprocess)
             recorder.end_of_batch(targets, numbers)
             seen += len(images)
             if progress is not None:
@@ -144,7 +147,8 @@ def _chosen(gates: list[Gate], pattern: str, network: str) -> list[Gate]:
     return chosen
 
 
-def _device_of(network: nn.Module) -> torch.device:
+def device_of(network: nn.Module) -> torch.device:
+    """Where a network's first tensor is; InputError on the meta device."""
     tensors = itertools.chain(network.parameters(), network.buffers())
     device = next((tensor.device for tensor in tensors), torch.device("cpu"))
     if device.type == "meta":
@@ -153,7 +157,7 @@ def _device_of(network: nn.Module) -> torch.device:
 
 
 @contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
+def evaluating(network: nn.Module) -> Iterator[None]:
     """Evaluation mode, and afterwards every module's own mode again."""
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
@@ -164,12 +168,12 @@ def _evaluating(network: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _parts(batch: Any, seen: int) -> tuple[Tensor, Integers, Integers]:
-    """Images, targets and numbers of what a loader gives."""
+def parts_of(batch: Any, seen: int) -> tuple[Tensor, Integers, Integers]:
+    """Images, targets (−1: unknown) and numbers (from ``seen`` on) of what a loader gives."""
     parts = list(batch) if isinstance(batch, (tuple, list)) else [batch]
     if not 1 <= len(parts) <= 3 or not all(isinstance(part, Tensor) for part in parts):
         raise InputError(
-            f"record_excitations: the loader gives {type(batch).__name__} of {len(parts)}; "
+            f"the loader gives {type(batch).__name__} of {len(parts)}; "
             "tensors are wanted: images, (images, targets) or (images, targets, numbers)"
         )
     images = parts[0]
@@ -178,18 +182,19 @@ def _parts(batch: Any, seen: int) -> tuple[Tensor, Integers, Integers]:
     for what, values in (("targets", targets), ("numbers", numbers)):
         if values.is_floating_point() or values.shape != (len(images),):
             shape = f"{tuple(values.shape)} {str(values.dtype).removeprefix('torch.')}"
-            raise InputError(f"record_excitations: {what} are {shape}; one integer an image is wanted")
+            raise InputError(f"{what} are {shape}; one integer an image is wanted")
     return images, targets.cpu().numpy().astype(np.int64), numbers.cpu().numpy().astype(np.int64)
 
 
-def _run(network: nn.Module, images: Tensor, preprocess: Callable[[Tensor], Tensor] | None) -> None:
+def run(network: nn.Module, images: Tensor, preprocess: Callable[[Tensor], Tensor] | None) -> Any:
+    """What the network gives for a loader's images, which are on its device."""
     if preprocess is not None:
         images = preprocess(images)
     elif not images.is_floating_point():
         raise InputError(
-            f"record_excitations: images are {images.dtype}; give preprocess=, to scale and normalise them"
+            f"images are {images.dtype}; give preprocess= to record_excitations, or a loader of floating-point images"
         )
-    network(images)
+    return network(images)
 
 
 def _classes_of(loader: object) -> tuple[str, ...] | None:

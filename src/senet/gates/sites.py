@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from senet.gates.dataflow import Flow, Node
 from senet.gates.example import recorded
 from senet.gates.patterns import Patterns, Place
 from senet.gates.policies import SitePolicy, chosen, policy_of
-from senet.nn.attachment import CHILD, INPUT, Side
+from senet.nn.attachment import CHILD, INPUT, Side, without_gates
 from senet.nn.squeeze_excite import SEConfig, SqueezeExcite
 
 GATED = "it has SE or another channel gate already"
@@ -57,12 +57,12 @@ class Site:
 
 @dataclass(frozen=True)
 class Search:
-    """What a search found: the sites chosen, the places left out and why, the network's own cost and input shapes."""
+    """What a search found: the sites chosen, the places left out and why, the network's own cost on how many images."""
 
     sites: list[Site]
     skipped: list[tuple[str, str]]
     mult_adds: int
-    inputs: tuple[tuple[int, ...], ...]
+    images: int
 
 
 def find_sites(
@@ -71,8 +71,19 @@ def find_sites(
     sites: str | SitePolicy | Sequence[str] = "auto",
     example_input: Any = None,
 ) -> list[Site]:
-    """The sites that ``senet.attach`` would take with the same arguments; changes nothing in ``model``."""
-    return search(model, config or SEConfig(identity_init=True), sites, example_input).sites
+    """The sites that ``senet.attach`` would take with the same arguments; changes nothing in ``model``.
+
+    Attached gates are as if they were not there, since ``senet.attach`` replaces them.
+    """
+    check_is_network(model, "find_sites")
+    with without_gates(model):
+        return search(model, config or SEConfig(identity_init=True), sites, example_input).sites
+
+
+def check_is_network(model: Any, what: str) -> None:
+    """Raise ``InputError`` where ``model`` is no module, the name of one say."""
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{what}: {model!r:.40} is no network; give a torch.nn.Module, senet.create_model(name) say")
 
 
 def search(
@@ -83,10 +94,13 @@ def search(
     Raises:
         InputError: the network does not run on the example, no site was found, or a named one is none.
     """
-    named = None if isinstance(sites, (str, SitePolicy)) else list(sites)
-    if named is not None:
-        return _named(model, config, named, example_input)
-    policy = policy_of(sites)  # type: ignore[arg-type] # a list of names was served above
+    if not isinstance(config, SEConfig):
+        raise InputError(f"attach: config={config!r} is not allowed; give a senet.SEConfig")
+    if any(nn.parameter.is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
+        raise InputError("attach: the network has lazy modules that have seen no input yet; run it once before")
+    if not isinstance(sites, (str, SitePolicy)):
+        return _named(model, config, _names(sites), example_input)
+    policy = policy_of(sites)
     flow = recorded(model, example_input)
     found, skipped = _found(model, config, flow, policy.every_layer)
     if not found:
@@ -96,7 +110,7 @@ def search(
         raise InputError(f"attach: {len(found)} sites were found, but {policy} leaves none; allow more")
     names = {site.name for site in kept}
     skipped += [(site.name, "the policy asks for fewer") for site in found if site.name not in names]
-    return Search(kept, skipped, flow.mult_adds, flow.inputs)
+    return Search(kept, skipped, flow.mult_adds, flow.images)
 
 
 def _why_none(skipped: list[tuple[str, str]], config: SEConfig) -> str:
@@ -160,13 +174,23 @@ def _with_stages(sites: list[Site]) -> list[Site]:
     return [replace(site, stage=sizes.index(math.prod(site.map_size)) + 2) for site in sites]
 
 
+def _names(sites: Any) -> list[str]:
+    names = list(sites) if isinstance(sites, Iterable) else [sites]
+    for each in names:
+        if not isinstance(each, str):
+            kind = type(each).__name__
+            raise InputError(f"attach: sites holds a {kind}; give names, [site.name for site in find_sites(model)] say")
+    return names
+
+
 def _named(model: nn.Module, config: SEConfig, names: list[str], example_input: Any) -> Search:
     """The sites that a person, or a saved description, names."""
     if not names or len({name.removesuffix(INPUT) for name in names}) != len(names):
         raise InputError(f"attach: sites={names!r} names no module, or one twice; list module paths")
     modules = dict(model.named_modules())
+    aliases = dict(model.named_modules(remove_duplicate=False))
     for name in names:
-        _check_name(name, modules)
+        _check_name(name, modules, aliases)
     try:
         flow = recorded(model, example_input)
     except InputError:
@@ -175,13 +199,16 @@ def _named(model: nn.Module, config: SEConfig, names: list[str], example_input: 
         flow = None  # what the modules say of themselves may be enough
     if flow is None:
         sites = [_unseen(name, modules[name.removesuffix(INPUT)], config) for name in names]
-        return Search(sites, [], 0, ())
+        return Search(sites, [], 0, 1)
     sites = [_seen(name, modules, flow, config) for name in names]
-    return Search(_with_stages(sites), [], flow.mult_adds, flow.inputs)
+    return Search(_with_stages(sites), [], flow.mult_adds, flow.images)
 
 
-def _check_name(name: str, modules: dict[str, nn.Module]) -> None:
+def _check_name(name: str, modules: dict[str, nn.Module], aliases: dict[str, nn.Module]) -> None:
     path = name.removesuffix(INPUT)
+    if path in aliases and path not in modules:
+        first = next(each for each, module in modules.items() if module is aliases[path])
+        raise InputError(f"attach: {path!r} is the same module as {first!r}; name it so")
     if not path or path not in modules:
         near = difflib.get_close_matches(path, modules, n=3, cutoff=0.5)
         hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "; see model.named_modules()"
@@ -190,6 +217,8 @@ def _check_name(name: str, modules: dict[str, nn.Module]) -> None:
         raise InputError(
             f"attach: {path!r} is a {type(modules[path]).__name__}, which runs its children; name its last"
         )
+    if isinstance(modules[path], torch.jit.ScriptModule):
+        raise InputError(f"attach: {path!r} is TorchScript, which cannot be changed; name another module")
     if hasattr(modules[path], CHILD):
         raise InputError(f"attach: {path!r} has an attribute 'se' already; name a module inside it")
 
@@ -201,7 +230,8 @@ def _seen(name: str, modules: dict[str, nn.Module], flow: Flow, config: SEConfig
     else:
         nodes = [node for node in flow.nodes if path in node.returned_by or path in node.passed_by]
     if not nodes:
-        what = "returns no single tensor" if flow.calls[path] else "is not called on this input"
+        what = "takes no tensor as its first argument" if side == "input" else "returns no single tensor"
+        what = what if flow.calls[path] else "is not called on this input"
         raise InputError(f"attach: {path!r} {what}; name another module")
     node = nodes[-1]
     if not 3 <= len(node.shape) <= 5 or node.channel not in (1, None) or len({n.shape[1] for n in nodes}) > 1:

@@ -4,8 +4,6 @@ The network's own modules run in the order of their trace; only the ends of resi
 ``ResidualTail``, from the network's own norm and FCs. So parameters, statistics and their updates are the network's.
 """
 
-import operator
-
 from torch import Tensor, fx, nn
 
 from senet.errors import InputError
@@ -69,21 +67,17 @@ class Swept:
             return "it recomputes activations, which a trace does not show"
         return None
 
-    def is_of(self, model: nn.Module) -> bool:
-        """Whether ``model`` still has the modules that this was made from."""
-        inside = list(model.modules())[1:]
-        return len(inside) == len(self.inside) and all(map(operator.is_, inside, self.inside))
-
     def is_hooked(self) -> bool:
         """Whether somebody listens to a module, which this may not call."""
         return any(map(hooks_of, self.inside))
 
 
 def hooks_of(module: nn.Module) -> int:
-    """How many hooks a module has, those of attached gates not counted."""
+    """How many hooks a module has, those of attached gates not counted; a forward of its own is one, too."""
     forward = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
     backward = len(module._backward_hooks) + len(module._backward_pre_hooks)
-    return backward + sum(hook not in (rescale_output, rescale_input) for hook in forward)
+    listening = sum(hook not in (rescale_output, rescale_input) for hook in forward)
+    return backward + listening + ("forward" in vars(module))
 
 
 def _sweep(module: fx.GraphModule, known: dict[str, Known]) -> tuple[str, ...]:
@@ -122,7 +116,7 @@ def _replace(module: fx.GraphModule, chain: list[fx.Node], norm: nn.Module, bloc
     relu = user is not None and (type(called_module(modules, user)) is nn.ReLU or _is_relu(user))
     if user is not None and relu:
         chain.append(user)
-    name = f"swept_{str(chain[0].target).replace('.', '_')}"
+    name = f"swept_{len(modules)}_{str(chain[0].target).replace('.', '_')}"  # a norm may stand in several places
     module.add_submodule(name, SweptTail(norm, block, relu))
     with module.graph.inserting_after(chain[-1]):
         tail = module.graph.call_module(name, tuple(args))

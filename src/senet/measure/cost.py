@@ -6,8 +6,9 @@ fully connected layers (multiply-adds), a pooling (one addition a value) and a s
 
 from __future__ import annotations
 
+import functools
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from senet.errors import InputError
 from senet.gates.recognise import find_gates, plain_network
 from senet.models.registry import ModelSpec, create_model, model_spec
 from senet.nn.squeeze_excite import SqueezeExcite
@@ -58,6 +60,9 @@ class Cost:
 def module_costs(model: nn.Module, input_size: int, in_chans: int = 3) -> dict[str, Cost]:
     """The cost of every module of ``model`` by its qualified name, ``""`` being the whole; changes nothing in it.
 
+    A module that stands in several places is counted in the first, with all its calls. The order is that of the first
+    calls; modules that are not called themselves, lists say, come behind.
+
     Args:
         model: any network of images, on any device; on ``"meta"`` nothing is allocated or computed. Of a wrapped one
             (compiled, accelerated, for several devices) the network inside is counted, operation by operation.
@@ -65,33 +70,26 @@ def module_costs(model: nn.Module, input_size: int, in_chans: int = 3) -> dict[s
         in_chans: channels of the image.
     """
     model = plain_network(model)
-    gates = {gate.name: gate.module for gate in find_gates(model)}
+    maps = {gate.name: _Map(gate.module) for gate in find_gates(model)}
     tally: dict[str, Counter[str]] = defaultdict(Counter)
 
     def add(name: str, **amounts: int) -> None:
         for ancestor in lineage(name):
             tally[ancestor].update(amounts)
 
+    order = _count_multiply_adds(model, one_image(model, input_size, in_chans), maps.values(), add)
+    gates = {name for name, scaled in maps.items() if scaled.multiplies}
     for key, parameter in model.named_parameters():
         owner = key.rpartition(".")[0]
-        inside = any(ancestor in gates for ancestor in lineage(owner))
+        inside = not gates.isdisjoint(lineage(owner))
         add(owner, params=parameter.numel(), se_params=parameter.numel() if inside else 0)
     for key, buffer in model.named_buffers():
         if key.endswith(("running_mean", "running_var")):
             add(key.rpartition(".")[0], running_stats=buffer.numel())
-    with ExitStack() as hooks:
-        for name, gate in gates.items():
-            hooks.callback(gate.register_forward_hook(_map_counter(add, name)).remove)
-        with evaluating(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
-            model(one_image(model, input_size, in_chans))
-    # The counter counts a multiplication and an addition as two operations; it knows modules by the root's class.
-    counts = {name: sum(flops.values()) // 2 for name, flops in counter.get_flop_counts().items()}
-    root = type(model).__name__
-    names = [name for name, _ in model.named_modules()]
-    for name in names:
-        tally[name]["mult_adds"] = counts.get(f"{root}.{name}" if name else "Global", 0)
     for name in gates:
-        add(name, se_mult_adds=tally[name]["mult_adds"])
+        se_mult_adds = tally[name]["mult_adds"]
+        add(name, se_mult_adds=se_mult_adds, squeeze_adds=maps[name].squeezed, scale_mults=maps[name].scaled)
+    names = dict.fromkeys([*order, *(name for name, _ in model.named_modules())])
     return {name: Cost(**tally[name]) for name in names}
 
 
@@ -111,16 +109,28 @@ def model_cost(
         in_chans: channels of the image.
         input_size: None is the network's own.
         **kwargs: for ``create_model``: ``se=SEConfig(…)`` say.
+
+    Raises:
+        InputError: no such network, an argument that it does not take, or images too small for it.
     """
+    size = image_side(name, input_size)
+    return module_cost(meta_model(name, num_classes, in_chans, **kwargs), size, in_chans)
+
+
+def image_side(name: str, input_size: int | None) -> int:
+    """``input_size``, which a registered network must be able to take; None is the network's own."""
     spec = model_spec(name)
-    model = meta_model(name, num_classes, in_chans, **kwargs)
-    return module_cost(model, input_size or spec.input_size, in_chans)
+    size = spec.input_size if input_size is None else input_size
+    if size < spec.min_size:
+        raise InputError(f"input size {size} is not allowed; {name} needs images of at least {spec.min_size} pixels")
+    return size
 
 
 def meta_model(name: str, num_classes: int | None = None, in_chans: int = 3, **kwargs: Any) -> nn.Module:
     """A registered network without memory: shapes alone. The arguments are those of ``model_cost``."""
     classes = usual_classes(model_spec(name)) if num_classes is None else num_classes
-    with torch.device("meta"):
+    # Autograd, which says what memory a training step keeps, takes no tensors that were made in inference mode.
+    with torch.device("meta"), torch.inference_mode(mode=False):
         return create_model(name, classes, in_chans, **kwargs)
 
 
@@ -139,8 +149,9 @@ def lineage(name: str) -> Iterator[str]:
 
 def one_image(model: nn.Module, input_size: int, in_chans: int) -> Tensor:
     """A black image of the type of the parameters, where they are."""
-    reference = next(model.parameters())
-    return torch.zeros(1, in_chans, input_size, input_size, device=reference.device, dtype=reference.dtype)
+    tensors = (*model.parameters(), *model.buffers())
+    like = next((tensor for tensor in tensors if tensor.is_floating_point()), torch.empty(0))
+    return torch.zeros(1, in_chans, input_size, input_size, device=like.device, dtype=like.dtype)
 
 
 @contextmanager
@@ -155,11 +166,73 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _map_counter(add: Any, name: str) -> Any:
-    """A forward hook that counts the values of the map that a gate pools and scales."""
+@contextmanager
+def running_modules(model: nn.Module, before_change: Callable[[str], None] | None = None) -> Iterator[list[str]]:
+    """The names of the modules that run, by one who calls the other; ``before_change`` gets the innermost one's.
 
-    def count(gate: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        squeezes = not isinstance(gate, SqueezeExcite) or gate.config.squeeze != "none"
-        add(name, squeeze_adds=args[0].numel() if squeezes else 0, scale_mults=output.numel())
+    Every module is listened to, which keeps the fast forms away: they would not call it.
+    """
+    running = [""]
 
-    return count
+    def enter(name: str, *call: Any) -> None:
+        if before_change is not None:
+            before_change(running[-1])
+        running.append(name)
+
+    def leave(*call: Any) -> None:
+        if before_change is not None:
+            before_change(running[-1])
+        running.pop()
+
+    with ExitStack() as hooks:
+        for name, module in model.named_modules():
+            # First and last, so that what other hooks compute, an attached gate say, is the module's own.
+            first = module.register_forward_pre_hook(functools.partial(enter, name), prepend=True)
+            hooks.callback(first.remove)
+            hooks.callback(module.register_forward_hook(leave).remove)
+        yield running
+
+
+class _Map:
+    """The values of the map that a module pools and scales, which looks like a gate: the hook ``count`` adds them up.
+
+    Attributes:
+        multiplies: no call has shown yet that it is no gate: the output has the shape of the input.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.multiplies = module, True
+        self.squeezed = self.scaled = 0
+
+    def count(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        x = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+        if x is None or not isinstance(output, Tensor) or output.shape != x.shape:
+            self.multiplies = False
+            return
+        self.scaled += output.numel()
+        if not isinstance(module, SqueezeExcite) or module.config.squeeze != "none":
+            self.squeezed += x.numel()
+
+
+def _count_multiply_adds(model: nn.Module, x: Tensor, maps: Iterable[_Map], add: Callable[..., None]) -> list[str]:
+    """Run ``model`` once; gives each module's multiply-adds to ``add``, and the modules in the order of first calls."""
+    called: dict[str, None] = {}
+    counted = 0
+
+    def settle(name: str) -> None:
+        nonlocal counted
+        total = counter.get_total_flops()
+        # The counter counts a multiplication and an addition as two operations.
+        add(name, mult_adds=(total - counted) // 2)
+        counted = total
+        called[name] = None
+
+    with ExitStack() as hooks:
+        for scaled in maps:
+            hooks.callback(scaled.module.register_forward_hook(scaled.count, with_kwargs=True).remove)
+        hooks.enter_context(evaluating(model))
+        hooks.enter_context(torch.no_grad())
+        counter = hooks.enter_context(FlopCounterMode(display=False))
+        hooks.enter_context(running_modules(model, settle))
+        model(x)
+    return list(called)

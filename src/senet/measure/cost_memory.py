@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.module_tracker import ModuleTracker
 
 from senet.gates.recognise import plain_network
-from senet.measure.cost import evaluating, one_image
+from senet.measure.cost import evaluating, lineage, one_image, running_modules
 
 
 @dataclass(frozen=True)
@@ -47,19 +46,19 @@ def activation_memory(model: nn.Module, input_size: int, in_chans: int = 3) -> M
 
 @dataclass(frozen=True)
 class SavedMap:
-    """A storage that autograd keeps: its bytes, the axes of the tensor, the modules that were running."""
+    """A storage that autograd keeps: its bytes, the axes of the tensor, the innermost module that was running."""
 
     size: int
     axes: int
-    modules: frozenset[str]
+    module: str
 
 
 @contextmanager
-def saved_storages(model: nn.Module, tracker: ModuleTracker | None = None) -> Iterator[dict[int, SavedMap]]:
+def saved_storages(model: nn.Module, running: Sequence[str] = ("",)) -> Iterator[dict[int, SavedMap]]:
     """The distinct storages that autograd keeps of what is computed while this is open; filled as it goes.
 
     Parameters and buffers of ``model`` are left out. The graph must live until the last one is in: storages are told
-    apart by their addresses.
+    apart by their addresses. ``running`` are the modules that are running, see ``running_modules``.
     """
     own = {t.untyped_storage()._cdata for group in (model.parameters(), model.buffers()) for t in group}
     found: dict[int, SavedMap] = {}
@@ -67,8 +66,7 @@ def saved_storages(model: nn.Module, tracker: ModuleTracker | None = None) -> It
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in own and storage._cdata not in found:
-            running = frozenset(tracker.parents if tracker else ())
-            found[storage._cdata] = SavedMap(storage.nbytes(), tensor.ndim, running)
+            found[storage._cdata] = SavedMap(storage.nbytes(), tensor.ndim, running[-1])
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -76,25 +74,22 @@ def saved_storages(model: nn.Module, tracker: ModuleTracker | None = None) -> It
 
 
 def _saved(model: nn.Module, input_size: int, in_chans: int) -> dict[str, int]:
-    x = one_image(model, input_size, in_chans)
-    with torch.enable_grad(), ModuleTracker() as tracker, saved_storages(model, tracker) as found:
-        output = model(x)
-    prefix = f"{type(model).__name__}."
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        x = one_image(model, input_size, in_chans)
+        with running_modules(model) as running, saved_storages(model, running) as found:
+            output = model(x)
     by_module: Counter[str] = Counter({"": 0})
     for kept in found.values():
         if kept.axes > 1:  # else a value a channel: batch norm's statistics, which only some devices keep here
-            by_module[""] += kept.size
-            for name in kept.modules:
-                if name.startswith(prefix):
-                    by_module[name.removeprefix(prefix)] += kept.size
+            for name in lineage(kept.module):
+                by_module[name] += kept.size
     del output  # with it goes the graph
     return dict(by_module)
 
 
 def _peak(model: nn.Module, input_size: int, in_chans: int) -> int:
     x = one_image(model, input_size, in_chans)
-    # A listener to every module's call keeps the fast forms away, here as in the counters of operations.
-    with torch.no_grad(), ModuleTracker(), _LiveMaps() as live:
+    with torch.no_grad(), running_modules(model), _LiveMaps() as live:
         live.add(x)
         model(x)
     return live.peak

@@ -7,13 +7,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
-from senet.errors import InputError
-from senet.measure.cost import Cost, meta_model, module_costs
+from senet.measure.cost import Cost, image_side, meta_model, module_costs
 from senet.measure.cost_memory import Memory, activation_memory
 from senet.models.base import FIRST_STAGE, ConvNet, FlatConvNet
-from senet.models.registry import model_spec
+from senet.models.elsewhere import ATTACHED
+from senet.models.registry import NetworkConfig
+from senet.nn.attachment import attached
 
 Per = Literal["stage", "block"]
 STEM, HEAD = "stem", "head"
@@ -30,7 +32,7 @@ class Part:
 
 @dataclass(frozen=True)
 class NetworkCost:
-    """A registered network's cost for one image of ``input_size`` pixels a side."""
+    """A network's cost for one image of ``input_size`` pixels a side; ``+se`` ends the name where gates are attached."""
 
     name: str
     input_size: int
@@ -51,13 +53,21 @@ def network_cost(name: str, input_size: int | None = None, per: Per = "stage", *
     Raises:
         InputError: no such network, or images too small for it.
     """
-    spec = model_spec(name)
-    size = spec.input_size if input_size is None else input_size
-    if size < spec.min_size:
-        raise InputError(f"input size {size} is not allowed; {name} needs images of at least {spec.min_size} pixels")
-    model = meta_model(name, **kwargs)
-    in_chans = kwargs.get("in_chans", 3)
-    costs, memory = module_costs(model, size, in_chans), activation_memory(model, size, in_chans)
+    size = image_side(name, input_size)
+    return _counted(meta_model(name, **kwargs), size, per)
+
+
+def config_cost(config: NetworkConfig, input_size: int | None = None, per: Per = "stage") -> NetworkCost:
+    """All that the network costs which ``config`` makes, attached and folded gates included; see ``network_cost``."""
+    size = image_side(config.model, input_size)
+    with torch.device("meta"), torch.inference_mode(mode=False):
+        return _counted(config.create(), size, per)
+
+
+def _counted(model: nn.Module, size: int, per: Per) -> NetworkCost:
+    config: Any = model.network_config
+    name = config.model + ATTACHED if attached(model) else config.model
+    costs, memory = module_costs(model, size, config.in_chans), activation_memory(model, size, config.in_chans)
     return NetworkCost(name, size, costs[""], memory, cost_parts(model, costs, memory, per))
 
 
@@ -71,13 +81,13 @@ def cost_parts(model: nn.Module, costs: dict[str, Cost], memory: Memory, per: Pe
         per: ``"stage"`` or ``"block"``. What stands outside of all parts is the head.
     """
     if isinstance(model, ConvNet):
-        groups = _stages(model, list(memory.saved))
+        groups = _stages(model, list(costs))
     else:
-        groups = {name: [name] for name, _ in model.named_children()}
+        groups = {name: [name] for name, _ in model.named_children() if name in costs}  # else it is in another, too
     if per == "block":
         stem = {name: group for name, group in groups.items() if name == STEM}
         rows = [root for name, group in groups.items() if name != STEM for root in group]
-        groups = stem | {name: [name] for root in rows for name in _blocks(model, root)}
+        groups = stem | {name: [name] for root in rows for name in _blocks(model, root, costs)}
     parts = [_part(name, group, costs, memory) for name, group in groups.items()]
     named = [name for group in groups.values() for name in group]
     inside = _part(HEAD, named, costs, memory)
@@ -118,10 +128,11 @@ def _outside(model: nn.Module, taken: Sequence[str], prefix: str = "") -> Iterat
             yield name
 
 
-def _blocks(model: nn.Module, root: str) -> list[str]:
+def _blocks(model: nn.Module, root: str, costs: dict[str, Cost]) -> list[str]:
     """The blocks of a part: the children of a sequence, else the module itself."""
     module = model.get_submodule(root)
     children = [f"{root}.{name}" for name, _ in module.named_children()]
+    children = [name for name in children if name in costs]
     return children if children and (isinstance(module, nn.Sequential) or not isinstance(model, ConvNet)) else [root]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ from senet.gates.excitations import Excitations, SiteExcitations
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 MEAN_CLASSES, SPREAD_CLASSES, PANELS = 4, 2, 12
 CHANNELS = 50  # "fifty uniformly sampled channels" (section 7.2)
@@ -98,7 +101,7 @@ def _plot(
     figure = Figure(figsize=(4.6 * columns, 2.9 * lines + 0.9), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     origin = ", ".join(excitations.about[key] for key in ("model", "data") if key in excitations.about)
-    figure.suptitle(f"{title}: {origin}" if origin else title, fontsize=11, x=0.01, ha="left")
+    figure.suptitle(f"{title}: {origin}" if origin else title, fontsize=11, x=0.01, ha="left", parse_math=False)
     panels = figure.subplots(lines, columns, squeeze=False)
     for number, axes in enumerate(panels.flat):
         if number >= len(chosen):
@@ -106,18 +109,38 @@ def _plot(
             continue
         _draw(axes, chosen[number], rows, band)
         _decorate(axes, chosen[number])
-    handles, labels = panels.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), frameon=False, fontsize=9)
+    _legend(figure, panels.flat[0].lines)
     image = io.BytesIO()
-    figure.savefig(image, format="png")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # a box says so; the page has the name
+        figure.savefig(image, format="png")
     write_atomically(path, image.getvalue())
+
+
+def _legend(figure: Figure, lines: Sequence[Line2D]) -> None:
+    """All lines by their names, whatever these are: "_" at the front and "$" mean something to matplotlib."""
+    places = [str(number) for number, _ in enumerate(lines)]
+    legend = figure.legend(
+        lines, places, loc="outside lower center", ncols=min(len(places), 5), frameon=False, fontsize=9
+    )
+    for text, line in zip(legend.get_texts(), lines, strict=True):
+        text.set_parse_math(False)
+        text.set_text(str(line.get_label()))
 
 
 def _draw(axes: Axes, site: SiteExcitations, rows: list[tuple[str, int]], band: bool) -> None:
     channels = np.array(sampled_channels(site.channels))
     means, stds = site.class_mean(), site.class_std()
     lines: list[tuple[str, Any, Any, str, Any, float]] = [
-        (name, means[row], stds[row], _COLOURS[i % len(_COLOURS)], _STYLES[i % len(_STYLES)], 1.3)
+        # Where the colours begin again, the styles are one further.
+        (
+            name,
+            means[row],
+            stds[row],
+            _COLOURS[i % len(_COLOURS)],
+            _STYLES[(i + i // len(_COLOURS)) % len(_STYLES)],
+            1.3,
+        )
         for i, (name, row) in enumerate(rows)
     ]
     if not band or not rows:

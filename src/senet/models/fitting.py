@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,8 @@ _SAME_SHAPES = ("squeeze", "gate", "placement", "identity_init")
 def fit(state: dict[str, Tensor], model: nn.Module, label: str) -> dict[str, Tensor]:
     """``state`` with all of the keys of ``model``, and no other.
 
-    The classifier starts anew where it has another number of classes, and is left out where ``model`` has none. Gates
+    The classifier starts anew where the file has none or of another number of classes, and is left out where ``model``
+    has none. Gates
     that the file lacks keep their values if they are identity-initialised: the output is the plain network's. FC biases
     that the file's gates lack are 0, which is the same function. Files older than batch norm's counter get a counter.
 
@@ -40,9 +41,12 @@ def fit(state: dict[str, Tensor], model: nn.Module, label: str) -> dict[str, Ten
     head = f"{getattr(model, 'head_name', ConvNet.head_name)}."
     if not any(key.startswith(head) for key in own):  # pooled features or stage maps are wanted
         state = {key: value for key, value in state.items() if not key.startswith(head)}
-    anew = {k: v for k, v in own.items() if k.startswith(head) and k in state and state[k].shape != v.shape}
-    if anew:
-        _LOG.warning("%s has another number of classes: %s start anew", label, ", ".join(anew))
+    headless = not any(key.startswith(head) for key in state)
+    anew = {
+        key: value
+        for key, value in own.items()
+        if key.startswith(head) and (headless or (key in state and state[key].shape != value.shape))
+    }
     state = state | anew | {key: own[key] for key in own if key.endswith(_COUNTER) and key not in state}
     gates = {name: module for name, module in model.named_modules() if isinstance(module, SqueezeExcite)}
     gate_keys = [f"{name}.{key}" for name, gate in gates.items() for key in gate.state_dict()]
@@ -53,6 +57,9 @@ def fit(state: dict[str, Tensor], model: nn.Module, label: str) -> dict[str, Ten
     elif not any(key in state for key in biases):
         state = state | {key: torch.zeros_like(own[key]) for key in biases}
     _check(state, own, label, plain_file=bool(gate_keys) and not any(key in state for key in gate_keys))
+    if anew:
+        what = "no classifier" if headless else "another number of classes"
+        _LOG.warning("%s has %s: %s start anew", label, what, ", ".join(anew))
     return state
 
 
@@ -89,24 +96,30 @@ def grouped(keys: Iterable[str]) -> str:
     return ", ".join(named) + (f", and {rest} more" if rest else "")
 
 
-def check_gates(file: SEConfig | None, model: nn.Module, label: str) -> None:
+def gate_configs(model: nn.Module) -> dict[str, SEConfig]:
+    """Gate → its configuration, for every gate of ours, attached ones included."""
+    return {name: module.config for name, module in model.named_modules() if isinstance(module, SqueezeExcite)}
+
+
+def check_gates(file: Mapping[str, SEConfig], model: nn.Module, label: str) -> None:
     """Refuse weights of gates that are another function than those of ``model``, although their shapes are the same.
 
     Args:
-        file: the configuration of the file's network; None if it has no gates.
+        file: the gates of the file's network; empty if it has none.
         model: the network.
         label: what messages call the file.
 
     Raises:
         InputError: names the arguments of ``SEConfig`` that differ.
     """
-    own = next((module.config for module in model.modules() if isinstance(module, SqueezeExcite)), None)
-    if file is None or own is None:
-        return
-    different = [name for name in _SAME_SHAPES if getattr(file, name) != getattr(own, name)]
-    if different:
-        theirs, ours = (", ".join(f"{n}={getattr(se, n)!r}" for n in different) for se in (file, own))
-        raise InputError(f"{label}: its gates have {theirs}, those of this network {ours}; pass se=SEConfig({theirs})")
+    for gate, own in gate_configs(model).items():
+        theirs = file.get(gate, own)
+        different = [name for name in _SAME_SHAPES if getattr(theirs, name) != getattr(own, name)]
+        if different:
+            there, here = (", ".join(f"{n}={getattr(se, n)!r}" for n in different) for se in (theirs, own))
+            raise InputError(
+                f"{label}: its gates have {there}, those of this network {here}; pass se=SEConfig({there})"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

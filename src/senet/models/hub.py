@@ -15,7 +15,7 @@ from senet._version import __version__
 from senet.errors import InputError
 from senet.models.registry import NetworkConfig, model_spec
 from senet.models.timm_registry import PREFIX, input_cfg, layer_names
-from senet.models.weights import save_weights
+from senet.models.weights import described_network, save_weights
 
 TEMPLATE = resources.files("senet.models").joinpath("model_card.md")
 CLASSES_SHOWN = 20
@@ -54,7 +54,8 @@ class NetworkFolder(
         download = {key: options.pop(key) for key in known}
         name = constants.SAFETENSORS_SINGLE_FILE
         path = Path(model_id) / name if Path(model_id).is_dir() else hf_hub_download(model_id, name, **download)
-        network_config = NetworkConfig.from_dict((config or {}).get("senet", {}), model_id).changed(**options)
+        described = (config or {}).get("senet", {})
+        network_config = described_network(described, model_id)[0].changed(**options)
         return cls(network_config.create(pretrained=str(path)).eval(), network_config, {})
 
     @property
@@ -121,5 +122,5 @@ def one_line(what: str) -> Iterator[None]:
     """Turn what ``huggingface_hub`` raises into one ``InputError`` that begins with ``what``."""
     try:
         yield
-    except (OSError, json.JSONDecodeError, HFValidationError, EntryNotFoundError) as error:
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError, HFValidationError, EntryNotFoundError) as error:
         raise InputError(f"{what}: {' '.join(str(error).split())}") from error

@@ -17,9 +17,10 @@ from torch import nn
 
 from senet.errors import InputError
 from senet.models.registry import NetworkConfig
-from senet.models.weights import load_weights, save_weights
+from senet.models.weights import described_network, load_weights, save_weights
 from senet.nn import attachment
 
+_ENTRIES = {"classes": list, "transform": dict, "metrics": dict, "dataset": str, "license": str}
 OTHERWISE = "senet.save_weights(path, model) writes the weights alone"
 
 
@@ -82,8 +83,8 @@ def from_pretrained(
     """
     source = Path(source) if Path(source).exists() else os.fspath(source).removeprefix("hf:")
     if str(source).endswith(".safetensors"):
-        config = NetworkConfig.from_dict(load_weights(source)[1], source).changed(**changes)
-        return config.create(pretrained=str(source)).eval()
+        config, _ = described_network(load_weights(source)[1], source)
+        return config.changed(**changes).create(pretrained=str(source)).eval()
     hub = _hub()
     options = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
     with hub.one_line(f"{source}: there is no such folder, and from the Hub it cannot be had"):
@@ -128,13 +129,23 @@ def described(model: nn.Module, metadata: dict[str, Any] | None) -> tuple[nn.Mod
     difference = _difference(model, config)
     if difference:
         raise InputError(f"save: {config.model!r} would not be made again as it is now: {difference}; {OTHERWISE}")
-    classes = (metadata or {}).get("classes")
-    if classes and len(classes) != config.num_classes:
-        raise InputError(f"save: metadata names {len(classes)} classes, the network has {config.num_classes}")
     try:
-        return model, config, json.loads(json.dumps({**(metadata or {}), **config.to_dict()}))
+        metadata = json.loads(json.dumps({**(metadata or {}), **config.to_dict()}))
     except (TypeError, ValueError) as error:
         raise InputError(f"save: metadata and arguments must be JSON values: {error}") from error
+    _check_card(metadata, config.num_classes)
+    return model, config, metadata
+
+
+def _check_card(metadata: dict[str, Any], num_classes: int) -> None:
+    """Refuse what the card could not show."""
+    for name, kind in _ENTRIES.items():
+        value = metadata.get(name)
+        if value is not None and not isinstance(value, kind):
+            raise InputError(f"save: metadata has {name!r} as {type(value).__name__}; it must be a {kind.__name__}")
+    classes = metadata.get("classes")
+    if classes and len(classes) != num_classes:
+        raise InputError(f"save: metadata names {len(classes)} classes, the network has {num_classes}")
 
 
 def _difference(model: nn.Module, config: NetworkConfig) -> str | None:

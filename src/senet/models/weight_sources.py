@@ -49,6 +49,8 @@ def find_weights(source: str | os.PathLike[str]) -> FoundWeights:
     """
     if isinstance(source, os.PathLike):
         return FoundWeights(Path(source), os.fspath(source))
+    if not isinstance(source, str) or not source:
+        raise InputError(f"pretrained={source!r} names no weights; a source is {_FORMS}")
     text = source
     kind, colon, rest = text.partition(":")
     if colon and kind in ("timm", "hf", "torchvision") and not rest:
@@ -119,7 +121,7 @@ def _from_web(text: str) -> Path:
     if match is None:
         raise InputError(f"{url}: say which file it must be: put #sha256= and its hash (8 to 64 digits) behind it")
     file = Path(urlsplit(url).path).name
-    if not urlsplit(url).netloc or not file:
+    if not urlsplit(url).netloc or file in ("", ".."):
         raise InputError(f"{url}: is no address of a file")
     return _verified_download(url, cache_folder() / "weights" / match[1] / file, match[1], url)
 

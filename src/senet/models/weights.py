@@ -16,7 +16,7 @@ from senet._version import __version__
 from senet.errors import InputError
 from senet.files import write_atomically
 from senet.models.caffe import read_caffemodel
-from senet.models.fitting import Structure, check_gates, fit
+from senet.models.fitting import Structure, check_gates, fit, gate_configs
 from senet.models.known_weights import known_weights
 from senet.models.layouts import OWN, PUBLISHED, Layout, recognise
 from senet.models.registry import NetworkConfig, list_models
@@ -85,7 +85,9 @@ def load_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+    if not isinstance(content, dict) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()
+    ):
         raise InputError(f"{path}: holds no state dict; save `model.state_dict()`")
     return content, {}
 
@@ -127,7 +129,7 @@ def load_pretrained(model: nn.Module, source: str | os.PathLike[str]) -> None:
 
 def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Keys without the ``module.`` of ``DataParallel`` and the ``_orig_mod.`` of ``torch.compile``."""
-    for wrapper in ("module.", "_orig_mod."):
+    for wrapper in ("_orig_mod.", "module.", "_orig_mod."):  # each may be within the other
         if state and all(key.startswith(wrapper) for key in state):
             state = {key.removeprefix(wrapper): value for key, value in state.items()}
     return state
@@ -139,20 +141,29 @@ def _check_function(
     """Refuse weights that fit in name and shape and were trained in a network that computes something else."""
     if layout is not OWN:
         if any(key.endswith(".se.fc1.weight") for key in state):
-            check_gates(SEConfig(), model, label)  # nobody else's gates are anything but the paper's
+            # nobody else's gates are anything but the paper's
+            check_gates(dict.fromkeys(gate_configs(model), SEConfig()), model, label)
         Structure.of_layout(layout).check(model, label)
     elif metadata.get("model") in list_models():
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            config, theirs = _network(metadata, label)
-        check_gates(config.se, model, label)
+        _, theirs = described_network(metadata, label)
+        check_gates(gate_configs(theirs), model, label)
         Structure.of(theirs).check(model, label)
 
 
-def _network(metadata: dict[str, Any], label: str) -> tuple[NetworkConfig, nn.Module]:
-    """The network that metadata describe, and how it was created."""
+def described_network(metadata: dict[str, Any], label: object) -> tuple[NetworkConfig, nn.Module]:
+    """How to create the network that metadata describe, and its shapes: it is made on the ``meta`` device.
+
+    Args:
+        metadata: of a weight file.
+        label: what messages call the file.
+
+    Raises:
+        InputError: the metadata describe none, or are damaged.
+    """
     try:
         config = NetworkConfig.from_dict(metadata, label)
-        return config, config.create()
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            return config, config.create()
     except (TypeError, AttributeError) as error:  # a number where a dict was expected, say
         raise InputError(f"{label}: its metadata are damaged ({error}); save it again") from error
 
@@ -162,7 +173,8 @@ def build_from_checkpoint(path: str | os.PathLike[str]) -> tuple[nn.Module, dict
     state, metadata = load_weights(path)
     if "model" not in metadata:
         raise InputError(f"{path}: does not say which network it holds; use a checkpoint written by `senet train`")
-    _, model = _network(metadata, str(path))
+    config, _ = described_network(metadata, path)
+    model = config.create()
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

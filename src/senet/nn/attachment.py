@@ -9,10 +9,9 @@ name, and traced by ``torch.compile``, ``torch.export`` and ONNX export as if th
 
 import contextlib
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from senet.errors import InputError
@@ -67,8 +66,9 @@ def detach_gate(module: nn.Module) -> Any:
 def attached(model: nn.Module) -> dict[str, SqueezeExcite]:
     """Site name (the module's path, with ``:input`` behind it for that side) → gate, for every attached gate."""
     gates = {}
-    for keeper in [hook for hook in model._forward_pre_hooks.values() if isinstance(hook, KeepGates)]:
-        keeper(model, ())
+    for part in list(model.modules()):  # what a part was given by itself, too
+        for keeper in [hook for hook in part._forward_pre_hooks.values() if isinstance(hook, KeepGates)]:
+            keeper(part, ())
     for path, module in model.named_modules():
         side = attached_side(module)
         if side is not None:
@@ -87,14 +87,13 @@ class KeepGates:
         self.sites = sites
 
     def __call__(self, model: nn.Module, args: tuple[Any, ...]) -> None:
-        """Look at each site; a few microseconds."""
-        if torch.compiler.is_compiling():
-            return
+        """Look at each site; a few microseconds. Plain enough to be traced: who compiles next wants the gates, too."""
         for site in self.sites:
-            with contextlib.suppress(AttributeError):  # a part of the network has been taken out since
-                module = model.get_submodule(site.removesuffix(INPUT))
-                if isinstance(module, nn.SyncBatchNorm) and attached_side(module) is None:
-                    _attach_at(model, site, module.get_submodule(CHILD))
+            module: nn.Module | None = model
+            for name in site.removesuffix(INPUT).split("."):
+                module = None if module is None else module._modules.get(name)  # None: a part was taken out since
+            if isinstance(module, nn.SyncBatchNorm) and CHILD in module._modules and attached_side(module) is None:
+                _attach_at(model, site, module._modules[CHILD])
 
 
 def attach_all(model: nn.Module, gates: Mapping[str, SqueezeExcite]) -> None:
@@ -113,6 +112,28 @@ def detach_all(model: nn.Module) -> dict[str, SqueezeExcite]:
         if _KEEPER in vars(module):
             module.__dict__.pop(_KEEPER).remove()
     return gates
+
+
+@contextlib.contextmanager
+def without_gates(model: nn.Module) -> Iterator[None]:
+    """``model`` as it is without its attached gates, for a while; then each has its old place, among hooks too."""
+    aside = []
+    for site in attached(model):
+        module = model.get_submodule(site.removesuffix(INPUT))
+        handle = vars(module)[_HANDLE]
+        hooks = handle.hooks_dict_ref()
+        aside.append((module, module._modules.pop(CHILD), hooks, handle.id, hooks[handle.id]))
+        hooks[handle.id] = _leave_as_it_is
+    try:
+        yield
+    finally:
+        for module, gate, hooks, number, hook in aside:
+            module._modules[CHILD] = gate
+            hooks[number] = hook
+
+
+def _leave_as_it_is(module: Any, *args: Any) -> None:
+    """A hook that does nothing."""
 
 
 def _attach_at(model: nn.Module, site: str, se: Any) -> None:
@@ -161,9 +182,10 @@ def in_line(model: nn.Module) -> nn.Module:
     twin = copy.deepcopy(model, shared)
     # What lies inside a module comes first: wrapping the module renames it.
     for site, se in reversed(detach_all(twin).items()):
-        path = site.removesuffix(INPUT)
-        parent, _, name = path.rpartition(".")
-        module = twin.get_submodule(path)
+        module = twin.get_submodule(site.removesuffix(INPUT))
         pair = (se, module) if site.endswith(INPUT) else (module, se)
-        twin.get_submodule(parent)._modules[name] = nn.Sequential(*pair)
+        places = [(parent, name) for parent in twin.modules() for name, m in parent._modules.items() if m is module]
+        wrapped = nn.Sequential(*pair)
+        for parent, name in places:  # a shared module has several
+            parent._modules[name] = wrapped
     return twin

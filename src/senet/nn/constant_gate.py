@@ -34,25 +34,26 @@ def replace_gate(model: nn.Module, path: str, constant: ConstantGate | None) -> 
     """Take the gate at ``path`` out of ``model``, in place, and put ``constant`` there; None is nothing.
 
     An attached gate leaves its module as it was, a block of this package has no gate then (``se`` is None, as in the
-    plain twin), and any other gets an ``nn.Identity``, which it may call.
+    plain twin), and any other gets an ``nn.Identity``, which it may call. A gate that stands in several places is
+    taken out of all.
 
     Raises:
         InputError: there is no such module, or it is the whole network.
     """
-    parent_path, _, name = path.rpartition(".")
     try:
-        parent = model.get_submodule(parent_path)
-        parent.get_submodule(name)
+        gate = model.get_submodule(path)
     except AttributeError:
         raise InputError(f"{type(model).__name__} has no gate {path!r}; senet.find_gates lists its gates") from None
     if not path:
         raise InputError(f"{type(model).__name__} is a gate itself, which cannot be taken out of a network")
-    if constant is None and name == CHILD and attached_side(parent) is not None:
-        detach_gate(parent)
-    elif constant is None and type(parent).__module__.startswith("senet."):
-        parent._modules[name] = None
-    else:
-        parent._modules[name] = nn.Identity() if constant is None else constant
+    places = [(parent, name) for parent in model.modules() for name, child in parent._modules.items() if child is gate]
+    for parent, name in places:
+        if constant is None and name == CHILD and attached_side(parent) is not None:
+            detach_gate(parent)
+        elif constant is None and type(parent).__module__.startswith("senet."):
+            parent._modules[name] = None
+        else:
+            parent._modules[name] = nn.Identity() if constant is None else constant
 
 
 def replace_described(model: nn.Module, folded: dict[str, Any]) -> None:

@@ -22,6 +22,11 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], str, list[float]]] = {
 }
 
 
+def _in_plain_operations() -> bool:
+    """Whether compilers are to see the operations, or autocast is to choose their types."""
+    return torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")
+
+
 class FoldedConv2d(nn.Module):
     """A convolution with its frozen norm folded in and, if there is one, its activation and the sum before it.
 
@@ -60,7 +65,9 @@ class FoldedConv2d(nn.Module):
         )
 
     def fits(self, x: Tensor, other: Tensor) -> bool:
-        """Whether ``other`` has the shape of the convolution of ``x``, so that their sum needs no broadcasting."""
+        """Whether ``other`` has the shape and type of the convolution of ``x``, so that it may take in their sum."""
+        if not isinstance(other, Tensor) or other.dtype != x.dtype:
+            return False
         sides = zip(x.shape[2:], self.weight.shape[2:], self.stride, self.padding, self.dilation, strict=True)
         lengths = [(side + 2 * p - d * (k - 1) - 1) // s + 1 for side, k, s, p, d in sides]
         return [*other.shape] == [x.shape[0], self.weight.shape[0], *lengths]
@@ -71,7 +78,7 @@ class FoldedConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """activation(convolution(x)), a new map."""
-        if self._packed is not None and not torch.compiler.is_compiling():
+        if self._packed is not None and not _in_plain_operations():
             return self._packed(x)
         y = F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
         return y if self.activation is None else ACTIVATIONS[self.activation][0](y)
@@ -85,8 +92,8 @@ class FoldedSum(nn.Module):
         self.conv, self.relu, self.overwrites = conv, relu, overwrites
 
     def forward(self, x: Tensor, shortcut: Tensor) -> Tensor:
-        """``shortcut`` has the shape of the convolution's output, or one that is broadcast to it."""
-        packed = None if torch.compiler.is_compiling() or not self.overwrites else self.conv._packed
+        """``shortcut`` has the shape of the convolution's output, or one that is broadcast with it."""
+        packed = None if not self.overwrites or _in_plain_operations() else self.conv._packed
         if packed is not None and self.conv.fits(x, shortcut):
             return packed.add_to(shortcut, x, self.relu)
         y = self.conv(x) + shortcut
@@ -116,15 +123,14 @@ class FoldedTail(nn.Module):
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """``shortcut`` is None, or has the shape of the convolution's output, or one that is broadcast to it."""
-        if self._native is not None and not torch.compiler.is_compiling():
+        if self._native is not None and not _in_plain_operations():
             packed, excitation = self._native
             gate = native.gate_of(x, excitation) if self.early else None
             u = packed(x)
             gate = native.gate_of(u, excitation) if gate is None else gate
-            if shortcut is None or shortcut.shape == u.shape:
-                return native.gated_sum_(u, gate, shortcut, self.relu)
-            return early_gate.gated_sum(u, gate, shortcut, self.relu, "reference")  # broadcasts
-        backend = "reference" if torch.compiler.is_compiling() else self.backend
+            backend = "native" if shortcut is None or _is_alike(shortcut, u) else "reference"
+            return early_gate.gated_sum(u, gate, shortcut, self.relu, backend)
+        backend = "reference" if self._native is not None or torch.compiler.is_compiling() else self.backend
         if self.early and backend == "triton" and (shortcut is None or self.conv.fits(x, shortcut)):
             gate = early_gate.gate_of(x, self.excitation, backend)
             return early_gate.gated_pointwise(x, self.conv.weight, self.conv.bias, gate, shortcut, self.relu, backend)
@@ -132,8 +138,13 @@ class FoldedTail(nn.Module):
         u = self.conv(x)
         if gate is None:
             gate = early_gate.gate_of(u, self.excitation, backend)
-        broadcasts = shortcut is not None and shortcut.shape != u.shape
-        return early_gate.gated_sum(u, gate, shortcut, self.relu, "reference" if broadcasts else backend)
+        backend = backend if shortcut is None or _is_alike(shortcut, u) else "reference"
+        return early_gate.gated_sum(u, gate, shortcut, self.relu, backend)
+
+
+def _is_alike(shortcut: Tensor, u: Tensor) -> bool:
+    """Whether the kernels can add it: else it is broadcast, or the sum is of another type."""
+    return isinstance(shortcut, Tensor) and (shortcut.shape, shortcut.dtype) == (u.shape, u.dtype)
 
 
 class FoldedGate(nn.Module):
@@ -148,7 +159,7 @@ class FoldedGate(nn.Module):
         """(N, C, *S) → the same shape."""
         backend = "reference" if torch.compiler.is_compiling() else self.backend
         gate = early_gate.gate_of(x, self.excitation, backend)
-        if backend != "native":
-            return early_gate.gated_sum(x, gate, None, False, backend)
+        if backend != "native" or x.dtype not in native.TYPES:
+            return early_gate.gated_sum(x, gate, None, False, "reference" if backend == "native" else backend)
         u, _ = prepared(x)
         return native.gated_sum_(u if self.overwrites or u is not x else u.clone(), gate, None, False)

@@ -130,9 +130,12 @@ def inspect(
 
 
 def check_output(output: Path, overwrite: bool, files: Sequence[str] = FILES) -> None:
-    """Refuse a folder that holds one of these files, or a file of that name."""
-    if output.exists() and not output.is_dir():
-        raise InputError(f"{output} is a file; give a folder as --output")
+    """Refuse a folder that holds one of these files, or that cannot be made or written into."""
+    there = next(path for path in (output, *output.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise InputError(f"{there} is a file; give a folder as --output")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"{there} cannot be written into; give another --output")
     for name in files:
         if (output / name).exists() and not overwrite:
             raise InputError(f"{output / name} exists; choose another --output, or --overwrite")
@@ -142,7 +145,8 @@ def check_output(output: Path, overwrite: bool, files: Sequence[str] = FILES) ->
 def all_or_nothing(output: Path) -> Iterator[Path]:
     """A folder to write into, whose files move to ``output`` at the end, or vanish if there is no such end."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
+    # Inside of the folder if it is there: it may be another disk than what is around it, or all that may be written.
+    folder = Path(tempfile.mkdtemp(dir=output if output.is_dir() else output.parent, prefix=f".{output.name}."))
     try:
         yield folder
         output.mkdir(exist_ok=True)

@@ -59,7 +59,7 @@ async function choose(site) {
   $("site-name").textContent = site.name;
   $("site-numbers").textContent = `${site.channels} channels, ${site.function} (${range}); mean ${format(site.mean)}, ` +
     `movement from image to image ${format(site.std)} (${percent(site.variation)} of its size); the class explains ${percent(site.selectivity)}`;
-  $("thinned").textContent = site.step > 1 ? ` Every ${site.step}th of ${site.channels} channels is here, to keep the page small.` : "";
+  $("thinned").textContent = site.step > 1 ? ` One in ${site.step} of the ${site.channels} channels is here, to keep the page small.` : "";
   showFindings();
   draw();
 }
@@ -77,7 +77,7 @@ function chosenPlaces() {
   }
   let places = [...numbers.channel.keys()].filter((i) => wanted === null || wanted.has(numbers.channel[i]));
   if (!places.length) {
-    $("channels-error").textContent = `Only every ${site.step}th channel is on this page; none of these is.`;
+    $("channels-error").textContent = `Only one in ${site.step} channels is on this page; none of these is.`;
     places = [...numbers.channel.keys()];
   }
   const order = $("channel-order").value;
@@ -213,7 +213,7 @@ function showFindings() {
     if (finding.count && finding.count < site.channels) {
       const button = element("button", "", finding.count === 1 ? "Show this channel" : `Show these ${finding.count} channels`);
       button.type = "button";
-      button.addEventListener("click", () => { $("channels").value = finding.channels; draw(); say(`${finding.count} channels in the plot`); });
+      button.addEventListener("click", () => { $("channels").value = finding.channels; draw(); say(`${state.places.length} channels in the plot`); });
       part.append(button);
     }
     return part;

@@ -1,5 +1,6 @@
 """Inference on the CPU: oneDNN's convolutions with packed weights; gate, shortcut and ReLU in C++ (inference.hpp)."""
 
+import threading
 from typing import Any
 
 import torch
@@ -8,8 +9,8 @@ from torch import Tensor
 from senet.ops.layout import in_layout, is_last
 from senet.ops.native import build
 from senet.ops.native.batch_norm_tail import GATE_NUMBERS
-from senet.ops.native.sweeps import call
-from senet.ops.reference import FullyConnected, table_dtype
+from senet.ops.native.sweeps import TYPES, call
+from senet.ops.reference import FullyConnected, squeeze, table_dtype
 
 # The numbers of inference.hpp: what stands between the two FCs.
 ACTIVATION_NUMBERS = {"relu": 0, "silu": 1, "hardswish": 2}
@@ -28,9 +29,12 @@ def why_not(weight: Tensor) -> str | None:
 
 def gate_of(h: Tensor, excitation: FullyConnected) -> Tensor:
     """See ``early_gate.gate_of``: one call instead of a dozen operations."""
+    e, out, dtype = excitation, excitation.w2.shape[0], table_dtype(h.dtype)
+    # C++ would read past the end where PyTorch says what is wrong, or computes in the map's own type.
+    if (h.shape[1], dtype, h.device) != (e.w1.shape[1], e.w1.dtype, e.w1.device) or h.dtype not in TYPES:
+        return e(squeeze(h))
     h = h if is_last(h) else h.contiguous()
-    e, out = excitation, excitation.w2.shape[0]
-    gate = torch.empty(h.shape[0], out, dtype=table_dtype(h.dtype))
+    gate = torch.empty(h.shape[0], out, dtype=dtype, device=h.device)
     kind = GATE_NUMBERS[e.gate] + len(GATE_NUMBERS) * ACTIVATION_NUMBERS[e.activation]
     call("gate", h, h, out, e.w1.shape[0], kind, e.w1, e.b1, e.w2, e.b2, gate)
     return gate
@@ -74,14 +78,16 @@ class PackedConv2d:
         self.geometry: tuple[Any, ...] = (padding, stride, dilation, groups)
         self.activation, self.bounds = activation, bounds
         self.packed: dict[torch.Size, Tensor] = {}
+        self._packing = threading.Lock()
 
     def _weight_for(self, x: Tensor) -> Tensor:
         packed = self.packed.get(x.shape)
         if packed is None:
-            if len(self.packed) >= self.KEPT:
-                self.packed.pop(next(iter(self.packed)))
             packed = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self.geometry, list(x.shape))
-            self.packed[x.shape] = packed
+            with self._packing:
+                if len(self.packed) >= self.KEPT:
+                    self.packed.pop(next(iter(self.packed)))
+                self.packed[x.shape] = packed
         return packed
 
     def __call__(self, x: Tensor) -> Tensor:

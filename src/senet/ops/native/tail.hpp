@@ -66,18 +66,20 @@ void dots(const A *row, int64_t length, const A *vectors, int64_t count, A *out,
     for (; n < count; n++) out[n * stride] = dot(row, vectors + n * length, length);
 }
 
-// x += Σ factors[n * stride] · rows[n], four rows for each time that x is loaded and stored.
+// x += Σ factors[n * stride] · rows[n], four rows for each time that x is loaded and stored; rows are `apart`.
 template <typename A>
-void add_rows(A *__restrict x, int64_t length, const A *factors, int64_t stride, const A *rows, int64_t count) {
+void add_rows(
+    A *__restrict x, int64_t length, const A *factors, int64_t stride, const A *rows, int64_t apart, int64_t count
+) {
     int64_t n = 0;
     for (; n + 4 <= count; n += 4) {
         const A *f = factors + n * stride;
         const A p = f[0], q = f[stride], r = f[2 * stride], s = f[3 * stride];
-        const A *a = rows + n * length, *b = a + length, *c = b + length, *d = c + length;
+        const A *a = rows + n * apart, *b = a + apart, *c = b + apart, *d = c + apart;
 #pragma omp simd
         for (int64_t i = 0; i < length; i++) x[i] += p * a[i] + q * b[i] + r * c[i] + s * d[i];
     }
-    for (; n < count; n++) add_scaled(x, factors[n * stride], rows + n * length, length);
+    for (; n < count; n++) add_scaled(x, factors[n * stride], rows + n * apart, length);
 }
 
 // W1 is (R, C), W2 is (C, R); biases may be null. No hidden channels: no gate.
@@ -117,21 +119,34 @@ void excite_backward(const Shape &k, const Excitation<A> &e, const A *z, const A
             d *= gate_slope(e.kind, s[n * k.c + c]);
             sum += d;
         }
-        add_rows(dw2 + c * hidden, hidden, ds + c, k.c, h, k.n);
+        add_rows(dw2 + c * hidden, hidden, ds + c, k.c, h, hidden, k.n);
         if (db2) db2[c] = sum;
     });
-    over_rows({k.n, 1, 1, k.threads}, [&](int64_t n) {
-        A *own = dh + n * hidden;
-        std::fill(own, own + hidden, A(0));
-        add_rows(own, hidden, ds + n * k.c, 1, e.w2, k.c);
-        for (int64_t r = 0; r < hidden; r++) own[r] = h[n * hidden + r] > 0 ? own[r] : A(0);
-        add_rows(dz + n * k.c, k.c, own, 1, e.w1, hidden);
+    // A chunk of the weights stays in the second-level cache while all images use it.
+    const int64_t chunk = 256, chunks = (k.c + chunk - 1) / chunk, size = k.n * hidden;
+    A *partial = scratch<A>(chunks * size);
+    over_rows({chunks, 1, 1, k.threads}, [&](int64_t i) {
+        const int64_t first = i * chunk, count = std::min(chunk, k.c - first);
+        A *own = partial + i * size;
+        std::fill(own, own + size, A(0));
+        for (int64_t n = 0; n < k.n; n++)
+            add_rows(own + n * hidden, hidden, ds + n * k.c + first, 1, e.w2 + first * hidden, hidden, count);
+    });
+    for (int64_t j = 0; j < size; j++) {
+        A sum = 0;
+        for (int64_t i = 0; i < chunks; i++) sum += partial[i * size + j];
+        dh[j] = h[j] > 0 ? sum : A(0);
+    }
+    over_rows({chunks, 1, 1, k.threads}, [&](int64_t i) {
+        const int64_t first = i * chunk, count = std::min(chunk, k.c - first);
+        for (int64_t n = 0; n < k.n; n++)
+            add_rows(dz + n * k.c + first, count, dh + n * hidden, 1, e.w1 + first, k.c, hidden);
     });
     over_rows({hidden, 1, 1, k.threads}, [&](int64_t r) {
         std::fill(dw1 + r * k.c, dw1 + (r + 1) * k.c, A(0));
         A sum = 0;
         for (int64_t n = 0; n < k.n; n++) sum += dh[n * hidden + r];
-        add_rows(dw1 + r * k.c, k.c, dh + r, hidden, z, k.n);
+        add_rows(dw1 + r * k.c, k.c, dh + r, hidden, z, k.c, k.n);
         if (db1) db1[r] = sum;
     });
 }

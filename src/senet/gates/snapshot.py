@@ -1,0 +1,68 @@
+"""Whether a network is still what a form was made from."""
+
+import operator
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+_training = operator.attrgetter("training")
+_version = operator.attrgetter("_version")
+_CONSTANTS = (bool, int, float, complex, str, type(None))
+
+
+class Structure:
+    """The modules of a network, their modes, and their attributes that a trace keeps as constants.
+
+    Args:
+        model: what is looked at again by ``is_same``; its modules are not copied.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._modules = list(model.modules())
+        self._children = [module._modules for module in self._modules]
+        # What is of torch.nn reads its own attributes when it is called.
+        own = [vars(module) for module in self._modules if not type(module).__module__.startswith("torch.nn.")]
+        pairs = [(values, key) for values in own for key, value in values.items() if isinstance(value, _CONSTANTS)]
+        self._holders, self._keys = [values for values, _ in pairs], [key for _, key in pairs]
+        self._before = self._now()
+
+    def _now(self) -> list[object]:
+        modes, constants = map(_training, self._modules), map(dict.get, self._holders, self._keys)
+        return [*chain.from_iterable(map(dict.values, self._children)), *modes, *constants]
+
+    def is_same(self) -> bool:
+        """Whether nothing was replaced, switched or set since. Some 30 µs for a network of 300 modules."""
+        return self._now() == self._before
+
+
+class Contents:
+    """The parameters and statistics of a network, and what is in them.
+
+    What is written through ``tensor.data`` leaves no trace in a tensor and is not seen.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._held = [held for module in model.modules() for held in (module._parameters, module._buffers) if held]
+        self._tensors = self._now()
+        there = [tensor for tensor in self._tensors if tensor is not None]
+        self._counted = [tensor for tensor in there if not tensor.is_inference()]
+        self._stored = [tensor for tensor in there if type(tensor) in (Tensor, nn.Parameter)]
+        self._versions, self._places = list(map(_version, self._counted)), list(map(Tensor.data_ptr, self._stored))
+
+    def _now(self) -> list[Tensor | None]:
+        return list(chain.from_iterable(map(dict.values, self._held)))
+
+    def is_same(self) -> bool:
+        """Whether the tensors are the same and nothing has been written to them since."""
+        now = self._now()
+        return (
+            len(now) == len(self._tensors)
+            and all(map(operator.is_, now, self._tensors))
+            and list(map(_version, self._counted)) == self._versions
+            and list(map(Tensor.data_ptr, self._stored)) == self._places
+        )
+
+    def wants_gradient(self) -> bool:
+        """Whether a gradient would be computed for one of them."""
+        return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in self._stored)
