@@ -29,7 +29,7 @@ def _no_child_handler_of_a_loader():
 
 
 # Before it leaves, a rank waits for the other: gloo may drop what a closed connection had still to deliver. Then it
-# leaves at once: taking gloo's threads down ends one time in a hundred in "terminate called without an active exception".
+# leaves at once: taking gloo's threads down ends now and then in "terminate called without an active exception".
 _RANK = """
 import datetime, os, sys, torch.distributed as dist
 folder, rank, *settings = sys.argv[1:]

@@ -126,6 +126,23 @@ template <typename Body> void over_rows(const Shape &k, Body body) {
     for (int64_t row = 0; row < k.n * k.c; row++) body(row);
 }
 
+// body(first, end) over chunks of channels, for work on tables; the chunks do not depend on the number of threads.
+template <typename Body> void over_chunks(const Shape &k, Body body) {
+    constexpr int64_t chunk = 256;
+    const int64_t chunks = (k.c + chunk - 1) / chunk;
+#pragma omp parallel for num_threads(k.threads) schedule(static) if (k.n * k.c >= 8192)
+    for (int64_t i = 0; i < chunks; i++) body(i * chunk, std::min((i + 1) * chunk, k.c));
+}
+
+// body(i, c) for the entries i of a table that belong to the channels from `first` to `end`, image by image.
+template <typename Body> inline void over_entries(const Shape &k, int64_t first, int64_t end, Body body) {
+    for (int64_t n = 0; n < k.n; n++) {
+        const int64_t image = n * k.c;
+#pragma omp simd
+        for (int64_t c = first; c < end; c++) body(image + c, c);
+    }
+}
+
 template <typename T> int64_t blocks_of(const Shape &k) { return (k.s + block_rows<T>(k) - 1) / block_rows<T>(k); }
 
 }  // namespace

@@ -176,40 +176,42 @@ template <typename A> struct Norm {
 template <typename T, typename A>
 void batch_tables(const Shape &k, bool last, const T *u, const Norm<A> &norm, const Kept<A> &t) {
     A *variance = scratch<A>(3 * k.c), *from = variance + k.c, *centre = from + k.c;
-    A images = A(k.n), count = A(k.n) * A(k.s);
+    const A images = A(k.n), count = A(k.n) * A(k.s);
     std::fill(variance, variance + 3 * k.c, A(0));
-    for (int64_t n = 0; n < k.n; n++) add_scaled(centre, 1 / images, t.m + n * k.c, k.c);
-    for (int64_t n = 0; n < k.n; n++)
-        for (int64_t c = 0; c < k.c; c++) {
-            A d = t.m[n * k.c + c] - centre[c];
-            variance[c] += t.z[n * k.c + c] + d * d;
+    over_chunks(k, [=](int64_t first, int64_t end) {
+        over_entries(k, first, end, [=](int64_t i, int64_t c) { centre[c] += t.m[i] / images; });
+        over_entries(k, first, end, [=](int64_t i, int64_t c) {
+            A d = t.m[i] - centre[c];
+            variance[c] += t.z[i] + d * d;
+        });
+        for (int64_t c = first; c < end; c++) {
+            A var = variance[c] / images;
+            from[c] = pivot<T, A>(k, last, u, c);
+            t.centre[c] = from[c] + centre[c];
+            t.r[c] = 1 / std::sqrt(var + norm.eps);
+            t.g[c] = norm.weight ? norm.weight[c] * t.r[c] : t.r[c];
+            if (norm.running_mean) {
+                norm.running_mean[c] += norm.momentum * (t.centre[c] - norm.running_mean[c]);
+                norm.running_var[c] += norm.momentum * (var * count / (count - 1) - norm.running_var[c]);
+            }
         }
-    for (int64_t c = 0; c < k.c; c++) {
-        A var = variance[c] / images;
-        from[c] = pivot<T, A>(k, last, u, c);
-        t.centre[c] = from[c] + centre[c];
-        t.r[c] = 1 / std::sqrt(var + norm.eps);
-        t.g[c] = norm.weight ? norm.weight[c] * t.r[c] : t.r[c];
-        if (norm.running_mean) {
-            norm.running_mean[c] += norm.momentum * (t.centre[c] - norm.running_mean[c]);
-            norm.running_var[c] += norm.momentum * (var * count / (count - 1) - norm.running_var[c]);
-        }
-    }
-    for (int64_t n = 0, i = 0; n < k.n; n++)
-        for (int64_t c = 0; c < k.c; c++, i++) {
+        over_entries(k, first, end, [=](int64_t i, int64_t c) {
             t.m[i] += from[c];
             t.z[i] = t.g[c] * (t.m[i] - from[c] - centre[c]) + (norm.bias ? norm.bias[c] : A(0));
-        }
+        });
+    });
 }
 
 // The tail is act(a·(u − m) + b + shortcut).
 template <typename A> void factors(const Shape &k, const Excitation<A> &e, const Kept<A> &t, A *a, A *b) {
-    for (int64_t n = 0, i = 0; n < k.n; n++)
-        for (int64_t c = 0; c < k.c; c++, i++) {
-            A s = e.hidden ? t.s[i] : A(1);
+    const bool gated = e.hidden;
+    over_chunks(k, [=](int64_t first, int64_t end) {
+        over_entries(k, first, end, [=](int64_t i, int64_t c) {
+            A s = gated ? t.s[i] : A(1);
             a[i] = s * t.g[c];
             b[i] = s * t.z[i];
-        }
+        });
+    });
 }
 
 template <typename T, typename A>
@@ -245,31 +247,32 @@ void tail_backward(const Shape &k, bool last, Mask mask, const T *dout, const T 
     const Affine<T, A> f{a, b, t.m};
     affine_backward(k, last, mask, dout, out, u, f, dsum, products, sums);
 
-    for (int64_t n = 0, i = 0; n < k.n; n++)
-        for (int64_t c = 0; c < k.c; c++, i++) {
-            A s = e.hidden ? t.s[i] : A(1);
-            dz[i] = s * sums[i];
+    const bool gated = e.hidden;
+    over_chunks(k, [=](int64_t first, int64_t end) {
+        over_entries(k, first, end, [=](int64_t i, int64_t c) {
+            dz[i] = (gated ? t.s[i] : A(1)) * sums[i];
             ds[i] = t.z[i] * sums[i] + t.g[c] * products[i];
-        }
-    if (e.hidden) excite_backward(k, e, t.z, t.h, t.s, ds, ds + table, dz, d.w1, d.b1, d.w2, d.b2);
+        });
+    });
+    if (gated) excite_backward(k, e, t.z, t.h, t.s, ds, ds + table, dz, d.w1, d.b1, d.w2, d.b2);
 
-    std::fill(d.weight, d.weight + k.c, A(0));
-    std::fill(d.bias, d.bias + k.c, A(0));
-    for (int64_t n = 0, i = 0; n < k.n; n++)
-        for (int64_t c = 0; c < k.c; c++, i++) {
+    over_chunks(k, [=](int64_t first, int64_t end) {
+        std::fill(d.weight + first, d.weight + end, A(0));
+        std::fill(d.bias + first, d.bias + end, A(0));
+        over_entries(k, first, end, [=](int64_t i, int64_t c) {
             d.bias[c] += dz[i];
             // So far the gradient of g = weight * r.
-            d.weight[c] += (e.hidden ? t.s[i] : A(1)) * products[i] + dz[i] * (t.m[i] - t.centre[c]);
-        }
-    for (int64_t n = 0, i = 0; n < k.n; n++)
-        for (int64_t c = 0; c < k.c; c++, i++) {
+            d.weight[c] += (gated ? t.s[i] : A(1)) * products[i] + dz[i] * (t.m[i] - t.centre[c]);
+        });
+        over_entries(k, first, end, [=](int64_t i, int64_t c) {
             A w = weight ? weight[c] : A(1);
             A dvar = -w * t.r[c] * t.r[c] * t.r[c] * d.weight[c] / images;  // twice that of each image's variance
             A dm = t.g[c] * (dz[i] - d.bias[c] / images) + dvar * (t.m[i] - t.centre[c]) - a[i] * sums[i];
             products[i] = dm / positions;  // from here on the tables of the last sweep
             sums[i] = dvar / positions;
-        }
-    for (int64_t c = 0; c < k.c; c++) d.weight[c] *= t.r[c];
+        });
+        for (int64_t c = first; c < end; c++) d.weight[c] *= t.r[c];
+    });
     if (!du) return;
     if (mask == Mask::by_affine) moments_backward<true>(k, last, dout, u, f, products, sums, du);
     else moments_backward<false>(k, last, mask == Mask::none ? dout : dsum, u, f, products, sums, du);
