@@ -6,8 +6,14 @@ import subprocess
 import sys
 
 import pytest
-import torch
-from torch.utils.data._utils import signal_handling
+
+# For pytest-xdist. Two processes with a thread per core each wait for one another, twice as long in all.
+_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if _workers > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _workers)))
+
+import torch  # noqa: E402 - OpenMP reads it once
+from torch.utils.data._utils import signal_handling  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

@@ -29,8 +29,14 @@ def test_policies_and_json(senet):
     code, out, _ = senet("attach", "resnet20", "--max-parameters", 100, "--size", 32)
     assert code == 0
     assert "2 SE blocks would be attached" in out
-    code, out, _ = senet("attach", "resnet20", "--sites", "layer1.0.bn2,layer3.2.bn2")
-    assert "2 SE blocks would be attached" in out
+    for sites, count in (
+        ("layer1.0.bn2,layer3.2.bn2", "2 SE blocks"),
+        ("conv1", "1 SE block"),
+        ("bn1:input", "1 SE block"),
+    ):
+        code, out, _ = senet("attach", "resnet20", "--sites", sites)
+        assert code == 0
+        assert f"{count} would be attached" in out
 
 
 def test_the_network_is_saved_and_loads(senet, tmp_path):
@@ -60,6 +66,8 @@ def test_the_network_is_saved_and_loads(senet, tmp_path):
         (("keras:resnet50",), "other libraries' are torchvision:NAME and timm:NAME"),
         (("se_resnet8",), "3 places were left out, the first (layer1.0.se) since it has SE or"),
         (("resnet8", "--sites", "lat"), "did you mean 'late'"),
+        (("resnet8", "--sites", "stem"), "no module 'stem'"),
+        (("resnet8", "--sites", ""), "sites='' is no policy"),
         (("resnet8", "--sites", "layer1.0.bn3"), "did you mean 'layer1.0.bn2'"),
         (("resnet8", "--sites", "layer1.0.bn2,conv1", "--min-channels", "8"), "leave --min-channels out"),
         (("resnet8", "--min-channels", "0"), "min_channels=0 is not allowed"),

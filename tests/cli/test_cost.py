@@ -3,10 +3,11 @@
 import csv
 import io
 import json
+from dataclasses import replace
 
 import pytest
 
-from senet import SEConfig, create_model, save_weights
+from senet import SEConfig, attach, create_model, save, save_weights
 from senet.cli import cost_tables
 from senet.measure.cost import model_cost
 
@@ -43,6 +44,47 @@ def test_a_weight_file_says_what_it_holds(senet, tmp_path):
     assert rows[0]["params"] == sum(p.numel() for p in create_model("resnet8", 7, 1).parameters())
     save_weights(file, model)
     assert "nothing says which network" in senet("cost", file)[2]
+
+
+def counted(senet, model, path):
+    """Both sides of what `senet cost` says of a saved network."""
+    rows = json.loads(senet("cost", save(model, path), "--format", "json")[1])
+    return [(row["model"], row["params"]) for row in rows]
+
+
+def size(model):
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_a_weight_file_is_counted_with_its_own_gates(senet, tmp_path):
+    """Attached, folded, put in or left out by an argument: never those of the name."""
+    path, plain = tmp_path / "é w.safetensors", create_model("resnet8", 10)
+    model = create_model("resnet8", 10)
+    attach(model, SEConfig(4))
+    assert counted(senet, model, path) == [("resnet8", size(plain)), ("resnet8+se", size(model))]
+    assert "resnet8+se and its plain twin" in senet("cost", path)[1]
+    rows = json.loads(senet("cost", path, "--per", "stage", "--format", "json")[1])
+    assert sum(row["params"] for row in rows) == size(model)
+    config = create_model("se_resnet8", 10).network_config
+    model = replace(config, folded={"layer1.0.se": 0, "layer2.0.se": 32}).create()
+    assert counted(senet, model, path) == [("resnet8", size(plain)), ("se_resnet8", size(model))]
+    model = create_model("resnet8", 10, se=SEConfig(4))
+    assert counted(senet, model, path) == [("resnet8", size(plain)), ("se_resnet8", size(model))]
+    model = create_model("se_resnet8", 10, se=None)
+    twin = size(create_model("se_resnet8", 10))
+    assert counted(senet, model, path) == [("resnet8", size(model)), ("se_resnet8", twin)]
+
+
+def test_damaged_weight_files_and_a_folder_for_the_output(senet, tmp_path):
+    path = tmp_path / "w.safetensors"
+    for metadata in ({"se": 5}, {"kwargs": 5}, {"model": 5}):
+        save_weights(path, create_model("resnet8", 5), {"model": "resnet8", **metadata})
+        for more in ((), ("--vs-paper",)):
+            code, _, err = senet("cost", path, *more)
+            assert (code, err.count("\n")) == (2, 1)
+            assert "its metadata are damaged" in err
+    words = ("cost", "resnet8", "--format", "csv", "--overwrite", "-o", tmp_path)
+    assert senet(*words) == (2, "", f"error: {tmp_path} is a folder; --output names a file\n")
 
 
 def test_the_papers_figures_beside_ours(senet):
@@ -90,6 +132,8 @@ def test_nothing_is_overwritten(senet, tmp_path):
         (("inception_v3", "--input-size", "40"), "at least 75"),
         (("se_resnet8", "-o", "cost.csv"), "--format csv"),
         (("missing.safetensors",), "no such weight file"),
+        (("torchvision:resnet18",), "module_costs counts any other"),
+        (("resnet8+se",), "module_costs counts any other"),
     ],
 )
 def test_mistakes_get_one_line(senet, words, message):

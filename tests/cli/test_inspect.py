@@ -2,6 +2,7 @@ import csv
 import io
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 from senet import Excitations, create_model, save_weights
 from senet.cli.main import app
 from senet.measure import report
+from senet.training import gate_report
 
 
 @pytest.fixture
@@ -88,6 +90,38 @@ def _sixteen(path):
     return image.numpy()
 
 
+def test_weights_of_a_run_get_images_as_the_run_did(senet, photos, weights, tmp_path):
+    shutil.copytree(photos, tmp_path / "all")  # of a copy all images are taken, of the run's own folder some
+    words = ("--data", tmp_path / "all", "-o")
+    assert senet("inspect", "--checkpoint", weights, *words, tmp_path / "a")[0] == 0
+    assert senet("inspect", "--model", "se_resnet8", "--pretrained", weights, *words, tmp_path / "b")[0] == 0
+    first, second = (Excitations.load(tmp_path / name / "excitations.npz") for name in "ab")
+    assert first.images == second.images == 24
+    for one, two in zip(first, second, strict=True):
+        np.testing.assert_allclose(one.mean, two.mean, rtol=1e-6)
+
+
+def test_known_weights_get_images_as_they_were_trained_on(monkeypatch, photos):
+    from senet.models import registry
+
+    monkeypatch.setattr(registry, "_load_pretrained", lambda model, source: None)  # no network here
+    spec = gate_report.open_model("se_resnet50", "default", str(photos)).spec
+    assert (spec.size, spec.resize, spec.interpolation) == (224, 256, "bicubic")  # timm's seresnet50.ra2_in1k
+    spec = gate_report.open_model("timm:tf_mobilenetv3_small_100", None, str(photos), size=112).spec
+    assert (spec.size, spec.resize, spec.mean, spec.interpolation) == (112, 128, (0.5, 0.5, 0.5), "bilinear")
+    spec = gate_report.open_model("torchvision:mobilenet_v3_small", None, str(photos), size=64).spec
+    assert (spec.size, spec.interpolation) == (64, "bilinear")
+
+
+def test_the_folder_itself_is_enough_to_write_in(tmp_path):
+    (tmp_path / "report").mkdir()
+    with gate_report.all_or_nothing(tmp_path / "report") as place:  # it may be another disk than what is around it
+        assert place.parent == tmp_path / "report"
+        (place / "a").write_text("x")
+    assert [path.name for path in (tmp_path / "report").iterdir()] == ["a"]
+    assert list(tmp_path.iterdir()) == [tmp_path / "report"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -140,3 +174,20 @@ def test_a_stop_leaves_no_half_report(senet, photos, weights, tmp_path, monkeypa
     assert senet(*words)[0] == 130
     assert [path.name for path in tmp_path.iterdir()] == (["report"] if there else [])
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before if there else not out.exists()
+
+
+def test_a_place_that_cannot_be_written_to_is_told_before_the_work(senet, photos, weights, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    words = ("inspect", "--checkpoint", weights, "--data", photos, "--output")
+    monkeypatch.setattr(gate_report, "record_excitations", None)  # it does not come to that
+    code, _, err = senet(*words, tmp_path / "file" / "deep" / "report")
+    assert code == 2
+    assert "file is a file; give a folder as --output" in err
+    may = gate_report.os.access  # tests may run as root, who may do everything
+    monkeypatch.setattr(
+        gate_report.os, "access", lambda path, *mode, **how: path != tmp_path and may(path, *mode, **how)
+    )
+    code, _, err = senet(*words, tmp_path / "report")
+    assert code == 2
+    assert f"{tmp_path} cannot be written into; give another --output" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

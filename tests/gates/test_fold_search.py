@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import senet
 from senet import InputError, SEConfig
@@ -174,3 +175,93 @@ def test_modes_and_hooks_stay_as_they_are(model, excitations):
     called.clear()
     network(IMAGES[0])
     assert called == [1]
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (IMAGES[0], "gave no images with a class"),
+        ((IMAGES[0], torch.eye(6)), r"targets are \(6, 6\) float32; one integer an image"),
+        (((IMAGES[0] * 9).byte(), torch.arange(6)), "images are torch.uint8"),
+        ((IMAGES[0], [0, 1, 2, 3, 4, 0]), "the loader gives tuple of 2"),
+        ({"image": IMAGES[0]}, "the loader gives dict"),
+    ],
+)
+def test_loaders_that_give_no_accuracy(model, excitations, batch, message):
+    with pytest.raises(InputError, match=message):
+        senet.fold(model, excitations, evaluate=[batch], max_drop=1, example_input=IMAGES[0])
+
+
+def test_networks_that_give_no_classes_need_a_function_to_judge_them(model):
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = model
+
+        def forward(self, x):
+            return {"logits": self.inner(x)}
+
+    network = Named().eval()
+    found = senet.record_excitations(network, IMAGES)
+    with pytest.raises(InputError, match=r"gives dict, not \(N, classes\); give a function evaluate="):
+        senet.fold(network, found, evaluate=[(IMAGES[0], torch.arange(6))], example_input=IMAGES[0])
+
+
+def test_images_of_an_unknown_class_and_further_parts_of_a_batch_do_not_count(model, excitations):
+    with torch.no_grad():
+        answers = model(IMAGES[0]).argmax(1)
+    targets = torch.where(torch.arange(6) < 2, -1, answers)
+    targets[5] = (targets[5] + 1) % 5
+    loader = [(IMAGES[0], targets, torch.arange(6), ["path"] * 6), (IMAGES[0][:0], targets[:0])]
+    report = senet.fold(model, excitations, ["layer1.0.se"], evaluate=loader, example_input=IMAGES[0])
+    assert report.steps[0].accuracy == 75
+
+
+def test_what_is_folded_in_inference_mode_trains(model):
+    with torch.inference_mode():
+        found = senet.record_excitations(model, IMAGES)
+        report = senet.fold(model, found, evaluate=lambda network: 1.0, example_input=IMAGES[0])
+    assert len(report.with_fate("folded")) == 3
+    report.network.train()(IMAGES[0]).sum().backward()
+    assert all(parameter.grad is not None for parameter in report.network.parameters())
+
+
+class Twice(nn.Module):
+    """One gate in two places, called in both, or named a second time only."""
+
+    def __init__(self, called_twice):
+        super().__init__()
+        self.gates = nn.ModuleList([senet.SqueezeExcite(8, SEConfig(4))])
+        self.a, self.b, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1)
+        self.first = self.second = self.gates[0]
+        self.called_twice = called_twice
+
+    def forward(self, x):
+        y = self.b(self.first(self.a(x)))
+        return self.last(self.second(y) if self.called_twice else y.tanh()).mean((2, 3))
+
+
+@pytest.mark.parametrize("called_twice", [False, True])
+def test_a_gate_that_stands_in_several_places_goes_from_all(called_twice):
+    network = Twice(called_twice).double().eval()
+    x = IMAGES[0].double()
+    found = senet.record_excitations(network, [x])
+    report = senet.fold(network, found, constants=True, example_input=x)
+    assert report.with_fate("constant" if called_twice else "folded") == ["gates.0"]
+    assert senet.find_gates(report.network) == []
+    assert not any(".fc" in key for key in report.network.state_dict())
+    mean = torch.from_numpy(found["gates.0"].overall()[0])[:, None, None]
+    network.first.register_forward_hook(lambda module, args, output: args[0] * mean)
+    with torch.no_grad():
+        torch.testing.assert_close(report.network(x), network(x), rtol=1e-12, atol=1e-12)
+
+
+def test_folding_a_network_with_a_compiled_part(model, excitations):
+    network = copy.deepcopy(model)
+    network.layer1[0].compile(backend="eager")
+    with torch.no_grad():
+        network(IMAGES[0])
+        expected = senet.fold(model, excitations, example_input=IMAGES[0]).network(IMAGES[0])
+        report = senet.fold(network, senet.record_excitations(network, IMAGES), example_input=IMAGES[0])
+        assert len(report.with_fate("folded")) == 3
+        torch.testing.assert_close(report.network(IMAGES[0]), expected, rtol=1e-4, atol=1e-5)

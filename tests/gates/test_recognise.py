@@ -180,6 +180,19 @@ def test_a_lookalike_is_told_when_it_runs():
     assert find_gates(GluMlp(8)) == []
 
 
+def test_a_gate_of_two_inputs_is_no_gate_function():
+    class Product(nn.Module):
+        def forward(self, a, b):
+            return a * b
+
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1, self.gate, self.fc2 = nn.Linear(8, 4), Product(), nn.Linear(4, 8)
+
+    assert [gate.name for gate in find_gates(nn.Sequential(Gated(), UsersOwn()))] == ["1"]
+
+
 def test_cbam_channel_gate_counts():
     network = nn.Sequential(CbamModule(16, rd_channels=4)).eval()
     values, _ = heard(network, torch.randn(2, 16, 7, 7))

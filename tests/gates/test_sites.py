@@ -239,3 +239,20 @@ def test_what_a_network_does_to_its_buffers_and_to_chance_is_undone():
     assert model.calls == 0
     assert torch.equal(torch.get_rng_state(), before)
     assert model.training
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_instance_norms(batch):
+    """PyTorch computes them as batch norms of (1, N·C, *spatial): U-Nets for volumes, style transfer."""
+    plain = nn.Sequential(nn.Conv3d(1, 8, 3), nn.InstanceNorm3d(8), nn.LeakyReLU(), nn.Conv3d(8, 4, 3))
+    assert names("auto", model=plain, x=torch.zeros(batch, 1, 8, 8, 8)) == ["2"]
+
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.InstanceNorm2d(3, affine=True)
+
+        def forward(self, x):
+            return x + self.norm(self.conv(x))
+
+    assert names("auto", model=Residual(), x=torch.zeros(batch, 3, 8, 8)) == ["norm"]

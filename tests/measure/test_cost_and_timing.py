@@ -1,5 +1,7 @@
 """Counted costs against other people's networks and counts, and against arithmetic by hand; turns in timing."""
 
+import warnings
+
 import pytest
 import timm
 import torch
@@ -9,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import senet
 from senet import SEConfig, SqueezeExcite
-from senet.measure.cost import meta_model, model_cost, module_cost, module_costs
+from senet.measure.cost import Cost, meta_model, model_cost, module_cost, module_costs
 from senet.measure.timing import Timing, interleaved, ratio
 
 
@@ -104,6 +106,80 @@ def test_a_gates_share_counted_by_hand(squeeze, pixels):
     assert whole.params_with_statistics == whole.params + 64
     assert whole.paper_mult_adds == whole.mult_adds + whole.squeeze_adds
     assert not gate._forward_hooks
+
+
+class Odd(nn.Module):
+    """Layers in a list, a gate and a convolution in two places each, a gate called by keyword, and no gate at all."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Conv2d(3, 8, 1, bias=False), nn.Conv2d(8, 8, 3, padding=1, bias=False)])
+        gate = SqueezeExcite(8, SEConfig(4, bias=False))
+        self.a, self.b = (
+            nn.ModuleDict({"se": gate}),
+            nn.ModuleDict({"se": gate, "conv": nn.Conv2d(8, 8, 1, bias=False)}),
+        )
+        self.again = self.b["conv"]
+        self.head = Autoencoder()
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        x = self.b["se"](x=self.a["se"](x))
+        return self.head(self.again(self.b["conv"](x)).mean((2, 3)))
+
+
+class Autoencoder(nn.Module):
+    """What an SE gate is made of, and none: it does not return its input rescaled."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.relu, self.fc2, self.sigmoid = nn.Linear(8, 2), nn.ReLU(), nn.Linear(2, 8), nn.Sigmoid()
+
+    def forward(self, x):
+        hidden = self.relu(self.fc1(x))
+        return self.sigmoid(self.fc2(hidden)), hidden
+
+
+def test_lists_shared_modules_and_what_only_looks_like_a_gate():
+    model, pixels = Odd(), 5 * 5
+    costs = module_costs(model, 5)
+    assert costs["layers"].mult_adds == (3 * 8 + 8 * 8 * 9) * pixels, "a list is not called, its layers are"
+    assert costs["a"].se_mult_adds == costs["a"].mult_adds == 2 * (2 * 8 * 2), "both calls"
+    assert (costs["b"].se_mult_adds, costs["b"].mult_adds) == (0, 2 * 8 * 8 * pixels)
+    assert (costs[""].squeeze_adds, costs[""].scale_mults) == (2 * 8 * pixels, 2 * 8 * pixels)
+    assert costs[""].se_params == costs["a.se"].params == 2 * 8 * 2
+    assert costs["head"].params == 2 * 8 * 2 + 2 + 8
+    children = [cost for name, cost in costs.items() if name and "." not in name]
+    for field in ("params", "mult_adds", "se_params", "se_mult_adds", "squeeze_adds", "scale_mults"):
+        assert sum(getattr(cost, field) for cost in children) == getattr(costs[""], field)
+
+
+def test_attached_gates_are_counted_where_they_are_attached():
+    model = senet.create_model("resnet8", 10)
+    before = module_cost(model, 32)
+    senet.attach(model, SEConfig(4))
+    costs = module_costs(model, 32)
+    added = sum(p.numel() for name, p in model.named_parameters() if ".se." in name)
+    assert costs[""].se_params == costs[""].params - before.params == added > 0
+    for name, cost in costs.items():
+        if name.endswith(".se"):
+            norm = costs[name.removesuffix(".se")]
+            assert norm.se_mult_adds == norm.mult_adds == cost.mult_adds > 0
+
+
+def test_networks_without_parameters_and_with_a_scripted_part():
+    assert module_cost(nn.AvgPool2d(2), 4) == Cost()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.jit")  # deprecated, in a category that moves
+        scripted = torch.jit.script(nn.Conv2d(3, 4, 1))
+    assert module_cost(nn.Sequential(scripted, nn.Conv2d(4, 2, 1)), 4).mult_adds == (3 * 4 + 4 * 2) * 16
+
+
+def test_images_that_are_too_small_for_a_count():
+    for size in (0, 74):
+        with pytest.raises(senet.InputError, match=f"input size {size} .* inception_v3 needs images of at least 75"):
+            model_cost("inception_v3", input_size=size)
 
 
 def test_a_wrapped_network_and_a_real_one_count_as_the_one_without_memory():

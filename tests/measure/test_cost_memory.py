@@ -65,6 +65,44 @@ def test_memory_grows_with_the_area():
     assert large.saved[""] == pytest.approx(4 * small_images.saved[""], abs=4 * pooled)
 
 
+def test_inference_mode_does_not_matter():
+    expected = network_cost("se_resnet8")
+    real = senet.create_model("se_resnet8", 10)
+    with torch.inference_mode():
+        assert network_cost("se_resnet8") == expected
+        assert activation_memory(real, 32) == expected.memory
+
+
+def test_what_is_frozen_keeps_nothing_and_still_has_parts():
+    model = senet.create_model("se_resnet8", 10).requires_grad_(False)
+    model.fc.requires_grad_(True)
+    costs, memory = module_costs(model, 32), activation_memory(model, 32)
+    parts = {part.name: part.saved for part in cost_parts(model, costs, memory)}
+    assert parts == {"stem": 0, "stage 2": 0, "stage 3": 0, "stage 4": 0, "head": 4 * model.num_features}
+
+
+class Listed(nn.Module):
+    """Layers in a list, the second of them also by a name of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1)])
+        self.last = self.layers[1]
+
+    def forward(self, x):
+        return self.last(self.layers[1](self.layers[0](x)))
+
+
+def test_lists_and_shared_modules_have_their_parts():
+    model = Listed()
+    costs, memory = module_costs(model, SIDE), activation_memory(model, SIDE)
+    assert memory.saved[""] == memory.saved["layers"] == (3 + 8 + 8) * MAP
+    for per, names in (("stage", ["layers"]), ("block", ["layers.0", "layers.1"])):
+        parts = cost_parts(model, costs, memory, per)
+        assert [part.name for part in parts] == names
+        assert sum_of(parts) == costs[""]
+
+
 def sum_of(parts):
     return Cost(*(sum(getattr(part.cost, field.name) for part in parts) for field in fields(Cost)))
 

@@ -205,6 +205,21 @@ def test_figures_draw_a_line_a_class_and_all(tmp_path, monkeypatch):
     assert np.array_equal(panel.lines[2].get_ydata(), site.overall()[0][::2])
 
 
+def test_every_name_of_a_class_is_in_the_legend_as_it_is(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn, save = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, file, **kw: (drawn.append(self), save(self, file, **kw)))
+    names = ("_other", "$x^$", "猫", *(f"c{i}" for i in range(9)))
+    excitations = recording(classes=names)
+    excitations.about["data"] = "$HOME^$"
+    plot_class_means(tmp_path / "a.png", excitations, classes=names)
+    (legend,) = drawn[0].legends
+    assert [text.get_text() for text in legend.get_texts()] == [*names, "all"]
+    looks = [(line.get_color(), str(line._unscaled_dash_pattern)) for line in drawn[0].axes[0].lines]
+    assert len(set(looks)) == len(names) + 1
+
+
 def test_all_files_are_written_and_read_back(tmp_path):
     excitations = recording()
     diagnoses = write_report(tmp_path / "report", excitations)

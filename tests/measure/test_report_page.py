@@ -10,6 +10,7 @@ from playwright.sync_api import Error, sync_playwright
 import senet
 from senet.gates.excitations import SiteExcitations
 from senet.gates.recognise import Gate
+from senet.measure import report
 from senet.measure.report import write_report
 
 pytestmark = pytest.mark.browser
@@ -313,3 +314,22 @@ def test_both_schemes_can_be_read_and_toggled(open_page, scheme):
 def test_a_narrow_window_needs_no_sideways_scrolling(open_page):
     page = open_page(viewport={"width": 390, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_a_thinned_page_says_what_is_left(browser, excitations, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "_FIRST_CELLS", 8 * 3 * 12)  # 8 channels of each gate
+    write_report(tmp_path, excitations)
+    page = browser.new_page()
+    page.goto((tmp_path / "index.html").as_uri())
+    page.wait_for_selector("html[data-ready]", state="attached")
+    page.get_by_role("radio", name="layer1.0.se").check()
+    page.wait_for_selector("text=3 of 16 channels stay at 0")
+    assert "One in 2 of the 16 channels is here" in page.inner_text("#thinned")
+    page.get_by_role("button", name="Show these 3 channels").click()
+    assert page.input_value("#channels") == "3-4, 9"
+    assert page.get_attribute("#plot", "aria-valuemax") == "0"
+    assert page.inner_text("#live") == "in the plot: 1 of these channels"
+    page.get_by_label("Channels").fill("1")
+    page.keyboard.press("Enter")
+    assert "Only one in 2 channels is on this page" in page.get_by_role("alert").inner_text()
+    page.close()

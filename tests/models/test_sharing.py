@@ -123,6 +123,8 @@ def test_changes_replace_the_head_or_leave_a_backbone(tmp_path, caplog):
         assert all(torch.equal(a, b) for a, b in zip(trunk(torch.ones(1, 3, 16, 16)), expected, strict=True))
     with pytest.raises(ValueError, match="takes no such argument"):
         senet.from_pretrained(path, depth=3)
+    with pytest.raises(senet.InputError, match=r"create_model takes pretrained="):
+        senet.from_pretrained(path, pretrained="default")
 
 
 def test_a_file_serves_the_commands_too(tmp_path):
@@ -182,6 +184,19 @@ def test_foreign_networks_paths_and_metadata_are_refused(tmp_path):
         senet.save(model, tmp_path / "x", {"classes": ["a", "b"]})
     with pytest.raises(senet.InputError, match="JSON"):
         senet.save(model, tmp_path / "x", {"seen": {1, 2}})
+    for wrong, kind in (
+        ({"classes": "abc"}, "list"),
+        ({"classes": 3}, "list"),
+        ({"metrics": [0.5]}, "dict"),
+        ({"transform": 224}, "dict"),
+        ({"dataset": ["a/b", "c/d"], "metrics": {"error": 0.5}}, "str"),
+    ):
+        with pytest.raises(senet.InputError, match=f"metadata has '{next(iter(wrong))}' as .*; it must be a {kind}"):
+            senet.save(model, tmp_path / "x", wrong)
+    with pytest.raises(senet.InputError, match="JSON"):
+        senet.save(model, tmp_path / "x", ["ant", "bee", "wasp"])
+    with pytest.raises(senet.InputError, match="nothing to save"):
+        senet.save(copy.deepcopy(model).to("meta"), tmp_path / "x.safetensors")
     assert not list(tmp_path.iterdir())
 
 
@@ -193,9 +208,10 @@ def test_sources_that_hold_no_network_are_refused_in_one_line(tmp_path):
     (tmp_path / "timm" / "config.json").write_text(json.dumps({"architecture": "resnet50"}))
     with pytest.raises(senet.InputError, match="timm: nothing says which network"):
         senet.from_pretrained(tmp_path / "timm")
-    (tmp_path / "timm" / "config.json").write_text("{")
-    with pytest.raises(senet.InputError, match="timm"):
-        senet.from_pretrained(tmp_path / "timm")
+    for damaged in (b"{", b"\xff", b'{"senet": 3}', b'{"senet": {"model": "resnet8", "se": 5}}'):
+        (tmp_path / "timm" / "config.json").write_bytes(damaged)
+        with pytest.raises(senet.InputError, match="timm"):
+            senet.from_pretrained(tmp_path / "timm")
     for missing in ("no/such/folder", "some where", tmp_path / "none.safetensors"):
         with pytest.raises(senet.InputError, match=r"there is no such") as error:
             senet.from_pretrained(missing, local_files_only=True)

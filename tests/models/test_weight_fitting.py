@@ -133,6 +133,43 @@ def test_gates_of_the_same_shapes_that_compute_something_else_are_refused(tmp_pa
     senet.create_model("se_resnet8", 7, se=file, pretrained=path)
 
 
+def with_gates(config):
+    model = senet.create_model("resnet8", 5)
+    senet.attach(model, config)
+    return model
+
+
+def test_attached_gates_of_the_same_shapes_that_compute_something_else_are_refused(tmp_path):
+    path = senet.save(with_gates(SEConfig(4, identity_init=True)), tmp_path / "w.safetensors")
+    load_pretrained(with_gates(SEConfig(4, identity_init=True)), path)
+    for other, message in (
+        (SEConfig(4, gate="tanh", identity_init=True), "gate='sigmoid', those of this network gate='tanh'"),
+        (SEConfig(4), "identity_init=True, those of this network identity_init=False"),
+    ):
+        with pytest.raises(senet.InputError, match=message):
+            load_pretrained(with_gates(other), path)
+
+
+@pytest.mark.parametrize("wrappers", ["module.", "_orig_mod.", "_orig_mod.module.", "module._orig_mod."])
+def test_wrappers_of_compiled_and_parallel_networks_are_taken_off_in_any_order(tmp_path, wrappers):
+    model = senet.create_model("se_resnet8", 5)
+    torch.save({wrappers + key: value for key, value in model.state_dict().items()}, tmp_path / "w.pth")
+    assert torch.equal(senet.create_model("se_resnet8", 5, pretrained=tmp_path / "w.pth").fc.weight, model.fc.weight)
+
+
+@pytest.mark.parametrize("kwargs", [{"num_classes": 0}, {"features_only": True}])
+def test_a_file_without_a_classifier_gets_a_new_one(tmp_path, caplog, kwargs):
+    trunk = senet.create_model("se_resnet8", **kwargs)
+    path = senet.save(trunk, tmp_path / "w.safetensors")
+    model = senet.from_pretrained(path, num_classes=5, features_only=False)
+    assert caplog.messages == [f"{path} has no classifier: fc.weight, fc.bias start anew"]
+    assert torch.equal(model.layer3[0].conv2.weight, trunk.layer3[0].conv2.weight)
+    assert model(torch.randn(2, 3, 8, 8)).shape == (2, 5)
+    caplog.clear()
+    refused("missing", path, "se_resnet14")
+    assert not caplog.messages
+
+
 @pytest.mark.parametrize(
     "text", ["[1]", "3", '{"model": "resnet8", "se": 5}', '{"model": "resnet8", "kwargs": 5}', "[" * 100_000]
 )
@@ -140,8 +177,41 @@ def test_damaged_metadata_are_one_line(tmp_path, text):
     path = tmp_path / "w.safetensors"
     safetensors.torch.save_file(senet.create_model("resnet8", 5).state_dict(), path, {"senet": text})
     refused(r"damaged|not a readable", path, "resnet8")
-    with pytest.raises(senet.InputError, match=r"damaged|not a readable"):
-        senet.build_from_checkpoint(path)
+    for read in (senet.build_from_checkpoint, senet.from_pretrained):
+        with pytest.raises(senet.InputError, match=r"damaged|not a readable"):
+            read(path)
+
+
+@pytest.mark.parametrize("name", ["torchvision:mobilenet_v2", "timm:efficientnet_b0"])
+def test_a_new_classifier_in_other_libraries_networks(tmp_path, name, caplog):
+    path = senet.save(senet.create_model(name, 9), tmp_path / "w.safetensors")
+    model = senet.from_pretrained(path, num_classes=4)
+    assert "has another number of classes: classifier." in caplog.text
+    with torch.no_grad():
+        assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 4)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"<html>not found</html>",
+        b"hello",
+        b"\x80\x02X\xff\xff\xff\xff",
+        b"(lp0\n.",
+        b".",
+        safetensors.torch.save({"a": torch.zeros(1)}),
+        safetensors.torch.save({"a": torch.zeros(1), "b": torch.zeros(9)}),
+    ],
+)
+def test_a_file_of_something_else_is_one_line(tmp_path, content):
+    path = tmp_path / "w.pth"
+    path.write_bytes(content)
+    refused("not a readable PyTorch weight file|refused", path, "resnet8")
+
+
+def test_a_file_of_numbered_tensors_is_one_line(tmp_path):
+    torch.save({0: torch.zeros(1)}, tmp_path / "w.pth")
+    refused("holds no state dict", tmp_path / "w.pth", "resnet8")
 
 
 def test_ones_own_checkpoint_tells_its_strides_and_pooling(tmp_path):

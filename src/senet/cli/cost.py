@@ -58,10 +58,12 @@ def _one(
 ) -> list[dict[str, Any]]:
     """A network beside its twin, and its parts."""
     from senet.cli import cost_tables as tables
+    from senet.measure.cost import image_side
     from senet.measure.cost_parts import config_cost
 
     config, has_gates = _network(model)
-    plain, gated = (config_cost(side, input_size, per or "stage") for side in _sides(config, has_gates))
+    size = image_side(config.model, input_size)
+    plain, gated = (config_cost(side, size, per or "stage") for side in _sides(config, has_gates))
     own = gated if has_gates else plain
     if console:
         tables.twins_table(plain, gated, console)
@@ -93,11 +95,11 @@ def _sides(config: NetworkConfig, has_gates: bool) -> tuple[NetworkConfig, Netwo
     spec = model_spec(config.model)
     plain, se = (spec.name, spec.twin) if spec.se is None else (spec.twin, spec.name)
     bare = replace(config, model=plain, se=None, attached=None, folded=None)
-    if has_gates:
-        return bare, config if config.attached else replace(config, model=se)
+    if config.attached:
+        return bare, config
     if se.endswith(ATTACHED):
-        raise InputError(f"{config.model} has no SE twin to stand beside; senet.measure.cost counts any network")
-    return bare, replace(bare, model=se, se=model_spec(se).se)
+        raise InputError(f"{spec.name}: name a network of `senet list` or a weight file; module_costs counts any other")
+    return bare, replace(config, model=se) if has_gates else replace(bare, model=se, se=model_spec(se).se)
 
 
 def _check(

@@ -26,7 +26,7 @@ def command(
         Path | None, typer.Option("--checkpoint", "-c", help="Weights of `senet train`: RUN/best.safetensors.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="Or a network of `senet list`, with --pretrained.")] = None,
-    pretrained: Annotated[str | None, typer.Option(metavar="FILE", help="Weights of --model.")] = None,
+    pretrained: Annotated[str | None, typer.Option(help="Weights of --model: a file, default, timm:…")] = None,
     sites: Annotated[str, typer.Option(help="Which gates, as a pattern: 'layer4.*'.")] = "*",
     classes: Annotated[str | None, typer.Option(help="Classes of the figures, with commas. Default: a few.")] = None,
     threshold: Annotated[
@@ -49,7 +49,7 @@ def command(
     Example: [cyan]senet inspect --checkpoint run/best.safetensors --data photos/val --output report[/]
     """
     if (checkpoint is None) == (model is None) or (checkpoint is not None and pretrained is not None):
-        raise InputError("give --checkpoint FILE, or --model NAME with --pretrained FILE")
+        raise InputError("give --checkpoint FILE, or --model NAME with --pretrained WEIGHTS")
     import matplotlib  # noqa: F401 - where it is missing, say so before anything is computed
 
     from senet.cli.console import bars, to_output

@@ -52,10 +52,7 @@ def accelerate(model: nn.Module, backend: str = "auto") -> nn.Module:
     if backend != "auto" and backend not in early_gate.BACKENDS:
         raise InputError(f"accelerate: {backend!r} is not a backend; there are auto, {', '.join(early_gate.BACKENDS)}")
     _check(model)
-    fast: Any = copy.deepcopy(model)
-    ordinary = type(fast)
-    fast.__class__ = _class_for(ordinary)
-    fast.__dict__ |= {"_requested": backend, "_trainable": {}}
+    fast = _accelerated(_copy(model, {}), backend, {})
     if model.training:
         fast._inference_form(_in_mode(fast._ordinary(), False))  # what is refused is refused now
     else:
@@ -234,13 +231,12 @@ class Accelerated:
             self.__dict__.pop(name, None)
 
     def _replicate_for_data_parallel(self) -> Any:
-        return self._ordinary()._replicate_for_data_parallel()  # type: ignore[operator] # the form is on one device
+        return self._ordinary()._replicate_for_data_parallel()  # a form is on one device
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        state = super().__getstate__()  # type: ignore[misc] # of nn.Module, or the network's own
-        if isinstance(state, dict):
-            state = {k: v for k, v in state.items() if k not in _OWN}
-        return _restored, (type(self).__bases__[1], self._requested, self._trainable), state
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        reduced: Any = self._ordinary().__reduce_ex__(protocol)  # the network's own way
+        make, args, *rest = reduced
+        return _restored, (make, args, self._requested, self._trainable), *rest
 
 
 def _class_for(ordinary: Any) -> type:
@@ -248,8 +244,20 @@ def _class_for(ordinary: Any) -> type:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         return Accelerated.forward(self, *args, **kwargs)
 
-    own = {"__module__": __name__, "forward": forward, "_arguments": required(ordinary.forward)}
+    own: dict[str, Any] = {"__module__": __name__, "forward": forward, "_arguments": required(ordinary.forward)}
+    if hasattr(ordinary, "__deepcopy__"):  # as torch.fx's networks have
+        own["__deepcopy__"] = _copied
     return type(f"Accelerated{ordinary.__name__}", (Accelerated, ordinary), own)
+
+
+def _copied(fast: Any, memo: dict[int, Any]) -> nn.Module:
+    return _accelerated(_copy(fast._ordinary(), memo), fast._requested, dict(fast._trainable))
+
+
+def _copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    twin = copy.deepcopy(model, memo)
+    # torchvision's feature extractors come out of a copy in training mode.
+    return twin if twin.training == model.training else twin.train(model.training)
 
 
 def _required(kind: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
@@ -257,7 +265,7 @@ def _required(kind: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple
     if kind._arguments is None:
         return None if kwargs else args
     names = kind._arguments[1 + len(args) :]
-    if len(kwargs) != len(names) or any(name not in kwargs for name in names):
+    if 1 + len(args) + len(kwargs) != len(kind._arguments) or any(name not in kwargs for name in names):
         return None
     return args + tuple(kwargs[name] for name in names)
 
@@ -303,8 +311,12 @@ def _in_mode(model: nn.Module, training: bool) -> nn.Module:
     return copy.deepcopy(model, shared).train(training)
 
 
-def _restored(ordinary: Any, requested: str, trainable: dict[str, bool]) -> nn.Module:
-    """An accelerated network from a pickle or a copy, still without its state."""
-    model: Any = object.__new__(_class_for(ordinary))
+def _restored(make: Any, args: tuple[Any, ...], requested: str, trainable: dict[str, bool]) -> Any:
+    """An accelerated network from a pickle or a copy, maybe still without its state."""
+    return _accelerated(make(*args), requested, trainable)
+
+
+def _accelerated(model: Any, requested: str, trainable: dict[str, bool]) -> Any:
+    model.__class__ = _class_for(type(model))
     model.__dict__ |= {"_requested": requested, "_trainable": trainable}
     return model

@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from senet.gates.dataflow import RESHAPES, Flow, Node
-from senet.gates.patterns import ACTIVATIONS, NORMS, SCALINGS, SUMS, Place, following
+from senet.gates.dataflow import NORMS, RESHAPES, Flow, Node
+from senet.gates.patterns import ACTIVATIONS, SCALINGS, SUMS, Place, following
 from senet.nn.attachment import CHILD, Side
 from senet.nn.squeeze_excite import SEConfig
 

@@ -25,6 +25,13 @@ from senet.ops.backend import use_backend
 RESHAPES = frozenset({"view", "_unsafe_view", "reshape", "expand", "unsqueeze", "squeeze", "clone", "t", "alias"})
 PRODUCTS = frozenset({"addmm", "mm", "bmm", "matmul", "linear", "baddbmm"})
 
+NORMS = frozenset(
+    {
+        *("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "_native_batch_norm_legit_no_training"),
+        *("_native_batch_norm_legit", "_batch_norm_with_update", "native_group_norm", "native_layer_norm"),
+    }
+)
+
 
 @dataclass(eq=False)
 class Node:
@@ -59,7 +66,7 @@ class Node:
     returned_by: list[str] = field(default_factory=list)
     passed_by: list[str] = field(default_factory=list)
     taken_by: list[str] = field(default_factory=list)
-    origin: "Node | None" = None  # of a reshape, the map before the first of them
+    origin: "Node | None" = None  # of a reshape, or a norm behind one, the map before the first of them
     ancestors: int = 0  # bit i: node i, itself included
 
     def comes_from(self, other: "Node") -> bool:
@@ -137,6 +144,8 @@ class _Recorder(TorchDispatchMode):
         node.upsamples |= op.startswith("upsample")
         if op in RESHAPES or op in ("permute", "transpose"):
             node.origin = inputs[0].origin or inputs[0]
+        elif op in NORMS:
+            node.origin = inputs[0].origin  # an instance norm reshapes there and back around it
         self.nodes.append(node)
         self._known[tensor] = node
 

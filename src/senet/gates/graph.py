@@ -86,12 +86,13 @@ def traced(model: nn.Module, gates: set[str]) -> fx.GraphModule:
     try:
         with _leaving_no_trace(model):
             graph = _Tracer(gates, model.training).trace(model)
+            # Within, while the network still has the constants that tracing gave it.
+            module = fx.GraphModule(model, graph, type(model).__name__)
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(
             f"accelerate: torch.fx cannot trace {type(model).__name__}, whose path depends on its data: {reason}"
         ) from error
-    module = fx.GraphModule(model, graph, type(model).__name__)
     _call_by_position(module)
     return module
 

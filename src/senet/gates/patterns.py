@@ -13,14 +13,8 @@ Class names play no part, so that a ResNet is a ResNet whoever wrote it. The rul
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from senet.gates.dataflow import PRODUCTS, RESHAPES, Flow, Node
+from senet.gates.dataflow import NORMS, PRODUCTS, RESHAPES, Flow, Node
 
-NORMS = frozenset(
-    {
-        *("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "_native_batch_norm_legit_no_training"),
-        *("_native_batch_norm_legit", "_batch_norm_with_update", "native_group_norm", "native_layer_norm"),
-    }
-)
 ACTIVATIONS = frozenset(
     {
         *("relu", "hardtanh", "relu6", "silu", "gelu", "hardswish", "leaky_relu", "elu", "celu", "selu", "mish"),
@@ -100,11 +94,10 @@ class Patterns:
         node: Node | None = conv
         while node is not None:
             node = following(node)
-            if node is not None and node.op in ACTIVATIONS:
-                return node
-            if node is not None and _is_own_activation(node):
-                return node
-            if node is None or not (node.op in NORMS or node.op in SCALINGS or _shifts(node)):
+            if node is not None and (node.op in ACTIVATIONS or _is_own_activation(node)):
+                return node if node.is_map else None
+            # Reshapes: instance norms are batch norms of (1, N·C, *S).
+            if node is None or not (node.op in NORMS | SCALINGS | RESHAPES or _shifts(node)):
                 return None
         return None
 

@@ -2,6 +2,7 @@
 
 import operator
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +44,8 @@ class Contents:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._held = [held for module in model.modules() for held in (module._parameters, module._buffers) if held]
+        held = [(module._parameters, module._buffers) for module in model.modules()]
+        self._held: list[dict[str, Any]] = [tensors for both in held for tensors in both if tensors]
         self._tensors = self._now()
         there = [tensor for tensor in self._tensors if tensor is not None]
         self._counted = [tensor for tensor in there if not tensor.is_inference()]

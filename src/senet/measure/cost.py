@@ -186,6 +186,8 @@ def running_modules(model: nn.Module, before_change: Callable[[str], None] | Non
 
     with ExitStack() as hooks:
         for name, module in model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue  # cannot be listened to: its operations are its caller's
             # First and last, so that what other hooks compute, an attached gate say, is the module's own.
             first = module.register_forward_pre_hook(functools.partial(enter, name), prepend=True)
             hooks.callback(first.remove)

@@ -32,7 +32,7 @@ class Part:
 
 @dataclass(frozen=True)
 class NetworkCost:
-    """A network's cost for one image of ``input_size`` pixels a side; ``+se`` ends the name where gates are attached."""
+    """A network's cost for one image of ``input_size`` pixels a side; attached gates are ``+se`` behind its name."""
 
     name: str
     input_size: int

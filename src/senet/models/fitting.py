@@ -38,7 +38,7 @@ def fit(state: dict[str, Tensor], model: nn.Module, label: str) -> dict[str, Ten
         InputError: keys are missing or unexpected, or shapes differ; the message counts and groups them.
     """
     own = model.state_dict()
-    head = f"{getattr(model, 'head_name', ConvNet.head_name)}."
+    head = f"{_head_name(model)}."
     if not any(key.startswith(head) for key in own):  # pooled features or stage maps are wanted
         state = {key: value for key, value in state.items() if not key.startswith(head)}
     headless = not any(key.startswith(head) for key in state)
@@ -61,6 +61,14 @@ def fit(state: dict[str, Tensor], model: nn.Module, label: str) -> dict[str, Ten
         what = "no classifier" if headless else "another number of classes"
         _LOG.warning("%s has %s: %s start anew", label, what, ", ".join(anew))
     return state
+
+
+def _head_name(model: nn.Module) -> str:
+    """The path of the classifier; in other libraries' networks it is the last linear layer."""
+    if isinstance(model, ConvNet):
+        return model.head_name
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return linear[-1] if linear else ConvNet.head_name
 
 
 def _check(state: dict[str, Tensor], own: dict[str, Tensor], label: str, plain_file: bool) -> None:

@@ -81,6 +81,8 @@ def from_pretrained(
         InputError: there is no such file, folder or repository, or it holds no network of this package, or the changed
             network cannot take the weights.
     """
+    if "pretrained" in changes:
+        raise InputError("from_pretrained: its weights are those of the source; senet.create_model takes pretrained=…")
     source = Path(source) if Path(source).exists() else os.fspath(source).removeprefix("hf:")
     if str(source).endswith(".safetensors"):
         config, _ = described_network(load_weights(source)[1], source)

@@ -35,8 +35,15 @@ def save_weights(
         path: the file, ``….safetensors``.
         model: a module or its state dict.
         metadata: JSON values; ``build_from_checkpoint`` needs ``model``, ``num_classes``, ``in_chans`` and ``se``.
+
+    Raises:
+        InputError: the network is on the ``meta`` device.
     """
     state = model.state_dict() if isinstance(model, nn.Module) else model
+    if any(value.is_meta for value in state.values()):
+        raise InputError(
+            f"{path}: there is nothing to save, the network is on the 'meta' device; give it weights first"
+        )
     # clone: safetensors refuses tensors that share memory
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
     text = json.dumps((metadata or {}) | {"senet_version": __version__})
@@ -79,7 +86,7 @@ def load_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
             f"{path}: refused, since it holds more than tensors and loading it could run code; "
             "convert it to safetensors where you trust it"
         ) from error
-    except (RuntimeError, OSError, EOFError, ValueError) as error:
+    except Exception as error:  # bytes that are no pickle can make the unpickler say anything: KeyError of a text
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise InputError(f"{path}: not a readable PyTorch weight file ({reason})") from error
     for key in ("state_dict", "model"):

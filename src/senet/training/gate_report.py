@@ -25,7 +25,9 @@ from senet.errors import InputError
 from senet.gates.doctor import Diagnosis, Thresholds
 from senet.gates.record import record_excitations
 from senet.measure.report import FILES, write_report
-from senet.models.registry import create_model, model_spec
+from senet.models.known_weights import find_known
+from senet.models.registry import NetworkConfig, create_model, model_spec
+from senet.models.weights import load_weights
 from senet.training.evaluate import load_network, pick_device, unseen_images
 from senet.training.workers import default_workers
 
@@ -58,12 +60,37 @@ def open_checkpoint(checkpoint: str | Path, data: str, *, size: int | None = Non
 def open_model(
     model: str, pretrained: str | None, data: str, *, size: int | None = None, root: str | None = None
 ) -> Subject:
-    """A network of the zoo with weights from a file; images as for ImageNet. Its classifier is not needed."""
-    spec = TransformSpec(model_spec(model).input_size if size is None else size)
+    """A network of the zoo with weights from a file or another source. Its classifier is not needed.
+
+    Images are prepared as the weights' file says, or as is known of the weights; else as for ImageNet.
+    """
     images, sentence = open_eval(data, root=root)
-    network = create_model(model, num_classes=0, pretrained=pretrained).eval()
+    classes = 1000 if model.startswith("torchvision:") else 0  # torchvision's networks do not go without a classifier
+    network = create_model(model, classes, pretrained=pretrained).eval()
+    spec = _prepared_for(network, model, pretrained)
+    spec = spec if size is None else spec.with_size(size)
     about = {"model": model, "data": data, "images": sentence, "weights": pretrained or "none: as initialised"}
     return _subject(network, images, spec, about)
+
+
+def _prepared_for(network: nn.Module, model: str, pretrained: str | None) -> TransformSpec:
+    described = load_weights(pretrained)[1].get("transform") if pretrained and Path(pretrained).is_file() else None
+    if described:
+        return TransformSpec.from_dict(described)
+    known = find_known(pretrained, NetworkConfig(model, se=model_spec(model).se))
+    if known is not None:
+        resize = round(known.input_size / known.crop)
+        return TransformSpec(known.input_size, known.mean, known.std, resize, _interpolation(known.interpolation))
+    own = getattr(network, "pretrained_cfg", None)  # timm's
+    if own:
+        size = own["input_size"][-1]
+        resize = round(size / own["crop_pct"])
+        return TransformSpec(size, own["mean"], own["std"], resize, _interpolation(own["interpolation"]))
+    return TransformSpec(model_spec(model).input_size)
+
+
+def _interpolation(name: str) -> Literal["bilinear", "bicubic"]:
+    return "bicubic" if name == "bicubic" else "bilinear"
 
 
 def _subject(network: nn.Module, images: ImageSet, spec: TransformSpec, about: dict[str, str]) -> Subject:

@@ -213,7 +213,7 @@ function showFindings() {
     if (finding.count && finding.count < site.channels) {
       const button = element("button", "", finding.count === 1 ? "Show this channel" : `Show these ${finding.count} channels`);
       button.type = "button";
-      button.addEventListener("click", () => { $("channels").value = finding.channels; draw(); say(`${state.places.length} channels in the plot`); });
+      button.addEventListener("click", () => { $("channels").value = finding.channels; draw(); say(`in the plot: ${state.places.length} of these channels`); });
       part.append(button);
     }
     return part;
