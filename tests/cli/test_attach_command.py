@@ -55,6 +55,9 @@ def test_the_network_is_saved_and_loads(senet, tmp_path):
     assert code == 2
     assert "exists; choose another --output, or --overwrite" in err
     assert senet(*words, "--overwrite")[0] == 0
+    target.unlink()
+    target.mkdir()
+    assert senet(*words, "--overwrite")[2] == f"error: {target} is a folder; --output names a file\n"
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,7 @@ def test_without_bias_there_are_only_weights():
     [
         ("reduction", 0, "above 0"),
         ("reduction", float("nan"), "above 0"),
+        ("reduction", "abc", "above 0"),
         ("squeeze", "mean", "'avg', 'max', 'none'"),
         ("gate", "softmax", "'sigmoid', 'tanh', 'relu', 'hard_sigmoid'"),
         ("gate", "identity_sigmoid", "'sigmoid', 'tanh', 'relu', 'hard_sigmoid'"),

@@ -42,8 +42,7 @@ def command(
     """
     if output is not None and output.suffix != ".safetensors":
         raise InputError(f"--output {output}: give a path that ends in .safetensors")
-    if output is not None and output.exists() and not overwrite:
-        raise InputError(f"{output} exists; choose another --output, or --overwrite")
+    opt.check_file(output, overwrite)
     from senet.models.registry import create_model
 
     limits = {

@@ -34,11 +34,9 @@ def command(
 
     Example: [cyan]senet bench se_resnet50 --batch 1 --batch 8 --output tax[/]
     """
-    if output is not None and not overwrite:
-        for name in FILES:
-            if (output / name).exists():
-                raise InputError(f"{output / name} exists; choose another --output, or --overwrite")
     if output is not None:
+        for name in FILES:
+            opt.check_file(output / name, overwrite)
         import matplotlib  # noqa: F401 - where it is missing, say so before everything is measured, not after
     if threads is not None and threads < 1:
         raise InputError(f"--threads {threads} is not allowed; it must be at least 1")

@@ -122,7 +122,4 @@ def _check(
         raise InputError(f"--input-size {input_size} is not allowed; it must be at least 1")
     if output is not None and form == "table":
         raise InputError("--output needs --format csv or --format json")
-    if output is not None and output.is_dir():
-        raise InputError(f"{output} is a folder; --output names a file")
-    if output is not None and output.exists() and not overwrite:
-        raise InputError(f"{output} exists; choose another --output, or --overwrite")
+    opt.check_file(output, overwrite)

@@ -71,3 +71,11 @@ def attached_name(model: str) -> str:
     from senet.models.registry import model_spec
 
     return model_spec(model.removesuffix(ATTACHED) + ATTACHED).name
+
+
+def check_file(output: Path | None, overwrite: bool) -> None:
+    """Refuse a file to write that is there and may not be replaced, or that is a folder."""
+    if output is not None and output.is_dir():
+        raise InputError(f"{output} is a folder; --output names a file")
+    if output is not None and output.exists() and not overwrite:
+        raise InputError(f"{output} exists; choose another --output, or --overwrite")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from senet.errors import InputError
 from senet.models.base import FIRST_STAGE, ConvNet, ResidualBlock, make_stage
 from senet.models.registry import register_model
-from senet.nn.residual_tail import norm_act
+from senet.nn.residual_tail import norm_act, projected
 from senet.nn.squeeze_excite import SEConfig
 
 # timm rounds the bottleneck to multiples of 8. It makes a difference only for the 64 channels of ResNet-18 and -34
@@ -55,9 +55,9 @@ class BasicBlock(ResidualBlock):
         self.add_gate(se, stage, branch=planes, inside=planes, entry=in_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        shortcut = x if self.downsample is None else self.downsample(x)
+        shortcut, norm = projected(x, self.downsample)
         h = norm_act(self.conv1(self.gate_entry(x)), self.bn1, self.relu, self.inside)
-        return self.tail(self.conv2(h), self.bn2, self.se, shortcut)
+        return self.tail(self.conv2(h), self.bn2, self.se, shortcut, norm)
 
 
 class Bottleneck(ResidualBlock):
@@ -100,10 +100,10 @@ class Bottleneck(ResidualBlock):
         self.add_gate(se, stage, branch=out_channels, inside=width, entry=in_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        shortcut = x if self.downsample is None else self.downsample(x)
+        shortcut, norm = projected(x, self.downsample)
         h = norm_act(self.conv1(self.gate_entry(x)), self.bn1, self.relu)
         h = norm_act(self.conv2(h), self.bn2, self.relu, self.inside)
-        return self.tail(self.conv3(h), self.bn3, self.se, shortcut)
+        return self.tail(self.conv3(h), self.bn3, self.se, shortcut, norm)
 
 
 class ResNet(ConvNet):

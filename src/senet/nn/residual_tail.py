@@ -1,6 +1,7 @@
 """The end of a residual block, where SE meets the shortcut: the one place that faster maths replaces."""
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -32,12 +33,22 @@ class ResidualTail(nn.Module):
         self.placement = placement
         self.activation = activation
 
-    def forward(self, u: Tensor, norm: nn.Module | None, se: SqueezeExcite | None, shortcut: Tensor | None) -> Tensor:
-        """``u`` (N, C, *spatial), the output of the block's last convolution, and ``shortcut`` of the same shape."""
+    def forward(
+        self,
+        u: Tensor,
+        norm: nn.Module | None,
+        se: SqueezeExcite | None,
+        shortcut: Tensor | None,
+        shortcut_norm: nn.Module | None = None,
+    ) -> Tensor:
+        """``u`` (N, C, *spatial), the output of the block's last convolution, and ``shortcut`` of the same shape.
+
+        With ``shortcut_norm``, the norm of a projection, ``shortcut`` is the output of the projection's convolution.
+        """
         on_branch = se if self.placement == "standard" else None
         if se is not None and self.placement == "identity" and shortcut is not None:
-            shortcut = se(shortcut)
-        out = _tail(u, norm, on_branch, shortcut, self.activation)
+            shortcut, shortcut_norm = se(shortcut if shortcut_norm is None else shortcut_norm(shortcut)), None
+        out = _tail(u, norm, on_branch, shortcut, self.activation, shortcut_norm)
         return se(out) if se is not None and self.placement == "post" else out
 
     def extra_repr(self) -> str:
@@ -57,18 +68,46 @@ def norm_act(u: Tensor, norm: nn.Module, activation: nn.Module, se: SqueezeExcit
     return activation(y if se is None else se(y))
 
 
-def _tail(u: Tensor, norm: nn.Module | None, se: SqueezeExcite | None, shortcut: Tensor | None, relu: bool) -> Tensor:
+def projected(x: Tensor, projection: nn.Module | None) -> tuple[Tensor, nn.Module | None]:
+    """The shortcut of a block and, if the tail may take it, the norm that is still to be applied to it.
+
+    ``projection`` is None or a module of a convolution and a norm. Where somebody wants to see its output or to fuse
+    its operations (hooks, torch.fx, compilers), it is called as it is.
+    """
+    if projection is None:
+        return x, None
+    apart = type(projection) is nn.Sequential and len(projection) == 2 and isinstance(projection[1], nn.BatchNorm2d)
+    if not apart or type(x) is not Tensor or torch.compiler.is_compiling() or _has_hooks(projection):
+        return projection(x), None
+    convolution, norm = cast(nn.Sequential, projection)
+    return convolution(x), norm
+
+
+def _tail(
+    u: Tensor,
+    norm: nn.Module | None,
+    se: SqueezeExcite | None,
+    shortcut: Tensor | None,
+    relu: bool,
+    shortcut_norm: nn.Module | None = None,
+) -> Tensor:
     """The residual tail in the fastest form that means the same; the reference where there is none."""
     gate = gate_of_output(norm) if norm is not None and se is None else se
     backend = _backend(u, norm, gate, bare=se is None and shortcut is None)
     if backend != "reference" and shortcut is not None and (shortcut.shape, shortcut.device) != (u.shape, u.device):
         backend = "reference"  # broadcasts, or says what is wrong
+    if (
+        shortcut is not None
+        and shortcut_norm is not None
+        and (backend != "native" or not _is_known(shortcut_norm, None))
+    ):
+        shortcut, shortcut_norm = shortcut_norm(shortcut), None
     if backend == "reference":
         return reference.residual_tail(u, norm, se, shortcut, relu)
     excitation = None
     if gate is not None:
         excitation = gate.fully_connected() if backend == "native" else gate.excitation
-    return norm_tail(u, norm, excitation, shortcut, relu, None if backend == "traced" else backend)
+    return norm_tail(u, norm, excitation, shortcut, relu, None if backend == "traced" else backend, shortcut_norm)
 
 
 def _backend(u: Tensor, norm: nn.Module | None, se: SqueezeExcite | None, bare: bool) -> str:

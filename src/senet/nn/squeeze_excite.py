@@ -53,7 +53,8 @@ class SEConfig:
     identity_init: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.reduction, bool) or not (math.isfinite(self.reduction) and self.reduction > 0):
+        number = isinstance(self.reduction, (int, float)) and not isinstance(self.reduction, bool)
+        if not (number and math.isfinite(self.reduction) and self.reduction > 0):
             raise InputError(f"SEConfig: reduction={self.reduction!r} is not allowed; it must be a number above 0")
         _one_of("squeeze", self.squeeze, reference.SQUEEZES)
         _one_of("gate", self.gate, GATE_NAMES)

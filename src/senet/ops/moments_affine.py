@@ -157,6 +157,7 @@ def norm_tail(
     shortcut: Tensor | None,
     relu: bool,
     backend: str | None,
+    shortcut_norm: nn.Module | None = None,
 ) -> Tensor:
     """δ(SE(norm(u)) + shortcut) in two sweeps: the same function as ``reference.residual_tail``.
 
@@ -172,6 +173,8 @@ def norm_tail(
         relu: whether a ReLU ends the block.
         backend: the implementation of the sweeps; None traces their definitions, for an outer ``torch.compile``, which
             fuses them with their neighbours.
+        shortcut_norm: a norm of the shortcut, as a projection has: it is taken into the same sweeps where the library
+            in C++ can do that, else it is called.
 
     Returns:
         A map of u's shape, type and layout.
@@ -180,7 +183,12 @@ def norm_tail(
         ValueError: training-mode batch norm got a single value a channel.
         RuntimeError: at a double backward: the fast sweeps have no second derivative (not with ``backend=None``).
     """
-    if backend == "native" and suits(norm, excitation, u):
+    in_one_call = backend == "native" and suits(norm, excitation, u)
+    if shortcut is not None and shortcut_norm is not None:
+        if in_one_call and relu and shortcut.dtype == u.dtype and suits(shortcut_norm, None, shortcut):
+            return batch_norm_tail(u, norm, excitation, shortcut, relu, shortcut_norm)
+        shortcut = shortcut_norm(shortcut)
+    if in_one_call:
         return batch_norm_tail(u, norm, excitation, shortcut, relu)
     frozen = norm is not None and not uses_batch_statistics(norm)
     if norm is None or frozen:

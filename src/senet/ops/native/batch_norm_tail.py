@@ -45,21 +45,36 @@ def suits(norm: nn.Module | None, excitation: object, u: Tensor) -> bool:
     return all(t is None or (t.dtype == dtype and t.numel() == size and t.is_contiguous()) for t, size in tensors)
 
 
-def batch_norm_tail(u: Tensor, norm: Any, excitation: Any, shortcut: Tensor | None, relu: bool) -> Tensor:
-    """δ(SE(norm(u)) + shortcut) for what ``suits``; arguments and errors as in ``moments_affine.norm_tail``."""
+def batch_norm_tail(
+    u: Tensor, norm: Any, excitation: Any, shortcut: Tensor | None, relu: bool, shortcut_norm: Any = None
+) -> Tensor:
+    """δ(SE(norm(u)) + shortcut) for what ``suits``; arguments and errors as in ``moments_affine.norm_tail``.
+
+    With ``shortcut_norm``, which must suit the shortcut, that norm of it is added, and a ReLU follows.
+    """
     if u.shape[0] * math.prod(u.shape[2:]) == 1:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(u.shape)}")
     u, last = prepared(u)
-    if norm.track_running_stats and norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(1)
+    for each in (norm, shortcut_norm):
+        if each is not None and each.track_running_stats and each.num_batches_tracked is not None:
+            each.num_batches_tracked.add_(1)
     shortcut = None if shortcut is None else in_layout(shortcut.to(u.dtype), last)
     e = excitation
     weights = (None, None, None, None) if e is None else (e.w1, e.b1, e.w2, e.b2)
     gate = 0 if e is None else GATE_NUMBERS[e.gate]
-    return _Tail.apply(u, shortcut, norm.weight, norm.bias, *weights, norm, gate, relu)
+    of_shortcut = (None, None) if shortcut_norm is None else (shortcut_norm.weight, shortcut_norm.bias)
+    return _Tail.apply(u, shortcut, norm.weight, norm.bias, *weights, *of_shortcut, norm, shortcut_norm, gate, relu)
 
 
 _NONE, _BY_OUT, _BY_AFFINE = range(3)  # `Mask` in sweeps.hpp
+
+
+def _of_norm(norm: Any) -> tuple[Any, ...]:
+    """What the library takes of a norm beside its parameters."""
+    if norm is None:
+        return 0.0, 0.0, None, None
+    tracked = (norm.running_mean, norm.running_var) if norm.track_running_stats else (None, None)
+    return float(norm.eps), float(norm.momentum), *tracked
 
 
 class _Tail(torch.autograd.Function):
@@ -74,24 +89,30 @@ class _Tail(torch.autograd.Function):
         b1: Tensor | None,
         w2: Tensor | None,
         b2: Tensor | None,
+        shortcut_weight: Tensor | None,
+        shortcut_bias: Tensor | None,
         norm: Any,
+        shortcut_norm: Any,
         gate: int,
         relu: bool,
     ) -> Tensor:
         n, c = u.shape[:2]
         hidden = 0 if w1 is None else w1.shape[0]
         # Laid out as `Kept` in tail.hpp: m, z, the gate, the hidden channels, then three rows a channel.
-        size = (3 if hidden else 2) * n * c + n * hidden + 3 * c
+        size, of_shortcut = (3 if hidden else 2) * n * c + n * hidden + 3 * c, 2 * n * c + 3 * c
         kept = torch.empty(size, dtype=table_dtype(u.dtype))
-        tracked = (norm.running_mean, norm.running_var) if norm.track_running_stats else (None, None)
+        shortcut_kept = None if shortcut_norm is None else kept.new_empty(of_shortcut)
         out = torch.empty_like(u)
         call(
-            "tail", u, u, weight, bias, float(norm.eps), float(norm.momentum), *tracked, hidden, gate, w1, b1, w2, b2,
-            shortcut, int(relu), kept, out,
+            "tail", u, u, weight, bias, *_of_norm(norm), hidden, gate, w1, b1, w2, b2, shortcut, shortcut_weight,
+            shortcut_bias, *_of_norm(shortcut_norm), int(relu), kept, shortcut_kept, out,
         )  # fmt: skip
         # Without a shortcut the ReLU's sign is found again from u, and nobody needs the gradient between the two.
         ctx.mask = _BY_OUT if relu and shortcut is not None else _BY_AFFINE if relu else _NONE
-        ctx.save_for_backward(u, weight, w1, w2, kept, *((out,) if ctx.mask == _BY_OUT else ()))
+        ctx.save_for_backward(
+            u, weight, w1, w2, kept, out if ctx.mask == _BY_OUT else None,
+            None if shortcut_norm is None else shortcut, shortcut_weight, shortcut_kept,
+        )  # fmt: skip
         ctx.gate = gate
         return out
 
@@ -99,20 +120,22 @@ class _Tail(torch.autograd.Function):
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise RuntimeError(NO_DOUBLE_BACKWARD)
-        u, weight, w1, w2, kept, *relu_out = ctx.saved_tensors
-        out = relu_out[0] if relu_out else None
+        u, weight, w1, w2, kept, out, shortcut, shortcut_weight, shortcut_kept = ctx.saved_tensors
         needs, c, hidden = ctx.needs_input_grad, u.shape[1], 0 if w1 is None else w1.shape[0]
+        projects = shortcut is not None
         dout = in_layout(dout, not u.is_contiguous())
-        dsum = dout if ctx.mask == _NONE else torch.empty_like(u) if ctx.mask == _BY_OUT else None
-        du = torch.empty_like(u) if needs[0] else None
+        du = torch.empty_like(u) if needs[0] or projects else None
+        dshortcut = dout if ctx.mask == _NONE else torch.empty_like(u) if ctx.mask == _BY_OUT else None
         dweight, dbias = kept.new_empty(c), kept.new_empty(c)
         dw1, db1, dw2, db2 = None, None, None, None
         if hidden:
             dw1, dw2 = torch.empty_like(w1), torch.empty_like(w2)
             db1, db2 = kept.new_empty(hidden), kept.new_empty(c)
+        of_norm = (kept.new_empty(c), kept.new_empty(c)) if projects else (None, None)
         call(
-            "tail_backward", u, ctx.mask, dout, out, u, weight, hidden, ctx.gate, w1, w2, kept, dsum, du, dweight,
-            dbias, dw1, db1, dw2, db2,
+            "tail_backward", u, ctx.mask, dout, out, u, weight, hidden, ctx.gate, w1, w2, kept, shortcut,
+            shortcut_weight, shortcut_kept, None if projects else dshortcut, du, dshortcut if projects else None,
+            dweight, dbias, dw1, db1, dw2, db2, *of_norm,
         )  # fmt: skip
-        grads = (du, dsum, dweight, dbias, dw1, db1, dw2, db2)
-        return *(g if need else None for g, need in zip(grads, needs[:8], strict=True)), None, None, None
+        grads = (du, dshortcut, dweight, dbias, dw1, db1, dw2, db2, *of_norm)
+        return *(g if need else None for g, need in zip(grads, needs[:10], strict=True)), None, None, None, None

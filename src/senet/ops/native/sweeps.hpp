@@ -146,44 +146,62 @@ template <typename T, typename A> void mean_first(const Shape &k, const T *u, A 
 // The normalised and gated value; the backward pass computes it again where that tells it the ReLU's sign.
 template <typename T, typename A> inline A affine_at(T u, A m, A a, A b) { return a * (wide(u) - m) + b; }
 
-template <bool Stream, typename T, typename A, bool Short, bool Relu>
-inline void affine_span(int64_t count, const T *u, const T *id, T *out, const A *m, const A *a, const A *b, int step) {
+// The tables of an affine map; `from(t)` are those from entry t on.
+template <typename T, typename A> struct Affine {
+    const A *a, *b, *m;
+    Affine from(int64_t t) const { return {a + t, b + t, m + t}; }
+    A at(T u, int64_t t) const { return affine_at(u, m[t], a[t], b[t]); }
+    // The gradient d of the output where the output is positive. Rounded as the output was; NaN passes.
+    A masked(A d, T u, int64_t t) const { return wide(Narrow<T>::of(at(u, t))) <= 0 ? A(0) : d; }
+};
+
+// What is added to the branch: nothing, the shortcut, or the shortcut behind an affine map of its own.
+enum class Added { nothing, map, affine };
+
+template <bool Stream, Added Add, bool Relu, typename T, typename A>
+inline void affine_span(
+    int64_t count, const T *u, const Affine<T, A> &f, const T *id, const Affine<T, A> &g, T *out, int step
+) {
     write_row<Stream>(count, out, [=](int64_t i) {
         int64_t t = i * step;  // tables go along with the channels, or stay
-        A y = affine_at(u[i], m[t], a[t], b[t]);
-        if (Short) y += wide(id[i]);
+        A y = f.at(u[i], t);
+        if (Add == Added::map) y += wide(id[i]);
+        if (Add == Added::affine) y += g.at(id[i], t);
         if (Relu) y = y < 0 ? A(0) : y;  // NaN stays NaN
         return Narrow<T>::of(y);
     });
 }
 
-template <bool Stream, typename T, typename A, bool Short, bool Relu>
-void affine_last(const Shape &k, const T *u, const A *m, const A *a, const A *b, const T *id, T *out) {
+template <bool Stream, Added Add, bool Relu, typename T, typename A>
+void affine_last(const Shape &k, const T *u, const Affine<T, A> &f, const T *id, const Affine<T, A> &g, T *out) {
     over_blocks<T>(k, [&](int64_t n, int64_t, int64_t first, int64_t rows) {
-        int64_t t = n * k.c;
+        const Affine<T, A> own = f.from(n * k.c), other = Add == Added::affine ? g.from(n * k.c) : own;
         for (int64_t at = (n * k.s + first) * k.c; rows--; at += k.c)
-            affine_span<Stream, T, A, Short, Relu>(k.c, u + at, id + at, out + at, m + t, a + t, b + t, 1);
+            affine_span<Stream, Add, Relu>(k.c, u + at, own, id + at, other, out + at, 1);
         if (Stream) end_stream();
     });
 }
 
-template <typename T, typename A, bool Short, bool Relu>
-void affine_as(const Shape &k, bool last, const T *u, const A *m, const A *a, const A *b, const T *id, T *out) {
-    if (is_streamed(k, last, out)) affine_last<true, T, A, Short, Relu>(k, u, m, a, b, id, out);
-    else if (last) affine_last<false, T, A, Short, Relu>(k, u, m, a, b, id, out);
+template <Added Add, bool Relu, typename T, typename A>
+void affine_as(
+    const Shape &k, bool last, const T *u, const Affine<T, A> &f, const T *id, const Affine<T, A> &g, T *out
+) {
+    if (is_streamed(k, last, out)) affine_last<true, Add, Relu>(k, u, f, id, g, out);
+    else if (last) affine_last<false, Add, Relu>(k, u, f, id, g, out);
     else
         over_rows(k, [&](int64_t row) {
-            int64_t at = row * k.s;
-            affine_span<false, T, A, Short, Relu>(k.s, u + at, id + at, out + at, m + row, a + row, b + row, 0);
+            const int64_t at = row * k.s;
+            const Affine<T, A> own = f.from(row), other = Add == Added::affine ? g.from(row) : own;
+            affine_span<false, Add, Relu>(k.s, u + at, own, id + at, other, out + at, 0);
         });
 }
 
 template <typename T, typename A>
-void affine(const Shape &k, bool last, const T *u, const A *m, const A *a, const A *b, const T *id, bool relu, T *out) {
-    if (id && relu) affine_as<T, A, true, true>(k, last, u, m, a, b, id, out);
-    else if (id) affine_as<T, A, true, false>(k, last, u, m, a, b, id, out);
-    else if (relu) affine_as<T, A, false, true>(k, last, u, m, a, b, u, out);
-    else affine_as<T, A, false, false>(k, last, u, m, a, b, u, out);
+void affine(const Shape &k, bool last, const T *u, const Affine<T, A> &f, const T *id, bool relu, T *out) {
+    if (id && relu) affine_as<Added::map, true>(k, last, u, f, id, f, out);
+    else if (id) affine_as<Added::map, false>(k, last, u, f, id, f, out);
+    else if (relu) affine_as<Added::nothing, true>(k, last, u, f, u, f, out);
+    else affine_as<Added::nothing, false>(k, last, u, f, u, f, out);
 }
 
 // ---------------------------------------------------------------- backward of affine
@@ -193,13 +211,6 @@ void affine(const Shape &k, bool last, const T *u, const A *m, const A *a, const
 // in this one, and none to write.
 enum class Mask { none, by_out, by_affine };
 
-template <typename T, typename A> struct Affine {
-    const A *a, *b;
-    const A *m;
-    // The gradient d of the output where the output is positive. Rounded as the output was; NaN passes.
-    A masked(A d, T u, int64_t t) const { return wide(Narrow<T>::of(affine_at(u, m[t], a[t], b[t]))) <= 0 ? A(0) : d; }
-};
-
 template <bool Stream, typename T, typename A, Mask M>
 void backward_blocks(const Shape &k, const T *dout, const T *out, const T *u, const Affine<T, A> &f, T *g, A *partial) {
     int64_t blocks = blocks_of<T>(k);
@@ -207,7 +218,7 @@ void backward_blocks(const Shape &k, const T *dout, const T *out, const T *u, co
         A *products = &partial[(n * blocks + block) * 2 * k.c], *sums = products + k.c;
         std::fill(products, products + 2 * k.c, A(0));
         const A *centre = f.m + n * k.c;
-        const Affine<T, A> image{f.a + n * k.c, f.b + n * k.c, centre};
+        const Affine<T, A> image = f.from(n * k.c);
         for (int64_t at = (n * k.s + first) * k.c; rows--; at += k.c) {
             const T *d_row = dout + at, *out_row = out + at, *u_row = u + at;
             auto step = [=](int64_t c) {
@@ -306,7 +317,7 @@ void spread_last(
 ) {
     over_blocks<T>(k, [&](int64_t n, int64_t, int64_t first, int64_t rows) {
         int64_t t = n * k.c;
-        const Affine<T, A> image{f.a + t, f.b + t, f.m + t};
+        const Affine<T, A> image = f.from(t);
         for (int64_t at = (n * k.s + first) * k.c; rows--; at += k.c)
             spread_span<Stream, Masked>(k.c, g + at, u + at, du + at, image, offset + t, slope + t, 1);
         if (Stream) end_stream();
@@ -322,8 +333,111 @@ void moments_backward(
     else
         over_rows(k, [&](int64_t row) {
             int64_t at = row * k.s;
-            const Affine<T, A> channel{f.a + row, f.b + row, f.m + row};
+            const Affine<T, A> channel = f.from(row);
             spread_span<false, Masked>(k.s, g + at, u + at, du + at, channel, offset + row, slope + row, 0);
+        });
+}
+
+// ---------------------------------------------------------------- backward of two maps and their sum
+
+// The same for out = relu(f(u) + g(v)). The gradient behind the ReLU is found twice, and never written.
+
+template <typename T, typename A> inline A behind_relu(T d, T out) { return wide(out) <= 0 ? A(0) : A(wide(d)); }
+
+// Sums of d, of d·(u − m) and of d·(v − m) over the positions of each channel of each image.
+template <typename T, typename A>
+void both_backward(
+    const Shape &k, bool last, const T *dout, const T *out, const T *u, const Affine<T, A> &f, const T *v,
+    const Affine<T, A> &g, A *sums, A *of_u, A *of_v
+) {
+    if (!last) {
+        over_rows(k, [&](int64_t row) {
+            const int64_t at = row * k.s, count = k.s;
+            const T *d_row = dout + at, *out_row = out + at, *u_row = u + at, *v_row = v + at;
+            const A centre = f.m[row], other = g.m[row];
+            A x = 0, y = 0, z = 0;
+#pragma omp simd reduction(+ : x, y, z)
+            for (int64_t i = 0; i < count; i++) {
+                A d = behind_relu<T, A>(d_row[i], out_row[i]);
+                x += d;
+                y += d * (wide(u_row[i]) - centre);
+                z += d * (wide(v_row[i]) - other);
+            }
+            sums[row] = x, of_u[row] = y, of_v[row] = z;
+        });
+        return;
+    }
+    const int64_t blocks = blocks_of<T>(k), c = k.c;
+    A *partial = scratch<A>(k.n * blocks * 3 * c);
+    over_blocks<T>(k, [&](int64_t n, int64_t block, int64_t first, int64_t rows) {
+        A *x = &partial[(n * blocks + block) * 3 * c], *y = x + c, *z = y + c;
+        std::fill(x, x + 3 * c, A(0));
+        const A *centre = f.m + n * c, *other = g.m + n * c;
+        for (int64_t at = (n * k.s + first) * c; rows--; at += c) {
+            const T *d_row = dout + at, *out_row = out + at, *u_row = u + at, *v_row = v + at;
+#pragma omp simd
+            for (int64_t i = 0; i < c; i++) {
+                A d = behind_relu<T, A>(d_row[i], out_row[i]);
+                x[i] += d;
+                y[i] += d * (wide(u_row[i]) - centre[i]);
+                z[i] += d * (wide(v_row[i]) - other[i]);
+            }
+        }
+    });
+    over_rows({k.n, 1, 1, k.threads}, [&](int64_t n) {
+        A *x = sums + n * c, *y = of_u + n * c, *z = of_v + n * c;
+        for (A *table : {x, y, z}) std::fill(table, table + c, A(0));
+        for (int64_t block = 0; block < blocks; block++) {
+            const A *from = &partial[(n * blocks + block) * 3 * c];
+#pragma omp simd
+            for (int64_t i = 0; i < c; i++) x[i] += from[i], y[i] += from[c + i], z[i] += from[2 * c + i];
+        }
+    });
+}
+
+// An affine map and what the moments add to its gradient.
+template <typename T, typename A> struct Spread {
+    const T *u;
+    T *du;
+    Affine<T, A> f;
+    const A *offset, *slope;
+    Spread from(int64_t at, int64_t t) const { return {u + at, du + at, f.from(t), offset + t, slope + t}; }
+    A value(A d, int64_t i, int64_t t) const {
+        return f.a[t] * d + offset[t] + slope[t] * (wide(u[i]) - f.m[t]);
+    }
+};
+
+template <bool Stream, typename T, typename A>
+inline void both_span(
+    int64_t count, const T *dout, const T *out, const Spread<T, A> &x, const Spread<T, A> &y, int step
+) {
+    write_row<Stream>(count, x.du, [=](int64_t i) {
+        return Narrow<T>::of(x.value(behind_relu<T, A>(dout[i], out[i]), i, i * step));
+    });
+    write_row<Stream>(count, y.du, [=](int64_t i) {
+        return Narrow<T>::of(y.value(behind_relu<T, A>(dout[i], out[i]), i, i * step));
+    });
+}
+
+template <bool Stream, typename T, typename A>
+void both_spread_last(const Shape &k, const T *dout, const T *out, const Spread<T, A> &x, const Spread<T, A> &y) {
+    over_blocks<T>(k, [&](int64_t n, int64_t, int64_t first, int64_t rows) {
+        for (int64_t at = (n * k.s + first) * k.c; rows--; at += k.c)
+            both_span<Stream>(k.c, dout + at, out + at, x.from(at, n * k.c), y.from(at, n * k.c), 1);
+        if (Stream) end_stream();
+    });
+}
+
+template <typename T, typename A>
+void both_spread(
+    const Shape &k, bool last, const T *dout, const T *out, const Spread<T, A> &x, const Spread<T, A> &y
+) {
+    if (is_streamed(k, last, x.du) && is_streamed(k, last, y.du)) both_spread_last<true>(k, dout, out, x, y);
+    else if (last) both_spread_last<false>(k, dout, out, x, y);
+    else
+        over_rows(k, [&](int64_t row) {
+            const int64_t at = row * k.s;
+            both_span<false>(k.s, dout + at, out + at, x.from(at, row), y.from(at, row), 0);
         });
 }
 

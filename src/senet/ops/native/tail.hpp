@@ -214,38 +214,100 @@ template <typename A> void factors(const Shape &k, const Excitation<A> &e, const
     });
 }
 
+// A shortcut may have a norm of its own, as a projection's has: `kept` is null if not.
+template <typename T, typename A> struct Shortcut {
+    const T *map;
+    Norm<A> norm;
+    A *kept;
+};
+
 template <typename T, typename A>
-void tail(const Shape &k, bool last, const T *u, const Norm<A> &norm, const Excitation<A> &e, const T *id, bool relu,
-          A *kept, T *out) {
+void tail(const Shape &k, bool last, const T *u, const Norm<A> &norm, const Excitation<A> &e,
+          const Shortcut<T, A> &shortcut, bool relu, A *kept, T *out) {
+    const int64_t table = k.n * k.c;
     Kept<A> t(k, e.hidden, kept);
     moments_from_pivot(k, last, u, t.m, t.z);
     batch_tables(k, last, u, norm, t);
     if (e.hidden) excite(k, e, t.z, t.h, t.s);
-    A *a = scratch<A>(2 * k.n * k.c), *b = a + k.n * k.c;
+    if (!shortcut.kept) {
+        A *a = scratch<A>(2 * table), *b = a + table;
+        factors(k, e, t, a, b);
+        affine<T, A>(k, last, u, {a, b, t.m}, shortcut.map, relu, out);
+        return;
+    }
+    const Excitation<A> none{};
+    Kept<A> other(k, 0, shortcut.kept);
+    moments_from_pivot(k, last, shortcut.map, other.m, other.z);
+    batch_tables(k, last, shortcut.map, shortcut.norm, other);
+    A *a = scratch<A>(4 * table), *b = a + table, *c = b + table, *d = c + table;
     factors(k, e, t, a, b);
-    affine<T, A>(k, last, u, t.m, a, b, id, relu, out);
+    factors(k, none, other, c, d);
+    const Affine<T, A> f{a, b, t.m}, g{c, d, other.m};
+    affine_as<Added::affine, true>(k, last, u, f, shortcut.map, g, out);
 }
+
+// ---------------------------------------------------------------- its backward pass
 
 // Gradients of the tail's parameters; every pointer is valid (but for biases that are not there).
 template <typename A> struct Gradients {
     A *weight, *bias, *w1, *b1, *w2, *b2;
 };
 
+// From the gradients dz of the normalised squeeze and the sums of the first sweep to those of the norm's parameters;
+// `products` and `sums` become the tables of the last sweep. `dz` may be `sums`.
+template <typename A>
+void norm_backward(const Shape &k, const Kept<A> &t, bool gated, const A *weight, const A *a, const A *dz, A *products,
+                   A *sums, A *dweight, A *dbias) {
+    const A images = A(k.n), positions = A(k.s);
+    over_chunks(k, [=](int64_t first, int64_t end) {
+        std::fill(dweight + first, dweight + end, A(0));
+        std::fill(dbias + first, dbias + end, A(0));
+        over_entries(k, first, end, [=](int64_t i, int64_t c) {
+            dbias[c] += dz[i];
+            // So far the gradient of g = weight * r.
+            dweight[c] += (gated ? t.s[i] : A(1)) * products[i] + dz[i] * (t.m[i] - t.centre[c]);
+        });
+        over_entries(k, first, end, [=](int64_t i, int64_t c) {
+            A w = weight ? weight[c] : A(1);
+            A dvar = -w * t.r[c] * t.r[c] * t.r[c] * dweight[c] / images;  // twice that of each image's variance
+            A dm = t.g[c] * (dz[i] - dbias[c] / images) + dvar * (t.m[i] - t.centre[c]) - a[i] * sums[i];
+            products[i] = dm / positions;
+            sums[i] = dvar / positions;
+        });
+        for (int64_t c = first; c < end; c++) dweight[c] *= t.r[c];
+    });
+}
+
+// A projection's part of it.
+template <typename T, typename A> struct ProjectionGradients {
+    T *dv;
+    A *weight, *bias;
+};
+
 // `dsum` is the gradient of the sum before the ReLU, hence of the shortcut (dout itself without a ReLU). Without a
-// shortcut there is none, and no `out`; `du` may be null.
+// shortcut there is none, and no `out`; nor with a projection, whose gradients are `p`. `du` may be null.
 template <typename T, typename A>
 void tail_backward(const Shape &k, bool last, Mask mask, const T *dout, const T *out, const T *u, const A *weight,
-                   const Excitation<A> &e, A *kept, T *dsum, T *du, const Gradients<A> &d) {
+                   const Excitation<A> &e, const Shortcut<T, A> &shortcut, A *kept, T *dsum, T *du,
+                   const Gradients<A> &d, const ProjectionGradients<T, A> &p) {
     Kept<A> t(k, e.hidden, kept);
     const int64_t table = k.n * k.c;
-    const A images = A(k.n), positions = A(k.s);
     std::vector<A> &room = backward_room<A>();
-    room.resize(std::max<size_t>(room.size(), 6 * table + k.n * e.hidden));
+    room.resize(std::max<size_t>(room.size(), 10 * table + k.n * e.hidden));
     A *products = room.data(), *sums = products + table, *dz = sums + table, *a = dz + table, *b = a + table;
-    A *ds = b + table;
+    A *ds = b + table, *others = ds + table + k.n * e.hidden, *again = others + table;
+    A *a2 = again + table, *b2 = a2 + table;
     factors(k, e, t, a, b);
     const Affine<T, A> f{a, b, t.m};
-    affine_backward(k, last, mask, dout, out, u, f, dsum, products, sums);
+    const bool projects = shortcut.kept;
+    Kept<A> other(k, 0, projects ? shortcut.kept : kept);
+    const Affine<T, A> g{a2, b2, other.m};
+    if (projects) {
+        const Excitation<A> none{};
+        factors(k, none, other, a2, b2);
+        both_backward(k, last, dout, out, u, f, shortcut.map, g, sums, products, others);
+        std::copy(sums, sums + table, again);
+    } else affine_backward(k, last, mask, dout, out, u, f, dsum, products, sums);
 
     const bool gated = e.hidden;
     over_chunks(k, [=](int64_t first, int64_t end) {
@@ -256,23 +318,12 @@ void tail_backward(const Shape &k, bool last, Mask mask, const T *dout, const T 
     });
     if (gated) excite_backward(k, e, t.z, t.h, t.s, ds, ds + table, dz, d.w1, d.b1, d.w2, d.b2);
 
-    over_chunks(k, [=](int64_t first, int64_t end) {
-        std::fill(d.weight + first, d.weight + end, A(0));
-        std::fill(d.bias + first, d.bias + end, A(0));
-        over_entries(k, first, end, [=](int64_t i, int64_t c) {
-            d.bias[c] += dz[i];
-            // So far the gradient of g = weight * r.
-            d.weight[c] += (gated ? t.s[i] : A(1)) * products[i] + dz[i] * (t.m[i] - t.centre[c]);
-        });
-        over_entries(k, first, end, [=](int64_t i, int64_t c) {
-            A w = weight ? weight[c] : A(1);
-            A dvar = -w * t.r[c] * t.r[c] * t.r[c] * d.weight[c] / images;  // twice that of each image's variance
-            A dm = t.g[c] * (dz[i] - d.bias[c] / images) + dvar * (t.m[i] - t.centre[c]) - a[i] * sums[i];
-            products[i] = dm / positions;  // from here on the tables of the last sweep
-            sums[i] = dvar / positions;
-        });
-        for (int64_t c = first; c < end; c++) d.weight[c] *= t.r[c];
-    });
+    norm_backward(k, t, gated, weight, a, dz, products, sums, d.weight, d.bias);
+    if (projects) {
+        norm_backward(k, other, false, shortcut.norm.weight, a2, again, others, again, p.weight, p.bias);
+        both_spread<T, A>(k, last, dout, out, {u, du, f, products, sums}, {shortcut.map, p.dv, g, others, again});
+        return;
+    }
     if (!du) return;
     if (mask == Mask::by_affine) moments_backward<true>(k, last, dout, u, f, products, sums, du);
     else moments_backward<false>(k, last, mask == Mask::none ? dout : dsum, u, f, products, sums, du);

@@ -1,0 +1,169 @@
+"""A projection's norm in the same sweeps as the branch's: the same function, and who else must see it still does."""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+import senet
+from senet import ResidualTail, SEConfig, SqueezeExcite
+from senet.ops import moments_affine
+from senet.ops.native import sweeps as native
+
+pytestmark = pytest.mark.skipif(native.why_not() is not None, reason="no C++ compiler")
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+@pytest.fixture
+def in_one_call(monkeypatch):
+    """For each tail that the library computed in one call: whether a projection's norm was in it."""
+    seen = []
+
+    def spy(function, *args):
+        seen.append(len(args) > 5 and args[5] is not None)
+        return function(*args)
+
+    monkeypatch.setattr(moments_affine, "batch_norm_tail", partial(spy, moments_affine.batch_norm_tail))
+    return seen
+
+
+class End(nn.Module):
+    """A block's end with a projection: both norms with weights and statistics that are not a start's."""
+
+    def __init__(self, channels=8, gate=None, relu=True, norm=None, shortcut_norm=None, placement="standard"):
+        super().__init__()
+        self.norm = norm or nn.BatchNorm2d(channels)
+        self.shortcut_norm = shortcut_norm or nn.BatchNorm2d(channels, eps=1e-2, momentum=0.3)
+        self.se = SqueezeExcite(channels, SEConfig(reduction=2, gate=gate, placement=placement)) if gate else None
+        self.tail = ResidualTail(placement, relu)
+        for parameter in (*self.norm.parameters(), *self.shortcut_norm.parameters()):
+            nn.init.normal_(parameter, mean=0.5)
+
+    def forward(self, u, v):
+        return self.tail(u, self.norm, self.se, v, self.shortcut_norm)
+
+
+def maps(shape, layout="contiguous", dtype=torch.float64):
+    over = torch.randn(1, shape[1], 1, 1, dtype=torch.float64)
+    made = [torch.randn(shape, dtype=torch.float64) * scale + over for scale in (1.5, 0.7, 1.0)]
+    return [x.to(dtype).contiguous(memory_format=LAYOUTS[layout]) for x in made]
+
+
+def run(end, backend, u, v, dout):
+    """Output, all gradients and all statistics."""
+    end, u, v = copy.deepcopy(end), u.clone().requires_grad_(), v.clone().requires_grad_()
+    with senet.use_backend(backend):
+        out = end(u, v)
+    out.backward(dout)
+    return {"out": out, "du": u.grad, "dv": v.grad, **dict(end.named_buffers())} | {
+        f"d{name}": p.grad for name, p in end.named_parameters()
+    }
+
+
+def agree(mine, right, tolerance):
+    assert mine.keys() == right.keys()
+    for name, expected in right.items():
+        error = (mine[name].double() - expected.double()).abs().max() / expected.double().abs().max().clamp_min(1e-3)
+        assert error <= tolerance, f"{name}: {error:.2e}"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("gate", [None, "sigmoid", "tanh"])
+@pytest.mark.parametrize("shape", [(3, 8, 6, 5), (1, 7, 3, 3), (5, 33, 1, 1), (2, 40, 31, 33)])
+def test_it_is_the_reference(in_one_call, layout, gate, shape):
+    end = End(shape[1], gate).double()
+    data = maps(shape, layout)
+    mine = run(end, "native", *data)
+    assert in_one_call == [True]
+    agree(mine, run(end, "reference", *data), 1e-10)
+    assert mine["out"].is_contiguous(memory_format=LAYOUTS[layout])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-4), (torch.bfloat16, 3e-2)])
+def test_other_types_and_maps_past_the_caches(in_one_call, layout, dtype, tolerance):
+    end = End(64, "sigmoid")
+    u, v, dout = maps((4, 64, 140, 130), layout, dtype)  # over 16 MB in float32
+    wide = [x.double() for x in (u, v, dout)]
+    # Where the ReLU is all but undecided, rounding decides: such positions get no gradient.
+    with torch.no_grad(), senet.use_backend("reference"):
+        before = copy.deepcopy(end).double()
+        before.tail = ResidualTail(activation=False)
+        undecided = before(*wide[:2]).abs() < 0.2 * tolerance * wide[0].abs().max()
+    dout, wide[2] = dout.masked_fill(undecided, 0), wide[2].masked_fill(undecided, 0)
+    mine = run(end, "native", u, v, dout)
+    assert in_one_call == [True]
+    agree(mine, run(copy.deepcopy(end).double(), "reference", *wide), tolerance)
+
+
+@pytest.mark.parametrize(
+    ("options", "together"),
+    [
+        ({"shortcut_norm": nn.BatchNorm2d(8, affine=False)}, True),
+        ({"shortcut_norm": nn.BatchNorm2d(8, track_running_stats=False)}, True),
+        ({"norm": nn.BatchNorm2d(8, affine=False, track_running_stats=False), "gate": "sigmoid"}, True),
+        ({"shortcut_norm": nn.BatchNorm2d(8, momentum=None)}, False),
+        ({"shortcut_norm": nn.BatchNorm2d(8).eval()}, False),
+        ({"shortcut_norm": nn.GroupNorm(2, 8)}, False),
+        ({"shortcut_norm": nn.InstanceNorm2d(8, affine=True)}, False),
+        ({"norm": nn.GroupNorm(2, 8)}, None),
+        ({"norm": nn.BatchNorm2d(8).eval()}, None),
+        ({"relu": False}, False),
+        ({"placement": "identity", "gate": "sigmoid"}, False),
+        ({"placement": "post", "gate": "sigmoid"}, True),
+    ],
+)
+def test_every_norm(in_one_call, options, together):
+    end = End(**options).double()
+    data = maps((3, 8, 6, 5), "channels_last")
+    agree(run(end, "native", *data), run(end, "reference", *data), 1e-10)
+    assert in_one_call == ([] if together is None else [together])
+
+
+def test_what_needs_no_gradient_gets_none_and_one_value_is_refused():
+    end, (u, v, dout) = End(gate="sigmoid").double(), maps((3, 8, 6, 5))
+    right = run(end, "reference", u, v, dout)
+    end.norm.requires_grad_(False)
+    v.requires_grad_()
+    with senet.use_backend("native"):
+        end(u, v).backward(dout)
+        agree(
+            {"dv": v.grad, "w": end.shortcut_norm.weight.grad},
+            {"dv": right["dv"], "w": right["dshortcut_norm.weight"]},
+            1e-10,
+        )
+        assert end.norm.weight.grad is None
+        with pytest.raises(ValueError, match="more than 1 value per channel"):
+            end(u[:1, :, :1, :1], v[:1, :, :1, :1])
+        with pytest.raises(RuntimeError, match="must match the size"):
+            end(u, v[:, :, :2])
+
+
+@pytest.mark.parametrize("name", ["se_resnet18", "se_resnet50"])
+def test_networks_take_it_and_hooks_on_the_projection_still_hear(in_one_call, name):
+    network = senet.create_model(name, 5, se=SEConfig(reduction=4)).double()
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    projections = 3 if name == "se_resnet18" else 4
+
+    def gradients(backend):
+        model = copy.deepcopy(network)
+        with senet.use_backend(backend):
+            model(x).square().sum().backward()
+        return {key: p.grad for key, p in model.named_parameters()} | dict(model.named_buffers())
+
+    mine = gradients("native")
+    assert sum(in_one_call) == projections
+    agree(mine, gradients("reference"), 1e-8)
+    for heard_at in ("layer2.0.downsample", "layer2.0.downsample.1"):
+        in_one_call.clear()
+        heard = []
+        hook = network.get_submodule(heard_at).register_forward_hook(
+            lambda module, args, out, heard=heard: heard.append(out.mean())
+        )
+        with senet.use_backend("native"):
+            network(x)
+        hook.remove()
+        assert sum(in_one_call) == projections - 1
+        assert heard[0].abs() < 1e-6  # what a batch norm gives, not its input
