@@ -1,0 +1,117 @@
+"""Networks whose parts meet in unusual ways: other types, shared norms, images that are joined."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import senet
+from senet.nn.folded import FoldedGate
+
+
+def images(*size):
+    return torch.randn(*(size or (2, 3, 6, 5)), generator=torch.Generator().manual_seed(0))
+
+
+def assert_same(got, expected, tolerance=1e-5):
+    torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_autocast_with_a_convolution_that_is_not_folded():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding="same"), nn.ReLU(), nn.Conv2d(8, 8, 1), senet.SqueezeExcite(8)
+    ).eval()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        got, expected = senet.accelerate(model)(images()), model(images())
+    assert got.dtype == expected.dtype == torch.bfloat16
+    assert_same(got, expected, 2**-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_a_gate_of_maps_of_another_type(dtype):
+    torch.manual_seed(0)
+    model = nn.Sequential(senet.SqueezeExcite(16)).eval()
+    fast, x = senet.accelerate(model), images(2, 16, 5, 4).to(dtype)
+    assert any(isinstance(m, FoldedGate) for m in fast._form().graph.modules())
+    with torch.no_grad():
+        assert_same(fast(x), model(x), 1e-3 if dtype == torch.float16 else 1e-12)
+        with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+            fast(images(2, 15, 5, 4))
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_a_sum_of_two_types(gated):
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.pool, self.conv = nn.MaxPool2d(1), nn.Conv2d(3, 3, 1)
+            self.se = senet.SqueezeExcite(3) if gated else nn.Identity()
+
+        def forward(self, x):
+            return self.se(self.conv(x)) + self.pool(x.float())
+
+    torch.manual_seed(0)
+    model, x = Mixed().eval().bfloat16(), images().bfloat16()
+    with torch.no_grad():
+        got, expected = senet.accelerate(model)(x), model(x)
+    assert got.dtype == expected.dtype == torch.float32
+    assert_same(got, expected, 2**-6)
+
+
+def test_a_norm_that_stands_in_two_places():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.bn, self.se = (
+                nn.Conv2d(3, 8, 1),
+                nn.Conv2d(8, 8, 1),
+                nn.BatchNorm2d(8),
+                senet.SqueezeExcite(8),
+            )
+
+        def forward(self, x):
+            u = self.a(x)
+            return self.se(self.bn(self.b(F.relu(self.se(self.bn(u)) + u))))
+
+    torch.manual_seed(0)
+    model = Shared().train()
+    fast = senet.accelerate(model)
+    with senet.use_backend("native"):
+        assert_same(fast(images()), model(images()))
+
+
+class Frames(nn.Module):
+    """Frames of a video stand in the batch, four to a clip."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.se = nn.Conv2d(3, 32, 3, padding=1), senet.SqueezeExcite(32)
+
+    def forward(self, x):
+        y = F.relu(self.conv(x))
+        n, c, h, w = y.size()
+        return self.se(y.view(n // 4, 4, c, h, w).roll(1, 1).view(n, c, h, w))
+
+
+class Centred(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.se = nn.Conv2d(3, 32, 3, padding=1), senet.SqueezeExcite(32)
+        self.bn = nn.BatchNorm2d(32, track_running_stats=False)
+
+    def forward(self, x):
+        return self.se(F.relu(self.bn(self.conv(x))))
+
+
+@pytest.mark.parametrize("network", [Frames, Centred])
+def test_networks_that_join_images_are_not_run_in_parts(network):
+    torch.manual_seed(0)
+    model = network().eval()
+    fast = senet.accelerate(model)
+    x = images(4, 3, 72, 72).repeat(4, 1, 1, 1) * torch.arange(1, 17).view(-1, 1, 1, 1)
+    state = torch.get_rng_state()
+    with torch.no_grad():
+        assert_same(fast(x), model(x), 1e-4)
+    assert list(fast._form().run.plans.values()) == [None]
+    assert torch.equal(state, torch.get_rng_state())
