@@ -97,7 +97,9 @@ def _image_set(name: str, part: str, dataset: Any) -> ImageSet:
     targets = [int(target) for target in _targets(dataset)]
     store, names = _store(dataset, f"{name}/{part}")
     classes = getattr(dataset, "classes", None) or range(max(targets) + 1)
-    return ImageSet(store, list(range(len(store))), tuple(str(c) for c in classes), targets, names)
+    # Imagenette's are tuples of synonyms.
+    known = tuple(c[0] if isinstance(c, tuple) else str(c) for c in classes)
+    return ImageSet(store, list(range(len(store))), known, targets, names)
 
 
 def _targets(dataset: Any) -> Any:
