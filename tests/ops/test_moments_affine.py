@@ -37,6 +37,9 @@ OPTIONS = {
     "several blocks of rows": {"shape": (2, 3, 31, 29)},
     "a channel longer than a chunk": {"shape": (1, 2, 71, 73)},
     "wide": {"shape": (2, 130, 3, 3)},
+    "sixteen channels": {"shape": (2, 16, 5, 3)},
+    "a multiple of sixteen": {"shape": (3, 48, 17, 13)},
+    "sixteen channels, plain": {"shape": (2, 16, 5, 3), "gate": None},
     "1-D": {"shape": (3, 6, 11)},
     "3-D": {"shape": (2, 6, 3, 4, 2)},
     **{gate: {"gate": gate} for gate in reference.GATES if gate != "sigmoid"},
@@ -211,7 +214,7 @@ def test_any_excitation_trains_by_itself(case, implementation, norm):
 @pytest.mark.skipif(NO_COMPILER, reason="no C++ compiler")
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
-    shape=st.tuples(st.integers(1, 4), st.integers(1, 40)).flatmap(
+    shape=st.tuples(st.integers(1, 4), st.integers(1, 40) | st.sampled_from([16, 32, 48])).flatmap(
         lambda nc: st.lists(st.integers(1, 12), min_size=1, max_size=3).map(lambda s: (*nc, *s))
     ),
     layouts=st.tuples(*[st.sampled_from(["contiguous", "channels_last", "transposed", "sliced", "batch_inside"])] * 3),

@@ -55,6 +55,8 @@ def batch_norm_tail(
     if u.shape[0] * math.prod(u.shape[2:]) == 1:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(u.shape)}")
     u, last = prepared(u)
+    if shortcut_norm is not None and last and u.shape[1] % _LANES:  # no signs for the backward pass of both
+        shortcut, shortcut_norm = shortcut_norm(shortcut), None
     for each in (norm, shortcut_norm):
         if each is not None and each.track_running_stats and each.num_batches_tracked is not None:
             each.num_batches_tracked.add_(1)
@@ -67,6 +69,14 @@ def batch_norm_tail(
 
 
 _NONE, _BY_OUT, _BY_AFFINE = range(3)  # `Mask` in sweeps.hpp
+_LANES = 16  # `LANES` in maps.hpp
+
+
+def _signs(u: Tensor) -> Tensor | None:
+    """Room for the signs of the output, a bit an entry (behind_relu.hpp): a thirty-second of the float32 map."""
+    if u.is_contiguous() or u.shape[1] % _LANES:
+        return None
+    return torch.empty(u.numel() // _LANES, dtype=torch.int16)
 
 
 def _of_norm(norm: Any) -> tuple[Any, ...]:
@@ -103,14 +113,16 @@ class _Tail(torch.autograd.Function):
         kept = torch.empty(size, dtype=table_dtype(u.dtype))
         shortcut_kept = None if shortcut_norm is None else kept.new_empty(of_shortcut)
         out = torch.empty_like(u)
+        adds = relu and shortcut is not None
+        signs = _signs(u) if adds else None
         call(
             "tail", u, u, weight, bias, *_of_norm(norm), hidden, gate, w1, b1, w2, b2, shortcut, shortcut_weight,
-            shortcut_bias, *_of_norm(shortcut_norm), int(relu), kept, shortcut_kept, out,
+            shortcut_bias, *_of_norm(shortcut_norm), int(relu), kept, shortcut_kept, out, signs,
         )  # fmt: skip
         # Without a shortcut the ReLU's sign is found again from u, and nobody needs the gradient between the two.
-        ctx.mask = _BY_OUT if relu and shortcut is not None else _BY_AFFINE if relu else _NONE
+        ctx.mask = _BY_OUT if adds else _BY_AFFINE if relu else _NONE
         ctx.save_for_backward(
-            u, weight, w1, w2, kept, out if ctx.mask == _BY_OUT else None,
+            u, weight, w1, w2, kept, out if adds and signs is None else None, signs,
             None if shortcut_norm is None else shortcut, shortcut_weight, shortcut_kept,
         )  # fmt: skip
         ctx.gate = gate
@@ -120,7 +132,7 @@ class _Tail(torch.autograd.Function):
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise RuntimeError(NO_DOUBLE_BACKWARD)
-        u, weight, w1, w2, kept, out, shortcut, shortcut_weight, shortcut_kept = ctx.saved_tensors
+        u, weight, w1, w2, kept, out, signs, shortcut, shortcut_weight, shortcut_kept = ctx.saved_tensors
         needs, c, hidden = ctx.needs_input_grad, u.shape[1], 0 if w1 is None else w1.shape[0]
         projects = shortcut is not None
         dout = in_layout(dout, not u.is_contiguous())
@@ -133,7 +145,7 @@ class _Tail(torch.autograd.Function):
             db1, db2 = kept.new_empty(hidden), kept.new_empty(c)
         of_norm = (kept.new_empty(c), kept.new_empty(c)) if projects else (None, None)
         call(
-            "tail_backward", u, ctx.mask, dout, out, u, weight, hidden, ctx.gate, w1, w2, kept, shortcut,
+            "tail_backward", u, ctx.mask, dout, out, signs, u, weight, hidden, ctx.gate, w1, w2, kept, shortcut,
             shortcut_weight, shortcut_kept, None if projects else dshortcut, du, dshortcut if projects else None,
             dweight, dbias, dw1, db1, dw2, db2, *of_norm,
         )  # fmt: skip

@@ -36,18 +36,19 @@
                      const A *bias, double eps, double momentum, A *running_mean, A *running_var, int hidden,          \
                      int kind, const A *w1, const A *b1, const A *w2, const A *b2, const T *id,                        \
                      const A *id_weight, const A *id_bias, double id_eps, double id_momentum,                          \
-                     A *id_running_mean, A *id_running_var, int relu, A *kept, A *id_kept, T *out) {                   \
+                     A *id_running_mean, A *id_running_var, int relu, A *kept, A *id_kept, T *out,                     \
+                     Signs *signs) {                                                                                   \
         Norm<A> norm{weight, bias, A(eps), A(momentum), running_mean, running_var};                                    \
         Norm<A> other{id_weight, id_bias, A(id_eps), A(id_momentum), id_running_mean, id_running_var};                 \
         tail<T, A>({n, c, s, threads}, last, u, norm, {hidden, kind, w1, b1, w2, b2}, {id, other, id_kept}, relu,      \
-                   kept, out);                                                                                         \
+                   kept, out, signs);                                                                                  \
     }                                                                                                                  \
     void tail_backward_##NAME(int64_t n, int64_t c, int64_t s, int threads, int last, int mask, const T *dout,         \
-                              const T *out, const T *u, const A *weight, int hidden, int kind, const A *w1,            \
-                              const A *w2, A *kept, const T *id, const A *id_weight, A *id_kept, T *dsum, T *du,       \
-                              T *did, A *dweight, A *dbias, A *dw1, A *db1, A *dw2, A *db2, A *id_dweight,             \
+                              const T *out, const Signs *signs, const T *u, const A *weight, int hidden, int kind,     \
+                              const A *w1, const A *w2, A *kept, const T *id, const A *id_weight, A *id_kept, T *dsum, \
+                              T *du, T *did, A *dweight, A *dbias, A *dw1, A *db1, A *dw2, A *db2, A *id_dweight,      \
                               A *id_dbias) {                                                                           \
-        tail_backward<T, A>({n, c, s, threads}, last, Mask(mask), dout, out, u, weight,                                \
+        tail_backward<T, A>({n, c, s, threads}, last, Mask(mask), dout, out, signs, u, weight,                         \
                             {hidden, kind, w1, nullptr, w2, nullptr},                                                  \
                             {id, {id_weight, nullptr, 0, 0, nullptr, nullptr}, id_kept}, kept, dsum, du,               \
                             {dweight, dbias, dw1, db1, dw2, db2}, {did, id_dweight, id_dbias});                        \

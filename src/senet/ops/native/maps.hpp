@@ -103,6 +103,47 @@ template <bool Stream, typename T, typename Value> inline void write_row(int64_t
     for (int64_t i = 0; i < count; i++) out[i] = value(i);
 }
 
+// The signs of 16 neighbouring entries of a map: bit j says that entry j is positive, or NaN.
+typedef uint16_t Signs;
+constexpr int LANES = 16;
+
+// Asks for 16 entries that are read soon. Where several rows are read side by side, each ends too early for the processor
+// to foresee the next ones. (What lies behind the map's end is asked for in vain, no more.)
+template <typename T> inline void prefetch(const T *x) {
+    for (size_t i = 0; i < LANES * sizeof(T); i += 64) __builtin_prefetch(reinterpret_cast<const char *>(x) + i);
+}
+
+// Writes 16 entries, past the caches if `Stream`.
+template <bool Stream, typename T> inline void write_lanes(T *out, const T *values) {
+#if defined(__AVX512F__)
+    if (Stream) {
+        constexpr int size = LANES * sizeof(T);
+        if (size >= 64)
+            for (int i = 0; i < size / 64; i++)
+                _mm512_stream_si512(reinterpret_cast<__m512i *>(out) + i, reinterpret_cast<const __m512i *>(values)[i]);
+        else _mm256_stream_si256(reinterpret_cast<__m256i *>(out), *reinterpret_cast<const __m256i *>(values));
+        return;
+    }
+#endif
+#pragma omp simd
+    for (int j = 0; j < LANES; j++) out[j] = values[j];
+}
+
+// The same as write_row with the signs of what is written; `count` is a multiple of 16.
+template <bool Stream, typename T, typename Value>
+inline void write_row_and_signs(int64_t count, T *out, Signs *signs, Value value) {
+    for (int64_t i = 0; i < count; i += LANES) {
+        alignas(64) T values[LANES];
+        uint32_t bits = 0;
+#pragma omp simd
+        for (int j = 0; j < LANES; j++) values[j] = value(i + j);
+#pragma omp simd reduction(| : bits)
+        for (int j = 0; j < LANES; j++) bits |= wide(values[j]) <= 0 ? 0u : 1u << j;
+        signs[i / LANES] = Signs(bits);
+        write_lanes<Stream>(out + i, values);
+    }
+}
+
 // Streamed stores become visible to other threads.
 inline void end_stream() {
 #if defined(__AVX512F__)

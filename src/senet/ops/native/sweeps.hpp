@@ -36,6 +36,7 @@ void moments_of_rows(int64_t channels, int64_t rows, const T *x, const T *from, 
         int64_t r = 1;
         for (; r + 5 <= count; r += 5) {  // five at a time: sums are loaded and stored once for all of them
             const T *p = x + r * channels, *q = p + channels, *s = q + channels, *t = s + channels, *w = t + channels;
+            for (int64_t c = 0; c < 5 * channels; c += LANES) prefetch(w + channels + c);
 #pragma omp simd
             for (int64_t c = 0; c < channels; c++) {
                 A from = wide(x[c]), d = wide(p[c]) - from, e = wide(q[c]) - from, f = wide(s[c]) - from;
@@ -171,34 +172,43 @@ enum class Added { nothing, map, affine };
 
 template <bool Stream, Added Add, bool Relu, typename T, typename A>
 inline void affine_span(
-    int64_t count, const T *u, const Affine<T, A> &f, const T *id, const Affine<T, A> &g, T *out, int step
+    int64_t count, const T *u, const Affine<T, A> &f, const T *id, const Affine<T, A> &g, T *out, int step,
+    Signs *signs = nullptr
 ) {
-    write_row<Stream>(count, out, [=](int64_t i) {
+    auto value = [=](int64_t i) {
         int64_t t = i * step;  // tables go along with the channels, or stay
         A y = f.at(u[i], t);
         if (Add == Added::map) y += wide(id[i]);
         if (Add == Added::affine) y += g.at(id[i], t);
         if (Relu) y = y < 0 ? A(0) : y;  // NaN stays NaN
         return Narrow<T>::of(y);
-    });
+    };
+    if (Relu && Add != Added::nothing && signs) write_row_and_signs<Stream>(count, out, signs, value);
+    else write_row<Stream>(count, out, value);
 }
 
 template <bool Stream, Added Add, bool Relu, typename T, typename A>
-void affine_last(const Shape &k, const T *u, const Affine<T, A> &f, const T *id, const Affine<T, A> &g, T *out) {
+void affine_last(
+    const Shape &k, const T *u, const Affine<T, A> &f, const T *id, const Affine<T, A> &g, T *out, Signs *signs
+) {
     over_blocks<T>(k, [&](int64_t n, int64_t, int64_t first, int64_t rows) {
         const Affine<T, A> own = f.from(n * k.c), other = Add == Added::affine ? g.from(n * k.c) : own;
-        for (int64_t at = (n * k.s + first) * k.c; rows--; at += k.c)
-            affine_span<Stream, Add, Relu>(k.c, u + at, own, id + at, other, out + at, 1);
+        for (int64_t at = (n * k.s + first) * k.c; rows--; at += k.c) {
+            Signs *row = signs ? signs + at / LANES : nullptr;
+            affine_span<Stream, Add, Relu>(k.c, u + at, own, id + at, other, out + at, 1, row);
+        }
         if (Stream) end_stream();
     });
 }
 
+// With `signs` those of the output are written: for channels-last maps whose rows are multiples of LANES.
 template <Added Add, bool Relu, typename T, typename A>
 void affine_as(
-    const Shape &k, bool last, const T *u, const Affine<T, A> &f, const T *id, const Affine<T, A> &g, T *out
+    const Shape &k, bool last, const T *u, const Affine<T, A> &f, const T *id, const Affine<T, A> &g, T *out,
+    Signs *signs = nullptr
 ) {
-    if (is_streamed(k, last, out)) affine_last<true, Add, Relu>(k, u, f, id, g, out);
-    else if (last) affine_last<false, Add, Relu>(k, u, f, id, g, out);
+    if (is_streamed(k, last, out)) affine_last<true, Add, Relu>(k, u, f, id, g, out, signs);
+    else if (last) affine_last<false, Add, Relu>(k, u, f, id, g, out, signs);
     else
         over_rows(k, [&](int64_t row) {
             const int64_t at = row * k.s;
@@ -240,6 +250,11 @@ void backward_blocks(const Shape &k, const T *dout, const T *out, const T *u, co
         int64_t at = (n * k.s + first) * row;
         // Four rows at a time: the sums are loaded and stored once for all of them.
         for (; rows >= 4 && !(Stream && M == Mask::by_out); rows -= 4, at += 4 * row) {
+            for (int64_t i = at + 4 * row; i < at + 8 * row; i += LANES) {
+                prefetch(dout + i);
+                prefetch(u + i);
+                if (M == Mask::by_out) prefetch(out + i);
+            }
 #pragma omp simd
             for (int64_t c = 0; c < row; c++) {
                 const int64_t i = at + c, j = i + row, l = j + row, m = l + row;
@@ -365,109 +380,6 @@ void moments_backward(
             int64_t at = row * k.s;
             const Affine<T, A> channel = f.from(row);
             spread_span<false, Masked>(k.s, g + at, u + at, du + at, channel, offset + row, slope + row, 0);
-        });
-}
-
-// ---------------------------------------------------------------- backward of two maps and their sum
-
-// The same for out = relu(f(u) + g(v)). The gradient behind the ReLU is found twice, and never written.
-
-template <typename T, typename A> inline A behind_relu(T d, T out) { return wide(out) <= 0 ? A(0) : A(wide(d)); }
-
-// Sums of d, of d·(u − m) and of d·(v − m) over the positions of each channel of each image.
-template <typename T, typename A>
-void both_backward(
-    const Shape &k, bool last, const T *dout, const T *out, const T *u, const Affine<T, A> &f, const T *v,
-    const Affine<T, A> &g, A *sums, A *of_u, A *of_v
-) {
-    if (!last) {
-        over_rows(k, [&](int64_t row) {
-            const int64_t at = row * k.s, count = k.s;
-            const T *d_row = dout + at, *out_row = out + at, *u_row = u + at, *v_row = v + at;
-            const A centre = f.m[row], other = g.m[row];
-            A x = 0, y = 0, z = 0;
-#pragma omp simd reduction(+ : x, y, z)
-            for (int64_t i = 0; i < count; i++) {
-                A d = behind_relu<T, A>(d_row[i], out_row[i]);
-                x += d;
-                y += d * (wide(u_row[i]) - centre);
-                z += d * (wide(v_row[i]) - other);
-            }
-            sums[row] = x, of_u[row] = y, of_v[row] = z;
-        });
-        return;
-    }
-    const int64_t blocks = blocks_of<T>(k), c = k.c;
-    A *partial = scratch<A>(k.n * blocks * 3 * c);
-    over_blocks<T>(k, [&](int64_t n, int64_t block, int64_t first, int64_t rows) {
-        A *x = &partial[(n * blocks + block) * 3 * c], *y = x + c, *z = y + c;
-        std::fill(x, x + 3 * c, A(0));
-        const A *centre = f.m + n * c, *other = g.m + n * c;
-        for (int64_t at = (n * k.s + first) * c; rows--; at += c) {
-            const T *d_row = dout + at, *out_row = out + at, *u_row = u + at, *v_row = v + at;
-#pragma omp simd
-            for (int64_t i = 0; i < c; i++) {
-                A d = behind_relu<T, A>(d_row[i], out_row[i]);
-                x[i] += d;
-                y[i] += d * (wide(u_row[i]) - centre[i]);
-                z[i] += d * (wide(v_row[i]) - other[i]);
-            }
-        }
-    });
-    over_rows({k.n, 1, 1, k.threads}, [&](int64_t n) {
-        A *x = sums + n * c, *y = of_u + n * c, *z = of_v + n * c;
-        for (A *table : {x, y, z}) std::fill(table, table + c, A(0));
-        for (int64_t block = 0; block < blocks; block++) {
-            const A *from = &partial[(n * blocks + block) * 3 * c];
-#pragma omp simd
-            for (int64_t i = 0; i < c; i++) x[i] += from[i], y[i] += from[c + i], z[i] += from[2 * c + i];
-        }
-    });
-}
-
-// An affine map and what the moments add to its gradient.
-template <typename T, typename A> struct Spread {
-    const T *u;
-    T *du;
-    Affine<T, A> f;
-    const A *offset, *slope;
-    Spread from(int64_t at, int64_t t) const { return {u + at, du + at, f.from(t), offset + t, slope + t}; }
-    A value(A d, int64_t i, int64_t t) const {
-        return f.a[t] * d + offset[t] + slope[t] * (wide(u[i]) - f.m[t]);
-    }
-};
-
-template <bool Stream, typename T, typename A>
-inline void both_span(
-    int64_t count, const T *dout, const T *out, const Spread<T, A> &x, const Spread<T, A> &y, int step
-) {
-    write_row<Stream>(count, x.du, [=](int64_t i) {
-        return Narrow<T>::of(x.value(behind_relu<T, A>(dout[i], out[i]), i, i * step));
-    });
-    write_row<Stream>(count, y.du, [=](int64_t i) {
-        return Narrow<T>::of(y.value(behind_relu<T, A>(dout[i], out[i]), i, i * step));
-    });
-}
-
-template <bool Stream, typename T, typename A>
-void both_spread_last(const Shape &k, const T *dout, const T *out, const Spread<T, A> &x, const Spread<T, A> &y) {
-    over_blocks<T>(k, [&](int64_t n, int64_t, int64_t first, int64_t rows) {
-        for (int64_t at = (n * k.s + first) * k.c; rows--; at += k.c)
-            both_span<Stream>(k.c, dout + at, out + at, x.from(at, n * k.c), y.from(at, n * k.c), 1);
-        if (Stream) end_stream();
-    });
-}
-
-template <typename T, typename A>
-void both_spread(
-    const Shape &k, bool last, const T *dout, const T *out, const Spread<T, A> &x, const Spread<T, A> &y
-) {
-    if (is_streamed(k, last, x.du) && is_streamed(k, last, y.du)) both_spread_last<true>(k, dout, out, x, y);
-    else if (last) both_spread_last<false>(k, dout, out, x, y);
-    else
-        over_rows(k, [&](int64_t row) {
-            const int64_t at = row * k.s;
-            both_span<false>(k.s, dout + at, out + at, x.from(at, row), y.from(at, row), 0);
         });
 }
 

@@ -5,7 +5,7 @@
 
 #pragma once
 
-#include "sweeps.hpp"
+#include "behind_relu.hpp"
 
 namespace {
 
@@ -223,7 +223,7 @@ template <typename T, typename A> struct Shortcut {
 
 template <typename T, typename A>
 void tail(const Shape &k, bool last, const T *u, const Norm<A> &norm, const Excitation<A> &e,
-          const Shortcut<T, A> &shortcut, bool relu, A *kept, T *out) {
+          const Shortcut<T, A> &shortcut, bool relu, A *kept, T *out, Signs *signs) {
     const int64_t table = k.n * k.c;
     Kept<A> t(k, e.hidden, kept);
     moments_from_pivot(k, last, u, t.m, t.z);
@@ -232,7 +232,9 @@ void tail(const Shape &k, bool last, const T *u, const Norm<A> &norm, const Exci
     if (!shortcut.kept) {
         A *a = scratch<A>(2 * table), *b = a + table;
         factors(k, e, t, a, b);
-        affine<T, A>(k, last, u, {a, b, t.m}, shortcut.map, relu, out);
+        const Affine<T, A> f{a, b, t.m};
+        if (signs) affine_as<Added::map, true>(k, last, u, f, shortcut.map, f, out, signs);
+        else affine<T, A>(k, last, u, f, shortcut.map, relu, out);
         return;
     }
     const Excitation<A> none{};
@@ -243,7 +245,7 @@ void tail(const Shape &k, bool last, const T *u, const Norm<A> &norm, const Exci
     factors(k, e, t, a, b);
     factors(k, none, other, c, d);
     const Affine<T, A> f{a, b, t.m}, g{c, d, other.m};
-    affine_as<Added::affine, true>(k, last, u, f, shortcut.map, g, out);
+    affine_as<Added::affine, true>(k, last, u, f, shortcut.map, g, out, signs);
 }
 
 // ---------------------------------------------------------------- its backward pass
@@ -285,10 +287,11 @@ template <typename T, typename A> struct ProjectionGradients {
 };
 
 // `dsum` is the gradient of the sum before the ReLU, hence of the shortcut (dout itself without a ReLU). Without a
-// shortcut there is none, and no `out`; nor with a projection, whose gradients are `p`. `du` may be null.
+// shortcut there is none, and no `out`; nor with a projection, whose gradients are `p`. `du` may be null. With
+// `signs` there is no `out`.
 template <typename T, typename A>
-void tail_backward(const Shape &k, bool last, Mask mask, const T *dout, const T *out, const T *u, const A *weight,
-                   const Excitation<A> &e, const Shortcut<T, A> &shortcut, A *kept, T *dsum, T *du,
+void tail_backward(const Shape &k, bool last, Mask mask, const T *dout, const T *out, const Signs *signs, const T *u,
+                   const A *weight, const Excitation<A> &e, const Shortcut<T, A> &shortcut, A *kept, T *dsum, T *du,
                    const Gradients<A> &d, const ProjectionGradients<T, A> &p) {
     Kept<A> t(k, e.hidden, kept);
     const int64_t table = k.n * k.c;
@@ -299,15 +302,17 @@ void tail_backward(const Shape &k, bool last, Mask mask, const T *dout, const T 
     A *a2 = again + table, *b2 = a2 + table;
     factors(k, e, t, a, b);
     const Affine<T, A> f{a, b, t.m};
+    const Behind<T> from{dout, out, signs};
     const bool projects = shortcut.kept;
     Kept<A> other(k, 0, projects ? shortcut.kept : kept);
     const Affine<T, A> g{a2, b2, other.m};
     if (projects) {
         const Excitation<A> none{};
         factors(k, none, other, a2, b2);
-        both_backward(k, last, dout, out, u, f, shortcut.map, g, sums, products, others);
+        both_backward(k, from, u, f.m, shortcut.map, g.m, sums, products, others);
         std::copy(sums, sums + table, again);
-    } else affine_backward(k, last, mask, dout, out, u, f, dsum, products, sums);
+    } else if (signs) signed_backward(k, from, u, f.m, dsum, products, sums);
+    else affine_backward(k, last, mask, dout, out, u, f, dsum, products, sums);
 
     const bool gated = e.hidden;
     over_chunks(k, [=](int64_t first, int64_t end) {
@@ -321,7 +326,7 @@ void tail_backward(const Shape &k, bool last, Mask mask, const T *dout, const T 
     norm_backward(k, t, gated, weight, a, dz, products, sums, d.weight, d.bias);
     if (projects) {
         norm_backward(k, other, false, shortcut.norm.weight, a2, again, others, again, p.weight, p.bias);
-        both_spread<T, A>(k, last, dout, out, {u, du, f, products, sums}, {shortcut.map, p.dv, g, others, again});
+        both_spread<T, A>(k, from, {u, du, f, products, sums}, {shortcut.map, p.dv, g, others, again});
         return;
     }
     if (!du) return;
