@@ -1,15 +1,23 @@
 """The SE tax on the CPU, `se_resnet50` against `resnet50`: the targets and what is measured, side by side.
 
-    python benchmarks/tax.py [--rounds 15] [--only train]
+    python benchmarks/tax.py [--rounds 15] [--only train] [--processes 9]
 
 Float32, channels_last, 224×224; a train step of 8, inference of 1 and of 8. It is what `senet bench` measures
 (senet.measure.tax): correctness first, everybody in turn in one run. Every ratio becomes a row of results/tax.csv.
+
+Where the allocator puts weights and maps stays for a whole process, and is worth some per cent of a train step
+(NOTES.md). With ``--processes`` each of so many gives its median ratios, and the row has their median and quartiles.
 """
 
 import argparse
+import csv
+import statistics
+import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from common import append_row
@@ -102,6 +110,38 @@ def save(measured: Measured, targets: tuple[Target, ...], file: str, **more: Any
         append_row(file, **more, **shown, rounds=rounds, **row | numbers | {"target": target})
 
 
+# What a row adds to its setting: the numbers, and what `append_row` knows itself.
+NUMBERS = ("ratio", "q25", "q75")
+ADDED = ("date", "commit", "hardware", "python", "torch", "command")
+
+
+def over_processes(count: int, options: list[str], file: str) -> int:
+    """Measure in ``count`` processes, one after the other; append the median of each ratio's medians to ``file``."""
+    found: dict[tuple[tuple[str, str], ...], list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for i in range(count):
+            print(f"process {i + 1} of {count}", flush=True)
+            path = Path(folder, f"{i}.csv")
+            code = subprocess.run([sys.executable, __file__, *options, "--file", str(path)], check=False).returncode
+            if code:
+                return code
+            with path.open(newline="") as handle:
+                for row in csv.DictReader(handle):
+                    key = tuple((name, x) for name, x in row.items() if name not in (*NUMBERS, *ADDED))
+                    found.setdefault(key, []).append(float(row["ratio"]))
+    print(f"median (quartiles) of {count} processes")
+    for key, ratios in found.items():
+        setting = dict(key)
+        if len(ratios) < count:  # which candidate is the fastest was not the same in all
+            continue
+        q25, ratio, q75 = statistics.quantiles(ratios, n=4, method="inclusive")
+        numbers = {"ratio": f"{ratio:.4f}", "q25": f"{q25:.4f}", "q75": f"{q75:.4f}"}
+        print(f"  {setting['mode']} {setting['of']:5} {setting['numerator']} ÷ {setting['denominator']}: ", end="")
+        print(f"{ratio:.4f} ({q25:.4f}–{q75:.4f}) {setting['what']}", flush=True)
+        append_row(file, **setting, **numbers)
+    return 0
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
@@ -110,7 +150,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", choices=("train", "inference"))
     parser.add_argument("--candidates", default="*")
     parser.add_argument("--file", default=FILE, help="in benchmarks/results, or a path")
+    parser.add_argument("--processes", type=int, default=1, help="the median over so many processes")
     args = parser.parse_args(arguments)
+    if args.processes > 1:
+        options = ["--rounds", str(args.rounds), "--model", args.model, "--size", str(args.size)]
+        options += ["--candidates", args.candidates, *(["--only", args.only] if args.only else [])]
+        return over_processes(args.processes, options, args.file)
     for mode, batch in (("train", 8), ("inference", 1), ("inference", 8)):
         if args.only not in (None, mode):
             continue
