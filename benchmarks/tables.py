@@ -187,7 +187,8 @@ def pass_counts() -> str:
 
 def engines(file: str) -> str:
     """What SE costs on each engine: its time with SE over its time without."""
-    rows = latest([row for row in rows_of(file) if row["of"] == "time"], *TAX_KEYS)
+    rows = [row for row in rows_of(file) if (row["of"], row["layout"]) == ("time", "channels_last")]
+    rows = latest(rows, *TAX_KEYS)
     settings = list(dict.fromkeys((row["mode"], row["batch"]) for row in rows))
     found = {(row["mode"], row["batch"], row["numerator"], row["denominator"]): row for row in rows}
     lines = []

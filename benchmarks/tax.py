@@ -2,8 +2,9 @@
 
     python benchmarks/tax.py [--rounds 15] [--only train] [--processes 9]
 
-Float32, channels_last, 224×224; a train step of 8, inference of 1 and of 8. It is what `senet bench` measures
-(senet.measure.tax): correctness first, everybody in turn in one run. Every ratio becomes a row of results/tax.csv.
+Float32, 224×224, channels_last unless ``--layout`` says otherwise; a train step of 8, inference of 1 and of 8. It is
+what `senet bench` measures (senet.measure.tax): correctness first, everybody in turn in one run. Every ratio becomes a
+row of results/tax.csv.
 
 Where the allocator puts weights and maps stays for a whole process, and is worth some per cent of a train step
 (NOTES.md). With ``--processes`` each of so many gives its median ratios, and the row has their median and quartiles.
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ class Target:
     denominators: tuple[str, ...]
     limit: float
     of: str = "time"
+    layout: str = "channels_last"
 
 
 OURS = ("se-accelerated", "se-accelerated-compiled")
@@ -47,6 +49,7 @@ CPU_TARGETS = (
     Target("train step, SE ÷ plain eager", "train", ("se-fast",), (BASE,), 1.00),
     Target("train step, SE ÷ plain with the same tail", "train", ("se-fast",), ("plain-tail",), 1.02),
     Target("saved for backward, SE ÷ plain eager", "train", ("se-fast",), (BASE,), 1.01, of="saved"),
+    Target("train step, contiguous maps, SE ÷ plain eager", "train", ("se-fast",), (BASE,), 1.00, layout="contiguous"),
     Target("inference, SE ÷ plain compiled", "inference", OURS, ("plain-compiled",), 1.05),
     Target(
         "inference, SE here ÷ the fastest peer's SE",
@@ -67,7 +70,8 @@ def pairs(measured: Measured, targets: tuple[Target, ...]) -> Iterator[dict[str,
     wanted: dict[tuple[str, str, str], tuple[str, float | None]] = plain | twins | sizes
     for target in targets:
         ours, theirs = (_fastest(measured, group) for group in (target.numerators, target.denominators))
-        if target.mode == measured.setting.mode and ours and theirs:
+        aims = (target.mode, target.layout) == (measured.setting.mode, measured.setting.layout)
+        if aims and ours and theirs:
             wanted[ours, theirs, target.of] = (target.what, target.limit)
     for (numerator, denominator, of), (what, limit) in wanted.items():
         found = _ratio(measured, numerator, denominator, of)
@@ -148,13 +152,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", default="se_resnet50")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--only", choices=("train", "inference"))
+    parser.add_argument("--layout", choices=("channels_last", "contiguous"), default="channels_last")
     parser.add_argument("--candidates", default="*")
     parser.add_argument("--file", default=FILE, help="in benchmarks/results, or a path")
     parser.add_argument("--processes", type=int, default=1, help="the median over so many processes")
     args = parser.parse_args(arguments)
     if args.processes > 1:
-        options = ["--rounds", str(args.rounds), "--model", args.model, "--size", str(args.size)]
-        options += ["--candidates", args.candidates, *(["--only", args.only] if args.only else [])]
+        passed = ("rounds", "model", "size", "layout", "candidates", *(["only"] if args.only else []))
+        options = [word for name in passed for word in (f"--{name}", str(getattr(args, name)))]
         return over_processes(args.processes, options, args.file)
     for mode, batch in (("train", 8), ("inference", 1), ("inference", 8)):
         if args.only not in (None, mode):
@@ -162,7 +167,8 @@ def main(arguments: list[str] | None = None) -> int:
         chosen = choose(args.candidates.split(","))
         print(f"{args.model}, {mode}, batch {batch}", flush=True)
         try:
-            measured = measure(Setting(args.model, mode, batch, args.size, rounds=args.rounds, candidates=chosen))
+            setting = Setting(args.model, mode, batch, args.size, layout=args.layout, rounds=args.rounds)
+            measured = measure(replace(setting, candidates=chosen))
         except InputError as error:
             print(error, file=sys.stderr)
             return 1
