@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from senet._version import __version__
 
 if TYPE_CHECKING:
+    from senet.allocator import keep_freed_memory
     from senet.errors import InputError
     from senet.gates.accelerate import accelerate
     from senet.gates.attach import attach, detach
@@ -48,6 +49,7 @@ _HOMES = {
     "find_sites": "senet.gates.sites",
     "fold": "senet.gates.fold",
     "from_pretrained": "senet.models.sharing",
+    "keep_freed_memory": "senet.allocator",
     "list_models": "senet.models.registry",
     "load_weights": "senet.models.weights",
     "model_spec": "senet.models.registry",
@@ -82,6 +84,7 @@ __all__ = [
     "find_sites",
     "fold",
     "from_pretrained",
+    "keep_freed_memory",
     "list_models",
     "load_weights",
     "model_spec",

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from senet.allocator import keep_freed_memory
 from senet.cli import options as opt
 
 DEFAULT_MODEL = "se_resnet14"
@@ -65,6 +66,7 @@ def command(
         device=device,
     )
     chosen = load_recipe(recipe or default_recipe(data, model), opt.recipe_changes(epochs, changes))
+    keep_freed_memory()
     try:
         comparison = compare(
             settings,

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from senet.allocator import keep_freed_memory
 from senet.cli import options as opt
 from senet.errors import InputError
 
@@ -84,6 +85,7 @@ def command(
             num_nodes=num_nodes,
         )
         chosen = load_recipe(recipe or default_recipe(data, model), opt.recipe_changes(epochs, changes))
+    keep_freed_memory()
     try:
         result = train(settings, chosen, folder, resume=resume, overwrite=overwrite, console=to_errors())
     except Interrupted as stop:
