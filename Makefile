@@ -31,6 +31,7 @@ bench: $(INSTALLED)  ## the measurements behind the README's tables; appends to 
 	$(BIN)/python benchmarks/against_timm.py
 	$(BIN)/python benchmarks/loader.py
 	$(BIN)/python benchmarks/tax.py
+	$(BIN)/python benchmarks/allocator.py
 	$(BIN)/python benchmarks/tax_sweep.py
 	$(BIN)/python benchmarks/tables.py
 

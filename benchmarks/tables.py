@@ -246,6 +246,21 @@ def projections() -> str:
     return markdown(header, lines) if lines else f"{NOT_MEASURED.capitalize()}."
 
 
+def allocator() -> str:
+    """Train steps of networks in processes of their own, which keep freed memory or do not."""
+    rows = latest(rows_of("allocator.csv"), "numerator", "denominator")
+    lines = [
+        [
+            f"`{row['numerator']}` ÷ `{row['denominator']}`",
+            spread(row | {"of": "time"}),
+            f"{int(row['faults_of_numerator']):,}",
+            f"{int(row['peak_mb_of_numerator']):,} MB",
+        ]
+        for row in rows
+    ]
+    return markdown(["", "time", "page faults a step, of the first", "peak of memory, of the first"], lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "zoo": zoo,
     "published_costs": published_costs,
@@ -259,6 +274,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "gpu_bandwidth": gpu_bandwidth,
     "accelerated": accelerated,
     "projections": projections,
+    "allocator": allocator,
 }
 
 
