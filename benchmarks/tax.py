@@ -114,14 +114,16 @@ def save(measured: Measured, targets: tuple[Target, ...], file: str, **more: Any
         append_row(file, **more, **shown, rounds=rounds, **row | numbers | {"target": target})
 
 
-# What a row adds to its setting: the numbers, and what `append_row` knows itself.
-NUMBERS = ("ratio", "q25", "q75")
-ADDED = ("date", "commit", "hardware", "python", "torch", "command")
+# What a row adds to its setting and pair: the numbers, the target that the pair stood for, and what `append_row` knows.
+ADDED = ("ratio", "q25", "q75", "target", "what", "date", "commit", "hardware", "python", "torch", "command")
 
 
 def over_processes(count: int, options: list[str], file: str) -> int:
-    """Measure in ``count`` processes, one after the other; append the median of each ratio's medians to ``file``."""
-    found: dict[tuple[tuple[str, str], ...], list[float]] = {}
+    """Measure in ``count`` processes, one after the other; append the median of each ratio's medians to ``file``.
+
+    Which engine is the fastest, and stands for a target, may differ between processes: what most of them have is kept.
+    """
+    found: dict[tuple[tuple[str, str], ...], list[dict[str, str]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for i in range(count):
             print(f"process {i + 1} of {count}", flush=True)
@@ -131,14 +133,16 @@ def over_processes(count: int, options: list[str], file: str) -> int:
                 return code
             with path.open(newline="") as handle:
                 for row in csv.DictReader(handle):
-                    key = tuple((name, x) for name, x in row.items() if name not in (*NUMBERS, *ADDED))
-                    found.setdefault(key, []).append(float(row["ratio"]))
+                    key = tuple((name, x) for name, x in row.items() if name not in ADDED)
+                    found.setdefault(key, []).append(row)
     print(f"median (quartiles) of {count} processes")
-    for key, ratios in found.items():
-        setting = dict(key)
-        if len(ratios) < count:  # which candidate is the fastest was not the same in all
+    for key, rows in found.items():
+        if 2 * len(rows) <= count:
             continue
-        q25, ratio, q75 = statistics.quantiles(ratios, n=4, method="inclusive")
+        setting = dict(key)
+        for name in ("target", "what"):
+            setting[name] = statistics.mode(row[name] for row in rows)
+        q25, ratio, q75 = statistics.quantiles([float(row["ratio"]) for row in rows], n=4, method="inclusive")
         numbers = {"ratio": f"{ratio:.4f}", "q25": f"{q25:.4f}", "q75": f"{q75:.4f}"}
         print(f"  {setting['mode']} {setting['of']:5} {setting['numerator']} ÷ {setting['denominator']}: ", end="")
         print(f"{ratio:.4f} ({q25:.4f}–{q75:.4f}) {setting['what']}", flush=True)
