@@ -30,7 +30,7 @@ docs: $(INSTALLED)
 bench: $(INSTALLED)  ## the measurements behind the README's tables; appends to benchmarks/results/ and fills the tables
 	$(BIN)/python benchmarks/against_timm.py
 	$(BIN)/python benchmarks/loader.py
-	$(BIN)/python benchmarks/tax.py
+	$(BIN)/python benchmarks/tax.py --processes 3
 	$(BIN)/python benchmarks/allocator.py
 	$(BIN)/python benchmarks/tax_sweep.py
 	$(BIN)/python benchmarks/tables.py

@@ -17,9 +17,9 @@ def keep_freed_memory() -> bool:
     """Ask glibc to keep freed memory for this process, instead of giving it back to the system.
 
     For training on a CPU under Linux. Left alone, glibc returns large feature maps during each step, and the system
-    zeroes every page of them when they are asked for again: a fifth of the time of a train step, with SE and without
-    (measured in docs/zero-tax.md). The peak of memory stays the same, but is not given back before the process ends.
-    Call it before the first step; ``senet train`` and ``senet compare`` do.
+    zeroes every page of them when they are asked for again: a sixth of ResNet-50's train step, a fifth of
+    SE-ResNet-50's (measured in docs/zero-tax.md). The peak of memory stays the same, but is not given back before the
+    process ends. Call it before the first step; ``senet train`` and ``senet compare`` do.
 
     Returns:
         whether it was done: not without glibc (musl, macOS, Windows), nor where the environment says something else

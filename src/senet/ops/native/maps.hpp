@@ -104,7 +104,7 @@ template <bool Stream, typename T, typename Value> inline void write_row(int64_t
 }
 
 // The signs of 16 neighbouring entries of a map: bit j says that entry j is positive, or NaN.
-typedef uint16_t Signs;
+using Signs = uint16_t;
 constexpr int LANES = 16;
 
 // Asks for 16 entries that are read soon. Where several rows are read side by side, each ends too early for the processor
