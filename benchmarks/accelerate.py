@@ -22,6 +22,7 @@ from torch._inductor import config as inductor_config
 import senet
 from senet.measure.timing import Timing, interleaved, ratio
 from senet.ops.native import inference as native
+from senet.ops.native.convolutions import PackedConv2d
 
 MODELS = (
     "timm:seresnet50",
@@ -127,7 +128,7 @@ def projections(rounds: int) -> None:
         for c, o, side in shapes:
             x = torch.randn(batch, c, side, side).contiguous(memory_format=torch.channels_last)
             weight, bias, gate = torch.randn(o, c, 1, 1) / c**0.5, torch.randn(o), torch.rand(batch, c)
-            conv = native.PackedConv2d(weight, bias, [1, 1], [0, 0], [1, 1], 1, "none", [])
+            conv = PackedConv2d(weight, bias, [1, 1], [0, 0], [1, 1], 1, "none", [])
             times = interleaved(projection_steps(x, weight.flatten(1), bias, gate, conv), rounds, warmup=5)
             r = ratio(times["weights"], times["map"])
             print(

@@ -51,6 +51,8 @@ CPU_TARGETS = (
     Target("saved for backward, SE ÷ plain eager", "train", ("se-fast",), (BASE,), 1.01, of="saved"),
     Target("train step, contiguous maps, SE ÷ plain eager", "train", ("se-fast",), (BASE,), 1.00, layout="contiguous"),
     Target("inference, SE ÷ plain compiled", "inference", OURS, ("plain-compiled",), 1.05),
+    # The fair twin: accelerate makes the plain network faster too.
+    Target("inference, SE ÷ plain, both accelerated", "inference", ("se-accelerated",), ("plain-accelerated",), 1.05),
     Target(
         "inference, SE here ÷ the fastest peer's SE",
         "inference",

@@ -86,9 +86,40 @@ def test_no_norm_is_left_in_a_resnet_and_plain_sums_overwrite_their_shortcut():
     assert all(m.overwrites for m in sums)
 
 
-def test_features_that_are_returned_are_not_overwritten():
+def test_gated_tails_overwrite_the_shortcuts_that_nobody_reads_any_more():
+    graph = senet.accelerate(senet.create_model("se_resnet50").eval())._form().graph
+    tails = [m for m in graph.modules() if isinstance(m, FoldedTail)]
+    assert len(tails) == 16
+    assert all(m.overwrites for m in tails)
+
+
+class OnItself(nn.Module):
+    """relu(SE(convolution(x)) + x) or relu(convolution(x) + x): the convolution reads its shortcut."""
+
+    def __init__(self, kernel, gated):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 32, 3, padding=1)
+        self.conv = nn.Conv2d(32, 32, kernel, padding=kernel // 2)
+        self.se = senet.SqueezeExcite(32) if gated else nn.Identity()
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        return torch.relu(self.se(self.conv(x)) + x)
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("gated", [True, False])
+def test_a_shortcut_is_not_overwritten_while_its_own_convolution_reads_it(kernel, gated):
     torch.manual_seed(0)
-    model = settled(senet.create_model("resnet18", features_only=True))
+    model, x = OnItself(kernel, gated).eval(), images(20, dtype=torch.float32)
+    with torch.no_grad():
+        assert relative(senet.accelerate(model)(x), model(x)) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["resnet18", "se_resnet50"])
+def test_features_that_are_returned_are_not_overwritten(name):
+    torch.manual_seed(0)
+    model = settled(senet.create_model(name, features_only=True))
     x = images(64)
     with torch.no_grad():
         for ours, theirs in zip(senet.accelerate(model, "reference")(x), model(x), strict=True):

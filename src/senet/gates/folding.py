@@ -17,7 +17,8 @@ from senet.gates.graph import (
     take_out_identities,
     traced,
 )
-from senet.nn.folded import FoldedConv2d, FoldedGate, FoldedSum, FoldedTail
+from senet.nn.folded import FoldedConv2d, FoldedGate, FoldedLinear, FoldedSum, FoldedTail
+from senet.ops.native.convolutions import PackedLinear
 from senet.ops.reference import FullyConnected
 
 EARLY, LATE = "early gate, one sweep", "late gate, one sweep"
@@ -86,6 +87,8 @@ class _Folding:
             called = self._called(node)
             if isinstance(called, nn.Conv2d) and _is_plain(called):
                 self._fold(self._chain(node), called)
+            elif type(called) is nn.Linear and self.backend == "native" and PackedLinear.why_not(called.weight) is None:
+                self._replace([node], FoldedLinear(called), node.args)
             elif isinstance(called, (nn.MaxPool2d, nn.BatchNorm2d)):
                 self.fresh.add(node)
         for node in list(self.module.graph.nodes):
@@ -154,16 +157,23 @@ class _Folding:
 
     def _fold(self, chain: _Chain, conv: nn.Conv2d) -> None:
         source, relu = chain.nodes[0].args[0], chain.relu
+        overwrites = self._may_overwrite(chain)
         folded_conv = FoldedConv2d(conv, chain.norm, chain.inner, self.backend)
         if chain.gate is not None:
-            tail = FoldedTail(folded_conv, self.excitations[chain.gate], relu, self.backend)
+            tail = FoldedTail(folded_conv, self.excitations[chain.gate], relu, overwrites, self.backend)
             self.forms[chain.gate] = EARLY if tail.early else LATE
             self._replace(chain.nodes, tail, (source,) if chain.shortcut is None else (source, chain.shortcut))
         elif chain.shortcut is not None:
-            overwrites = chain.shortcut in self.fresh and self._is_last_reader(chain.shortcut, chain.nodes)
             self._replace(chain.nodes, FoldedSum(folded_conv, relu, overwrites), (source, chain.shortcut))
         else:
             self._replace(chain.nodes, folded_conv, (source,))
+
+    def _may_overwrite(self, chain: _Chain) -> bool:
+        """Whether the chain may write its result over its shortcut, which its convolution must not read meanwhile."""
+        shortcut = chain.shortcut
+        if shortcut is None or shortcut not in self.fresh or shortcut is chain.nodes[0].args[0]:
+            return False
+        return self._is_last_reader(shortcut, chain.nodes)
 
     def _fold_gate(self, node: fx.Node) -> None:
         name, (source, *_) = str(node.target), node.args

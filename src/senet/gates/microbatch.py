@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from senet.nn.folded import FoldedConv2d, FoldedGate, FoldedSum, FoldedTail
+from senet.nn.folded import FoldedConv2d, FoldedGate, FoldedLinear, FoldedSum, FoldedTail
 
 _WORTH_IT = 512 * 2**10  # bytes of a map of one image from which it is worth cutting the batch
 _AT_ONCE = 8 * 2**20  # bytes of the largest map that are computed at once
@@ -25,7 +25,7 @@ class Program:
         for name, module in graph.named_children():
             if isinstance(module, FoldedConv2d):
                 setattr(self, name, module.runner())
-            elif isinstance(module, (FoldedGate, FoldedSum, FoldedTail)):
+            elif isinstance(module, (FoldedGate, FoldedLinear, FoldedSum, FoldedTail)):
                 setattr(self, name, module.forward)
 
     def __getattr__(self, name: str) -> Any:

@@ -65,8 +65,8 @@ CANDIDATES = {
         Candidate("se-compiled", "se", "plain-compiled", compiled=True),
         Candidate("se-fast", "se", BASE, backend="auto"),
         Candidate("se-fast-compiled", "se", "plain-compiled", backend="auto", compiled=True, modes=("train",)),
-        # Held against the plain network at its best, not against plain eager.
-        Candidate("se-accelerated", "se", "plain-compiled", **_FAST),
+        Candidate("plain-accelerated", "plain", **_FAST),
+        Candidate("se-accelerated", "se", "plain-accelerated", **_FAST),
         Candidate("se-accelerated-compiled", "se", "plain-compiled", compiled=True, **_FAST),
         Candidate("timm-plain", "plain", home="timm"),
         Candidate("timm-se", "se", "timm-plain", home="timm"),

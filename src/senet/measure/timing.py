@@ -40,6 +40,7 @@ def interleaved(
     warmup: int = 3,
     device: str = "cpu",
     pause: float = 0.0,
+    before: Callable[[], object] | None = None,
     on_round: Callable[[dict[str, Timing]], object] | None = None,
 ) -> dict[str, Timing]:
     """Time each candidate once a round, in turning order, after ``warmup`` rounds that do not count.
@@ -49,6 +50,7 @@ def interleaved(
         rounds: at least 2.
         device: of the work; a CUDA device is synchronised around each call.
         pause: seconds before each call, in which the threads of another engine's pool fall asleep.
+        before: called before each call, outside of the time.
         on_round: called after each counted round with the times so far, for progress and for a run that is stopped.
     """
     names = list(candidates)
@@ -57,6 +59,8 @@ def interleaved(
     for index in range(warmup + rounds):
         turn = index % len(names)
         for name in names[turn:] + names[:turn]:  # no candidate always follows the same one
+            if before is not None:
+                before()
             synchronise()
             time.sleep(pause)
             start = time.perf_counter()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from senet.ops import early_gate
 from senet.ops.layout import prepared
 from senet.ops.native import inference as native
-from senet.ops.native.inference import PackedConv2d
+from senet.ops.native.convolutions import PackedConv2d, PackedLinear
 from senet.ops.reference import FullyConnected
 
 # name → what it is in PyTorch (in place), oneDNN's name for it, and its bounds.
@@ -33,7 +33,7 @@ class FoldedConv2d(nn.Module):
     Args:
         conv, norm: what is folded; the weights are copied.
         activation: a name of ``ACTIVATIONS``, or None.
-        backend: ``"native"`` packs the weights for oneDNN; else ``F.conv2d``.
+        backend: ``"native"`` packs the weights for C++ or oneDNN; else ``F.conv2d``.
     """
 
     def __init__(self, conv: nn.Conv2d, norm: nn.Module | None, activation: str | None, backend: str) -> None:
@@ -84,6 +84,22 @@ class FoldedConv2d(nn.Module):
         return y if self.activation is None else ACTIVATIONS[self.activation][0](y)
 
 
+class FoldedLinear(nn.Module):
+    """An FC whose weights are packed once (``PackedLinear``); they are copied."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.weight: Tensor
+        self.bias: Tensor | None
+        self.register_buffer("weight", linear.weight.detach().clone())
+        self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().clone())
+        self._packed = PackedLinear(self.weight, self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, c) → (…, out)."""
+        return F.linear(x, self.weight, self.bias) if _in_plain_operations() else self._packed(x)
+
+
 class FoldedSum(nn.Module):
     """δ(convolution(x) + shortcut); ``overwrites`` says that nobody reads the shortcut afterwards."""
 
@@ -107,12 +123,15 @@ class FoldedTail(nn.Module):
         conv: the block's last convolution; an activation of its own stands before the gate.
         excitation: that of the gate behind it; its squeeze is the average.
         relu: whether a ReLU follows.
+        overwrites: whether nobody reads the shortcut afterwards.
         backend: one of ``early_gate.BACKENDS``.
     """
 
-    def __init__(self, conv: FoldedConv2d, excitation: FullyConnected, relu: bool, backend: str) -> None:
+    def __init__(
+        self, conv: FoldedConv2d, excitation: FullyConnected, relu: bool, overwrites: bool, backend: str
+    ) -> None:
         super().__init__()
-        self.conv, self.relu, self.backend = conv, relu, backend
+        self.conv, self.relu, self.overwrites, self.backend = conv, relu, overwrites, backend
         self.early = conv.is_pointwise
         if self.early:
             self.excitation = early_gate.move_before(conv.weight, conv.bias, excitation)
@@ -125,6 +144,8 @@ class FoldedTail(nn.Module):
         """``shortcut`` is None, or has the shape of the convolution's output, or one that is broadcast to it."""
         if self._native is not None and not _in_plain_operations():
             packed, excitation = self._native
+            if self.early and (shortcut is None or self.conv.fits(x, shortcut)):
+                return packed.gated(x, native.gate_of(x, excitation), shortcut, self.relu, self.overwrites)
             gate = native.gate_of(x, excitation) if self.early else None
             u = packed(x)
             gate = native.gate_of(u, excitation) if gate is None else gate

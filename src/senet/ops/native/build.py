@@ -29,7 +29,7 @@ def compiler() -> str | None:
 
 
 def why_not() -> str | None:
-    """Why the code cannot run on this machine, in words; None if it can. Compiles it (2 s) the first time."""
+    """Why the code cannot run on this machine, in words; None if it can. Compiles it (10 s) the first time."""
     try:
         library()
     except BuildError as error:
@@ -109,4 +109,4 @@ def _compile(compiler_path: str, target: Path) -> None:
             message = message or run.stderr.strip().partition("\n")[0]
     finally:
         Path(name).unlink(missing_ok=True)
-    raise BuildError(f"{compiler_path} cannot compile the sweeps: {message}")
+    raise BuildError(f"{compiler_path} cannot compile the C++ code: {message}")

@@ -1,5 +1,6 @@
 // What Python calls, through ctypes: one function a sweep and map type, and the whole residual tail in one call.
 
+#include "convolutions.hpp"
 #include "inference.hpp"
 #include "sweeps.hpp"
 #include "tail.hpp"
@@ -58,4 +59,17 @@ extern "C" {
 SWEEPS(float32, float, float)
 SWEEPS(float64, double, double)
 SWEEPS(bfloat16, bfloat16, float)
+
+// The columns of a panel of weights (products.hpp).
+int panel() { return PANEL; }
+
+#define CONVOLUTION(NAME)                                                                                              \
+    void NAME(int threads, int64_t n, int64_t c, int64_t h, int64_t w, int64_t out, int64_t out_h, int64_t out_w,      \
+              int64_t kernel, int64_t stride, int64_t pad, int64_t dilation, const float *x, const float *weight,      \
+              const float *bias, const float *gate, const float *id, float low, float high, float *y) {                \
+        NAME(Convolution{n, c, h, w, out, out_h, out_w, kernel, stride, pad, dilation, threads}, x, weight,            \
+             {bias, gate, id, low, high}, y);                                                                          \
+    }
+CONVOLUTION(direct)
+CONVOLUTION(winograd)
 }

@@ -26,6 +26,11 @@ def _function(name: str, dtype: torch.dtype) -> Any:
     return function
 
 
+def address(x: Tensor | None) -> int | None:
+    """Where a tensor lies; None, the null pointer, where there is none."""
+    return None if x is None else x.data_ptr()
+
+
 def call(name: str, u: Tensor, *args: Tensor | float | None) -> None:
     """Call a function of the library for a map: it gets shape, threads, layout, then numbers and pointers of tensors.
 

@@ -1,0 +1,238 @@
+"""Convolutions of inference on the CPU: our own for float32 (convolutions.hpp), oneDNN's for the rest.
+
+The weights are packed once. A convolution takes gate, shortcut and activation into its epilogue: SE costs no sweep
+(docs/zero-tax.md).
+"""
+
+import ctypes
+import functools
+import math
+import threading
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from senet.ops.layout import is_last
+from senet.ops.native import build
+from senet.ops.native.inference import gated_sum_
+from senet.ops.native.sweeps import address
+
+_int, _int64, _float, _pointer = ctypes.c_int, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
+_CHUNK = 16  # channels that convolutions.hpp reads at once
+
+# Where our own are no slower than oneDNN's, which pack no maps: as measured (benchmarks/convolutions.py).
+_WASTE = 1.15  # columns that are computed for one that is there, directly
+_WASTE_WINOGRAD = 1.5
+_ROWS = 8192  # output positions of a batch, for a direct convolution with nothing to take in
+
+# One dimension of Winograd's F(2, 3): the factors of three weights.
+_FACTORS = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
+
+# Bounds of no activation at all.
+UNBOUNDED = (-math.inf, math.inf)
+
+_convolution: Any = torch.ops.mkldnn._convolution_pointwise.default if torch.backends.mkldnn.is_available() else None
+
+
+@functools.cache
+def _function(name: str) -> Any:
+    function = getattr(build.library(), name)
+    function.restype = None
+    function.argtypes = [_int, *[_int64] * 11, *[_pointer] * 5, _float, _float, _pointer]
+    return function
+
+
+@functools.cache
+def _panel() -> int:
+    return int(build.library().panel())
+
+
+def _in_panels(weight: Tensor) -> Tensor:
+    """(…, out, c) → (…, out / PANEL, c, PANEL), panels filled up with zeros: the right side of products.hpp."""
+    panel = _panel()
+    weight = F.pad(weight, (0, 0, 0, -weight.shape[-2] % panel))
+    return weight.unflatten(-2, (-1, panel)).transpose(-1, -2).contiguous()
+
+
+def _factors(weight: Tensor) -> Tensor:
+    """(out, c, 3, 3) → (16, out, c): the weights of Winograd's F(2×2, 3×3), computed in float64."""
+    g = torch.tensor(_FACTORS, dtype=torch.float64, device=weight.device)
+    return torch.einsum("ai,ocij,bj->aboc", g, weight.double(), g).flatten(0, 1).to(weight.dtype)
+
+
+class OwnConv2d:
+    """A float32 convolution in C++; 3×3 of stride 1 by Winograd's method.
+
+    Args:
+        weight, bias: (out, c, k, k) and (out), norm folded in.
+        stride, padding, dilation: of both sides.
+        low, high: bounds of the activation.
+    """
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor, stride: int, padding: int, dilation: int, low: float, high: float
+    ) -> None:
+        self.out, self.c, kernel, _ = weight.shape
+        self.reach = 2 * padding - dilation * (kernel - 1) - 1
+        self.low, self.high = low, high
+        self.geometry = (kernel, stride, padding, dilation)
+        self.winograd = self.geometry == (3, 1, padding, 1) and self.out % _CHUNK == 0
+        self.weight = _in_panels(_factors(weight) if self.winograd else weight.permute(0, 2, 3, 1).flatten(1))
+        self._largest = _ROWS * self.c * stride**2
+        self.bias = bias.contiguous()
+        self._run = _function("winograd" if self.winograd else "direct")
+
+    @staticmethod
+    def why_not(weight: Tensor, geometry: tuple[Any, ...], bounds: tuple[float, float] | None) -> str | None:
+        """Why a convolution is left to oneDNN; None if it is computed here.
+
+        Args:
+            weight: (out, c, k, k).
+            geometry: padding, stride, dilation and groups.
+            bounds: of the activation; None if it has another form.
+        """
+        *sides, groups = geometry
+        out, c, *kernel = weight.shape
+        if weight.dtype != torch.float32 or _panel() < 16:
+            return "this is measured for float32, with AVX2 and AVX-512"
+        if groups != 1 or bounds is None or any(one != other for one, other in (*sides, kernel)):
+            return "it has groups, another activation or sides of two kinds"
+        if c % _CHUNK or kernel[0] not in (1, 3):
+            return "it reads 16 channels at once, and is measured for 1×1 and 3×3"
+        winograd = kernel == [3, 3] and sides[1:] == [[1, 1], [1, 1]] and out % _CHUNK == 0
+        waste = -(-out // _panel()) * _panel() / out
+        return "it has few output channels" if waste > (_WASTE_WINOGRAD if winograd else _WASTE) else None
+
+    def takes(self, x: Tensor, alone: bool) -> bool:
+        """Whether this is to compute the convolution of a map; ``alone``: without a gate, which would cost a sweep."""
+        if x.dtype != torch.float32 or x.ndim != 4 or x.shape[1] != self.c or not x.is_cpu or not is_last(x):
+            return False
+        if min(x.shape[2:]) + self.reach < 0:
+            return False  # PyTorch says that the kernel is larger than the map
+        return self.winograd or not alone or x.numel() <= self._largest
+
+    def __call__(
+        self, x: Tensor, gate: Tensor | None = None, shortcut: Tensor | None = None, relu: bool = False,
+        into: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """δ(gate·(convolution(x) + bias) + shortcut), written to ``into``, which may be the shortcut, or to a new map.
+
+        Shapes: x (N, c, H, W), gate (N, out), shortcut and result (N, out, H', W'); maps are channels_last.
+        """
+        n, c, h, w = x.shape
+        stride = self.geometry[1]
+        out_h, out_w = (h + self.reach) // stride + 1, (w + self.reach) // stride + 1
+        y = into
+        if y is None:
+            y = torch.empty(
+                (n, self.out, out_h, out_w), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
+            )
+        if y.numel():
+            self._run(
+                torch.get_num_threads(), n, c, h, w, self.out, out_h, out_w, *self.geometry,
+                x.data_ptr(), self.weight.data_ptr(), self.bias.data_ptr(), address(gate), address(shortcut),
+                0.0 if relu else self.low, self.high, y.data_ptr(),
+            )  # fmt: skip
+        return y
+
+
+class PackedConv2d:
+    """A convolution with bias and activation, its weights packed by us, or by oneDNN for the shapes that it meets.
+
+    Args:
+        weight, bias: of the convolution, norm folded in.
+        stride, padding, dilation, groups: of the convolution.
+        activation: oneDNN's name, ``"none"``, ``"relu"`` or ``"hardtanh"`` with ``bounds``.
+        bounds: of ``"hardtanh"``.
+    """
+
+    KEPT = 8  # packed forms; a network for images of all sizes does not collect them without end
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor,
+        stride: list[int],
+        padding: list[int],
+        dilation: list[int],
+        groups: int,
+        activation: str,
+        bounds: list[float],
+    ) -> None:
+        self.weight, self.bias = weight.contiguous(memory_format=torch.channels_last), bias
+        self.geometry: tuple[Any, ...] = (padding, stride, dilation, groups)
+        self.activation, self.bounds = activation, bounds
+        self.packed: dict[torch.Size, Tensor] = {}
+        self._packing = threading.Lock()
+        self.own: OwnConv2d | None = None
+        bounded = (bounds[0], bounds[1]) if activation == "hardtanh" else UNBOUNDED
+        clamp = {"none": UNBOUNDED, "relu": (0.0, math.inf), "hardtanh": bounded}.get(activation)
+        if OwnConv2d.why_not(weight, self.geometry, clamp) is None and clamp is not None:
+            self.own = OwnConv2d(weight, bias, stride[0], padding[0], dilation[0], *clamp)
+
+    def _weight_for(self, x: Tensor) -> Tensor:
+        packed = self.packed.get(x.shape)
+        if packed is None:
+            packed = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self.geometry, list(x.shape))
+            with self._packing:
+                if len(self.packed) >= self.KEPT:
+                    self.packed.pop(next(iter(self.packed)))
+                self.packed[x.shape] = packed
+        return packed
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """activation(convolution(x) + bias), a new map."""
+        if self.own is not None and self.own.takes(x, alone=True):
+            return self.own(x)
+        padding, stride, dilation, groups = self.geometry
+        weight = self._weight_for(x)
+        return _convolution(x, weight, self.bias, padding, stride, dilation, groups, self.activation, self.bounds, "")
+
+    def add_to(self, shortcut: Tensor, x: Tensor, relu: bool) -> Tensor:
+        """δ(shortcut + convolution(x) + bias), in place of ``shortcut``."""
+        if self.own is not None and self.own.takes(x, alone=True) and is_last(shortcut):
+            return self.own(x, None, shortcut, relu, into=shortcut)
+        return torch.ops.mkldnn._convolution_pointwise_.binary(
+            shortcut, x, self._weight_for(x), self.bias, *self.geometry, "add", 1.0, "relu" if relu else None, [], ""
+        )
+
+    def gated(self, x: Tensor, gate: Tensor, shortcut: Tensor | None, relu: bool, overwrites: bool) -> Tensor:
+        """δ(gate·(convolution(x) + bias) + shortcut); in place of ``shortcut`` if it ``overwrites``.
+
+        Shapes: gate (N, out); shortcut, if any, has the shape and type of the convolution's output.
+        """
+        own = self.own if self.activation == "none" and (shortcut is None or is_last(shortcut)) else None
+        if own is not None and own.takes(x, alone=False):
+            return own(x, gate, shortcut, relu, into=shortcut if overwrites else None)
+        return gated_sum_(self(x), gate, shortcut, relu)
+
+
+class PackedLinear:
+    """An FC with its weights packed once, for a few rows: PyTorch's packs them anew at every call.
+
+    Args:
+        weight, bias: (out, c), and (out) or None.
+    """
+
+    ROWS = 64  # up to which it is measured (benchmarks/convolutions.py)
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight, self.bias = weight, bias
+        taken = self.why_not(weight) is None
+        there = weight.new_zeros(weight.shape[0]) if bias is None else bias
+        self.own = OwnConv2d(weight[:, :, None, None], there, 1, 0, 1, *UNBOUNDED) if taken else None
+
+    @staticmethod
+    def why_not(weight: Tensor) -> str | None:
+        """Why an FC is left to PyTorch; None if it is computed here."""
+        return OwnConv2d.why_not(weight[:, :, None, None], ([0, 0], [1, 1], [1, 1], 1), UNBOUNDED)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(…, c) → (…, out)."""
+        if self.own is not None and x.ndim == 2 and len(x) <= self.ROWS:
+            rows = x.t()[None, :, :, None]  # the positions of one image, channels_last
+            if self.own.takes(rows, alone=False):
+                return self.own(rows)[0, :, :, 0].t()
+        return F.linear(x, self.weight, self.bias)
