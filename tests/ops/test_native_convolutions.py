@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from senet.ops.native import build, convolutions
 from senet.ops.native.convolutions import OwnConv2d, PackedConv2d, PackedLinear
+from senet.ops.reference import FullyConnected
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
 UNBOUNDED = (-math.inf, math.inf)
@@ -32,6 +33,18 @@ def maps(seed, *shape):
 def made(c, out, kernel, stride, padding, dilation, bounds=UNBOUNDED):
     weight, bias = draw(1, out, c, kernel, kernel) / (c * kernel**2) ** 0.5, draw(2, out)
     return OwnConv2d(weight, bias, stride, padding, dilation, *bounds), weight, bias
+
+
+def excited(c, out, biased=True):
+    """An excitation from the mean of c channels to the gate of others, as ``early_gate.move_before`` makes them."""
+    hidden = 5
+    b1, b2 = (draw(7, hidden), draw(8, out)) if biased else (None, None)
+    return FullyConnected(draw(6, hidden, c), b1, draw(9, out, hidden), b2, "sigmoid")
+
+
+def gate_from(x, e):
+    wide = (None if t is None else t.double() for t in (e.w1, e.b1, e.w2, e.b2))
+    return FullyConnected(*wide, e.gate, e.activation)(x.double().mean((2, 3)))
 
 
 def right(x, weight, bias, stride, padding, dilation, bounds, gate=None, shortcut=None, relu=False):
@@ -56,13 +69,16 @@ def test_each_geometry_with_what_follows(geometry, c, out, what):
     conv, weight, bias = made(c, out, *geometry, bounds)
     x = maps(3, 2, c, 9, 12)
     size = F.conv2d(x, weight, None, *geometry[1:]).shape
-    gate = torch.sigmoid(draw(4, 2, out)) if what.startswith("gate") else None
+    gate = None
+    if what.startswith("gate") and geometry == (1, 1, 0, 1):
+        conv.take_gate(excited(c, out, biased=what == "gate"))
+        gate = gate_from(x, conv.excitation)
     shortcut = maps(5, *size) if what in ("gate + shortcut + relu", "in place") else None
     relu = shortcut is not None
     expected = right(x, weight, bias, *geometry[1:], bounds, gate, shortcut, relu)
     into = shortcut if what == "in place" else None
     before = None if shortcut is None or into is not None else shortcut.clone()
-    got = conv(x, gate, shortcut, relu, into=into)
+    got = conv(x, shortcut, relu, into=into, gated=gate is not None)
     assert_close(got, expected)
     assert (got is into) == (into is not None)
     assert before is None or torch.equal(shortcut, before)
@@ -131,8 +147,11 @@ def test_weights_larger_than_the_map_are_shared_out(geometry):
     conv, weight, bias = made(64, 512, *geometry)
     x = maps(3, 1, 64, 7, 7)
     shortcut = maps(4, 1, 512, *F.conv2d(x, weight, None, *geometry[1:]).shape[2:])
-    gate = torch.sigmoid(draw(5, 1, 512))
-    got = conv(x, gate, shortcut, True, into=shortcut.clone(memory_format=torch.channels_last))
+    gate, gated = None, geometry == (1, 1, 0, 1)
+    if gated:
+        conv.take_gate(excited(64, 512))
+        gate = gate_from(x, conv.excitation)
+    got = conv(x, shortcut, True, into=shortcut.clone(memory_format=torch.channels_last), gated=gated)
     assert_close(got, right(x, weight, bias, *geometry[1:], UNBOUNDED, gate, shortcut, True))
 
 
@@ -171,17 +190,19 @@ def test_large_maps_and_other_layouts_are_left_to_onednn():
 @pytest.mark.parametrize("size", [8, 96])  # the larger maps are oneDNN's where nothing is taken in
 def test_sums_and_gates_whoever_computes_them(size):
     conv = packed(64, 32, 1, 1, 0)
-    x, shortcut, gate = maps(1, 1, 32, size, size), maps(2, 1, 64, size, size), torch.sigmoid(draw(3, 1, 64))
+    x, shortcut = maps(1, 1, 32, size, size), maps(2, 1, 64, size, size)
+    conv.take_gate(excited(32, 64))
+    gate = gate_from(x, conv.excitation)
     sides = ([1, 1], [0, 0], [1, 1])
     expected = right(x, conv.weight, conv.bias, *sides, UNBOUNDED, None, shortcut, True)
     own = shortcut.clone(memory_format=torch.channels_last)
     assert conv.add_to(own, x, True) is own
     assert_close(own, expected)
     expected = right(x, conv.weight, conv.bias, *sides, UNBOUNDED, gate, shortcut, True)
-    assert_close(conv.gated(x, gate, shortcut, True, overwrites=False), expected)
-    assert_close(conv.gated(x, gate, shortcut.contiguous(), True, overwrites=True), expected)
+    assert_close(conv.gated(x, shortcut, True, overwrites=False), expected)
+    assert_close(conv.gated(x, shortcut.contiguous(), True, overwrites=True), expected)
     own = shortcut.clone(memory_format=torch.channels_last)
-    got = conv.gated(x, gate, own, True, overwrites=True)
+    got = conv.gated(x, own, True, overwrites=True)
     assert_close(got, expected)
 
 

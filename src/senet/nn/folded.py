@@ -135,6 +135,8 @@ class FoldedTail(nn.Module):
         self.early = conv.is_pointwise
         if self.early:
             self.excitation = early_gate.move_before(conv.weight, conv.bias, excitation)
+            if conv._packed is not None:
+                conv._packed.take_gate(self.excitation)
         else:
             self.excitation = early_gate.as_tables(excitation, conv.weight.dtype)
         # In one look-up: at batch 1 a network's time is a few hundred such steps.
@@ -145,7 +147,7 @@ class FoldedTail(nn.Module):
         if self._native is not None and not _in_plain_operations():
             packed, excitation = self._native
             if self.early and (shortcut is None or self.conv.fits(x, shortcut)):
-                return packed.gated(x, native.gate_of(x, excitation), shortcut, self.relu, self.overwrites)
+                return packed.gated(x, shortcut, self.relu, self.overwrites)
             gate = native.gate_of(x, excitation) if self.early else None
             u = packed(x)
             gate = native.gate_of(u, excitation) if gate is None else gate

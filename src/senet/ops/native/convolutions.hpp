@@ -7,23 +7,27 @@
 
 #pragma once
 
+#include "inference.hpp"
 #include "products.hpp"
 
 namespace {
 
 struct Packed;
 struct Transformed;
+struct Gates;
 
-// A map (n, h, w, c) and a convolution to (n, out_h, out_w, out).
+// clamp(w * x + bias) from a map (n, h, w, c) to (n, out_h, out_w, out). Python's twin is `_Convolution`.
 struct Convolution {
-    int64_t n, c, h, w, out, out_h, out_w, kernel, stride, pad, dilation;
-    int threads;
+    int64_t n, c, h, w, out, out_h, out_w, kernel, stride, pad, dilation, threads;
+    const float *weight, *bias;
+    float low, high;
 };
 
-// What follows: clamp(gate (u + bias) + id); gate is (n, out), id like y.
-struct After {
-    const float *bias, *gate, *id;
-    float low, high;
+// What is added to a convolution, like its output, or null; and whether a ReLU follows.
+struct Sum {
+    const float *id;
+    bool relu;
+    float low(const Convolution &k) const { return relu ? 0 : k.low; }
 };
 
 // What the convolution reads for the output positions from `first` of an image, tap by tap, as chunks of 16 channels:
@@ -44,8 +48,8 @@ inline void pack_positions(const Convolution &k, const float *image, int64_t fir
     }
 }
 
-// y = clamp(gate (w * x + bias) + id); weights (out / PANEL, kernel * kernel * c, PANEL).
-inline void direct(const Convolution &k, const float *x, const float *weight, const After &f, float *y) {
+// y = clamp(gate (w * x + bias) + id); weights (out / PANEL, kernel * kernel * c, PANEL); gate is (n, out), or null for 1.
+inline void direct(const Convolution &k, const float *x, const float *gate, const Sum &sum, float *y) {
     const int64_t s = k.out_h * k.out_w, panels = whole(k.out, PANEL) / PANEL, depth = k.kernel * k.kernel * k.c;
     const int64_t at_once = std::clamp<int64_t>((1 << 17) / (depth * ROWS), 1, 4) * ROWS;  // packed, they fit half a cache
     const int64_t blocks = (s + at_once - 1) / at_once;
@@ -63,12 +67,19 @@ inline void direct(const Convolution &k, const float *x, const float *weight, co
             pack_positions(k, x + n * k.h * k.w * k.c, first, count, a);
             for (int64_t p = columns.first(panels); p < columns.end(panels); p++) {
                 const int64_t c = p * PANEL;
-                Epilogue e{f.bias + c, f.gate ? f.gate + n * k.out + c : nullptr, f.id ? f.id + at + c : nullptr,
-                           f.low, f.high, y + at + c, k.out, std::min<int64_t>(PANEL, k.out - c)};
-                times_panel(count, depth / CHUNK, a, weight + c * depth, e);
+                Epilogue e{k.bias + c, gate ? gate + n * k.out + c : nullptr, sum.id ? sum.id + at + c : nullptr,
+                           sum.low(k), k.high, y + at + c, k.out, std::min<int64_t>(PANEL, k.out - c)};
+                times_panel(count, depth / CHUNK, a, k.weight + c * depth, e);
             }
         }
     }
+}
+
+// The same for 1x1 of stride 1 with the gate of the mean of x (early_gate).
+inline void gated(const Convolution &k, const float *x, const Excitation<float> &e, const Sum &sum, float *y) {
+    float *gate = aligned_room<Gates>(k.n * k.out);
+    early_gate<float, float>({k.n, k.c, k.h * k.w, int(k.threads)}, true, x, k.out, e, gate);
+    direct(k, x, gate, sum, y);
 }
 
 // One dimension of F(2, 3): four inputs to four factors, and four products to two outputs. `from` and `to`: their strides.
@@ -115,13 +126,13 @@ struct Tiles {
     }
 
     // One factor's panel: task = factor * panels + panel.
-    void multiply(int64_t task, const float *weight) const {
+    void multiply(int64_t task) const {
         const int64_t panels = whole(k.out, PANEL) / PANEL;
         Epilogue e{nullptr, nullptr, nullptr, -UNBOUNDED, UNBOUNDED, m + task * count * PANEL, PANEL, PANEL};
-        times_panel(count, k.c / CHUNK, v + task / panels * count * k.c, weight + task * k.c * PANEL, e);
+        times_panel(count, k.c / CHUNK, v + task / panels * count * k.c, k.weight + task * k.c * PANEL, e);
     }
 
-    void finish(int64_t tile, const After &f, float *y) const {
+    void finish(int64_t tile, const Sum &sum, float *y) const {
         const int64_t step = whole(k.out, PANEL) * count;
         locate(tile, [&](int64_t n, int64_t row, int64_t column) {
             for (int64_t c = 0; c < k.out; c += WIDTH) {
@@ -130,22 +141,22 @@ struct Tiles {
                 for (int64_t i = 0; i < FACTORS; i++) products[i] = load(from + i * step);
                 for (int64_t i = 0; i < SIDE; i++) from_products(products + i, SIDE, half + i, SIDE);
                 for (int64_t i = 0; i < 2; i++) from_products(half + i * SIDE, 1, out + i * 2, 1);
-                const Vector bias = load(f.bias + c), gate = f.gate ? load(f.gate + n * k.out + c) : Vector{} + 1;
+                const Vector bias = load(k.bias + c);
                 for (int64_t i = 0; i < 4; i++) {
                     const int64_t to_row = row + i / 2, to_column = column + i % 2;
                     if (to_row >= k.out_h || to_column >= k.out_w) continue;
                     const int64_t at = ((n * k.out_h + to_row) * k.out_w + to_column) * k.out + c;
-                    Vector u = (out[i] + bias) * gate;
-                    if (f.id) u += load(f.id + at);
-                    store(y + at, clamped(u, f.low, f.high));
+                    Vector u = out[i] + bias;
+                    if (sum.id) u += load(sum.id + at);
+                    store(y + at, clamped(u, sum.low(k), k.high));
                 }
             }
         });
     }
 };
 
-// y = clamp(gate (w * x + bias) + id) for w of 3x3 and stride 1, given as its factors (16, out / PANEL, c, PANEL).
-inline void winograd(const Convolution &k, const float *x, const float *weight, const After &f, float *y) {
+// y = clamp(w * x + bias + id) for w of 3x3 and stride 1, given as its factors (16, out / PANEL, c, PANEL).
+inline void winograd(const Convolution &k, const float *x, const Sum &sum, float *y) {
     const int64_t tall = (k.out_h + 1) / 2, wide = (k.out_w + 1) / 2, tiles = k.n * tall * wide;
     const int64_t tasks = FACTORS * (whole(k.out, PANEL) / PANEL), depth = k.c + whole(k.out, PANEL);
     const bool together = k.out > tiles;  // all threads on the same tiles, each with its part of the weights
@@ -165,11 +176,11 @@ inline void winograd(const Convolution &k, const float *x, const float *weight, 
             if (together) {
 #pragma omp barrier
             }
-            for (int64_t i = inside.first(tasks); i < inside.end(tasks); i++) t.multiply(i, weight);
+            for (int64_t i = inside.first(tasks); i < inside.end(tasks); i++) t.multiply(i);
             if (together) {
 #pragma omp barrier
             }
-            for (int64_t i = inside.first(count); i < inside.end(count); i++) t.finish(i, f, y);
+            for (int64_t i = inside.first(count); i < inside.end(count); i++) t.finish(i, sum, y);
             if (together) {
 #pragma omp barrier
             }

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from senet.ops.layout import is_last
 from senet.ops.native import build
-from senet.ops.native.inference import gated_sum_
+from senet.ops.native.inference import gate_of, gated_sum_, number_of
 from senet.ops.native.sweeps import address
+from senet.ops.reference import FullyConnected
 
-_int, _int64, _float, _pointer = ctypes.c_int, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 _CHUNK = 16  # channels that convolutions.hpp reads at once
 
 # Where our own are no slower than oneDNN's, which pack no maps: as measured (benchmarks/convolutions.py).
@@ -36,11 +36,33 @@ UNBOUNDED = (-math.inf, math.inf)
 _convolution: Any = torch.ops.mkldnn._convolution_pointwise.default if torch.backends.mkldnn.is_available() else None
 
 
+class _Convolution(ctypes.Structure):
+    """``Convolution`` of convolutions.hpp: what of a call depends on shapes alone."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("n", "c", "h", "w", "out", "out_h", "out_w")),
+        *((name, ctypes.c_int64) for name in ("kernel", "stride", "pad", "dilation", "threads")),
+        *((name, ctypes.c_void_p) for name in ("weight", "bias")),
+        *((name, ctypes.c_float) for name in ("low", "high")),
+    )
+
+
+class _Excitation(ctypes.Structure):
+    """``Excitation`` of tail.hpp."""
+
+    _fields_ = (
+        ("hidden", ctypes.c_int64),
+        ("kind", ctypes.c_int),
+        *((name, ctypes.c_void_p) for name in ("w1", "b1", "w2", "b2")),
+    )
+
+
 @functools.cache
-def _function(name: str) -> Any:
-    function = getattr(build.library(), name)
+def _convolve() -> Any:
+    function = build.library().convolve
     function.restype = None
-    function.argtypes = [_int, *[_int64] * 11, *[_pointer] * 5, _float, _float, _pointer]
+    pointer = ctypes.c_void_p
+    function.argtypes = [pointer, ctypes.c_int, pointer, pointer, pointer, ctypes.c_int, pointer]
     return function
 
 
@@ -71,6 +93,8 @@ class OwnConv2d:
         low, high: bounds of the activation.
     """
 
+    KEPT = 64  # shapes of maps that it remembers
+
     def __init__(
         self, weight: Tensor, bias: Tensor, stride: int, padding: int, dilation: int, low: float, high: float
     ) -> None:
@@ -82,7 +106,16 @@ class OwnConv2d:
         self.weight = _in_panels(_factors(weight) if self.winograd else weight.permute(0, 2, 3, 1).flatten(1))
         self._largest = _ROWS * self.c * stride**2
         self.bias = bias.contiguous()
-        self._run = _function("winograd" if self.winograd else "direct")
+        self.excitation: FullyConnected | None = None
+        self._excitation: Any = None
+        self._calls: dict[tuple[Any, ...], tuple[Any, list[int]]] = {}
+        self._run = _convolve()
+
+    def take_gate(self, excitation: FullyConnected) -> None:
+        """Let ``gated`` calls multiply with the gate of the mean of x: of a 1×1 convolution of stride 1."""
+        e = self.excitation = excitation
+        weights = (address(t) for t in (e.w1, e.b1, e.w2, e.b2))
+        self._excitation = _Excitation(e.w1.shape[0], number_of(e), *weights)
 
     @staticmethod
     def why_not(weight: Tensor, geometry: tuple[Any, ...], bounds: tuple[float, float] | None) -> str | None:
@@ -113,29 +146,38 @@ class OwnConv2d:
             return False  # PyTorch says that the kernel is larger than the map
         return self.winograd or not alone or x.numel() <= self._largest
 
+    def _call_for(self, shape: torch.Size, threads: int) -> tuple[Any, list[int]]:
+        """What C++ is told of maps of a shape, and the shape of the result."""
+        n, c, h, w = shape
+        stride = self.geometry[1]
+        out_h, out_w = (h + self.reach) // stride + 1, (w + self.reach) // stride + 1
+        addresses = (self.weight.data_ptr(), self.bias.data_ptr())
+        sides = (n, c, h, w, self.out, out_h, out_w)
+        call = _Convolution(*sides, *self.geometry, threads, *addresses, self.low, self.high)
+        if len(self._calls) >= self.KEPT:
+            self._calls.clear()
+        self._calls[shape, threads] = known = (call, [n, self.out, out_h, out_w])
+        return known
+
     def __call__(
-        self, x: Tensor, gate: Tensor | None = None, shortcut: Tensor | None = None, relu: bool = False,
-        into: Tensor | None = None,
+        self, x: Tensor, shortcut: Tensor | None = None, relu: bool = False, into: Tensor | None = None,
+        gated: bool = False,
     ) -> Tensor:  # fmt: skip
         """δ(gate·(convolution(x) + bias) + shortcut), written to ``into``, which may be the shortcut, or to a new map.
 
-        Shapes: x (N, c, H, W), gate (N, out), shortcut and result (N, out, H', W'); maps are channels_last.
+        Shapes: x (N, c, H, W), shortcut and result (N, out, H', W'); maps are channels_last. There is a gate if it is
+        ``gated``.
         """
-        n, c, h, w = x.shape
-        stride = self.geometry[1]
-        out_h, out_w = (h + self.reach) // stride + 1, (w + self.reach) // stride + 1
-        y = into
-        if y is None:
-            y = torch.empty(
-                (n, self.out, out_h, out_w), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
-            )
-        if y.numel():
+        threads = torch.get_num_threads()
+        call, size = self._calls.get((x.shape, threads)) or self._call_for(x.shape, threads)
+        if into is None:
+            into = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+        if into.numel():
             self._run(
-                torch.get_num_threads(), n, c, h, w, self.out, out_h, out_w, *self.geometry,
-                x.data_ptr(), self.weight.data_ptr(), self.bias.data_ptr(), address(gate), address(shortcut),
-                0.0 if relu else self.low, self.high, y.data_ptr(),
+                ctypes.addressof(call), self.winograd, x.data_ptr(),
+                ctypes.addressof(self._excitation) if gated else None, address(shortcut), relu, into.data_ptr(),
             )  # fmt: skip
-        return y
+        return into
 
 
 class PackedConv2d:
@@ -167,6 +209,7 @@ class PackedConv2d:
         self.packed: dict[torch.Size, Tensor] = {}
         self._packing = threading.Lock()
         self.own: OwnConv2d | None = None
+        self.excitation: Any = None
         bounded = (bounds[0], bounds[1]) if activation == "hardtanh" else UNBOUNDED
         clamp = {"none": UNBOUNDED, "relu": (0.0, math.inf), "hardtanh": bounded}.get(activation)
         if OwnConv2d.why_not(weight, self.geometry, clamp) is None and clamp is not None:
@@ -193,19 +236,26 @@ class PackedConv2d:
     def add_to(self, shortcut: Tensor, x: Tensor, relu: bool) -> Tensor:
         """δ(shortcut + convolution(x) + bias), in place of ``shortcut``."""
         if self.own is not None and self.own.takes(x, alone=True) and is_last(shortcut):
-            return self.own(x, None, shortcut, relu, into=shortcut)
+            return self.own(x, shortcut, relu, into=shortcut)
         return torch.ops.mkldnn._convolution_pointwise_.binary(
             shortcut, x, self._weight_for(x), self.bias, *self.geometry, "add", 1.0, "relu" if relu else None, [], ""
         )
 
-    def gated(self, x: Tensor, gate: Tensor, shortcut: Tensor | None, relu: bool, overwrites: bool) -> Tensor:
+    def take_gate(self, excitation: FullyConnected) -> None:
+        """Let ``gated`` multiply with the gate of the mean of x: of a 1×1 convolution of stride 1, no activation."""
+        self.excitation = excitation
+        if self.own is not None:
+            self.own.take_gate(excitation)
+
+    def gated(self, x: Tensor, shortcut: Tensor | None, relu: bool, overwrites: bool) -> Tensor:
         """δ(gate·(convolution(x) + bias) + shortcut); in place of ``shortcut`` if it ``overwrites``.
 
-        Shapes: gate (N, out); shortcut, if any, has the shape and type of the convolution's output.
+        ``shortcut``, if any, has the shape and type of the convolution's output.
         """
-        own = self.own if self.activation == "none" and (shortcut is None or is_last(shortcut)) else None
+        own = self.own if shortcut is None or is_last(shortcut) else None
         if own is not None and own.takes(x, alone=False):
-            return own(x, gate, shortcut, relu, into=shortcut if overwrites else None)
+            return own(x, shortcut, relu, into=shortcut if overwrites else None, gated=True)
+        gate = gate_of(x, self.excitation)
         return gated_sum_(self(x), gate, shortcut, relu)
 
 

@@ -29,6 +29,11 @@ def why_not(weight: Tensor) -> str | None:
     return build.why_not()
 
 
+def number_of(excitation: FullyConnected) -> int:
+    """Its kind, as inference.hpp numbers them."""
+    return GATE_NUMBERS[excitation.gate] + len(GATE_NUMBERS) * ACTIVATION_NUMBERS[excitation.activation]
+
+
 def gate_of(h: Tensor, excitation: FullyConnected) -> Tensor:
     """See ``early_gate.gate_of``: one call instead of a dozen operations."""
     e, out, dtype = excitation, excitation.w2.shape[0], table_dtype(h.dtype)
@@ -39,10 +44,9 @@ def gate_of(h: Tensor, excitation: FullyConnected) -> Tensor:
     h = h if last else h.contiguous()
     n, c, *sides = h.shape
     gate = torch.empty(n, out, dtype=dtype, device=h.device)
-    kind = GATE_NUMBERS[e.gate] + len(GATE_NUMBERS) * ACTIVATION_NUMBERS[e.activation]
     # Not through `sweeps.call`: at batch 1 the cost of a call is seen.
     _gate(h.dtype)(
-        n, c, math.prod(sides), torch.get_num_threads(), last, h.data_ptr(), out, e.w1.shape[0], kind,
+        n, c, math.prod(sides), torch.get_num_threads(), last, h.data_ptr(), out, e.w1.shape[0], number_of(e),
         e.w1.data_ptr(), address(e.b1), e.w2.data_ptr(), address(e.b2), gate.data_ptr(),
     )  # fmt: skip
     return gate

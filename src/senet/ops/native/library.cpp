@@ -63,13 +63,12 @@ SWEEPS(bfloat16, bfloat16, float)
 // The columns of a panel of weights (products.hpp).
 int panel() { return PANEL; }
 
-#define CONVOLUTION(NAME)                                                                                              \
-    void NAME(int threads, int64_t n, int64_t c, int64_t h, int64_t w, int64_t out, int64_t out_h, int64_t out_w,      \
-              int64_t kernel, int64_t stride, int64_t pad, int64_t dilation, const float *x, const float *weight,      \
-              const float *bias, const float *gate, const float *id, float low, float high, float *y) {                \
-        NAME(Convolution{n, c, h, w, out, out_h, out_w, kernel, stride, pad, dilation, threads}, x, weight,            \
-             {bias, gate, id, low, high}, y);                                                                          \
-    }
-CONVOLUTION(direct)
-CONVOLUTION(winograd)
+// One function for all, as few arguments are seen in the time of a network at batch 1. A gate's excitation is for `gated`.
+void convolve(const Convolution *k, int winograd_form, const float *x, const Excitation<float> *e, const float *id,
+              int relu, float *y) {
+    const Sum sum{id, relu != 0};
+    if (e) gated(*k, x, *e, sum, y);
+    else if (winograd_form) winograd(*k, x, sum, y);
+    else direct(*k, x, nullptr, sum, y);
+}
 }
