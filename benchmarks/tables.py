@@ -246,6 +246,17 @@ def projections() -> str:
     return markdown(header, lines) if lines else f"{NOT_MEASURED.capitalize()}."
 
 
+def convolutions() -> str:
+    """Our convolutions and FCs of inference ÷ PyTorch's, where ours are used."""
+    rows = [row for row in latest(rows_of("convolutions.csv"), "what", "batch") if row["used"] == "1"]
+    found = {(row["what"], row["batch"]): row for row in rows}
+    lines = [
+        [what, method, *(ratio_of(found.get((what, batch))) for batch in ("1", "8"))]
+        for what, method in dict.fromkeys((row["what"], row["method"]) for row in rows)
+    ]
+    return markdown(["ours ÷ PyTorch's", "method", "batch 1", "batch 8"], lines)
+
+
 def allocator() -> str:
     """Train steps of networks in processes of their own, which keep freed memory or do not."""
     rows = latest(rows_of("allocator.csv"), "numerator", "denominator")
@@ -275,6 +286,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "accelerated": accelerated,
     "projections": projections,
     "allocator": allocator,
+    "convolutions": convolutions,
 }
 
 
