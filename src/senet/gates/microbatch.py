@@ -9,31 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from senet.nn.folded import FoldedConv2d, FoldedGate, FoldedLinear, FoldedSum, FoldedTail
+from senet.gates.planned import Planned
 
 _WORTH_IT = 512 * 2**10  # bytes of a map of one image from which it is worth cutting the batch
 _AT_ONCE = 8 * 2**20  # bytes of the largest map that are computed at once
 _UNKNOWN: Any = object()
-
-
-class Program:
-    """A graph whose steps call what their modules do, not the modules: at batch 1 it is a few per cent faster."""
-
-    def __init__(self, graph: fx.GraphModule) -> None:
-        self._steps: Any = type(graph).forward
-        self._modules = graph
-        for name, module in graph.named_children():
-            if isinstance(module, FoldedConv2d):
-                setattr(self, name, module.runner())
-            elif isinstance(module, (FoldedGate, FoldedLinear, FoldedSum, FoldedTail)):
-                setattr(self, name, module.forward)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._modules, name)
-
-    def __call__(self, *inputs: Any) -> Any:
-        """What the graph returns for its inputs."""
-        return self._steps(self, *inputs)
 
 
 class InCache:
@@ -43,9 +23,9 @@ class InCache:
 
     def __init__(self, graph: fx.GraphModule) -> None:
         self.graph = graph
-        self.whole = Program(graph)
-        self.plans: dict[tuple[int, ...], tuple[Program, Program, int] | None] = {}
-        self.parts: dict[fx.Node, tuple[Program, Program] | None] = {}
+        self.whole = Planned(graph)
+        self.plans: dict[tuple[int, ...], tuple[Planned, Planned, int] | None] = {}
+        self.parts: dict[fx.Node, tuple[Planned, Planned] | None] = {}
 
     def __call__(self, *inputs: Any) -> Any:
         """What the graph returns for one input (N, …), or for several, which are not cut."""
@@ -56,7 +36,7 @@ class InCache:
         first, second, images = plan
         return second(torch.cat([first(part) for part in x.split(images)]))
 
-    def _plan_for(self, x: Tensor) -> tuple[Program, Program, int] | None:
+    def _plan_for(self, x: Tensor) -> tuple[Planned, Planned, int] | None:
         if x.ndim < 2 or x.shape[0] < 2:
             return None
         key = tuple(x.shape[1:])
@@ -69,7 +49,7 @@ class InCache:
             self.plans[key] = plan
         return plan
 
-    def _plan(self, x: Tensor) -> tuple[Program, Program, int] | None:
+    def _plan(self, x: Tensor) -> tuple[Planned, Planned, int] | None:
         nodes = list(self.graph.graph.nodes)
         try:
             sizes = _sizes(self.graph, x)
@@ -89,7 +69,7 @@ class InCache:
         return None if parts is None else (*parts, images)
 
 
-def _takes_images_alone(first: Program, x: Tensor) -> bool:
+def _takes_images_alone(first: Planned, x: Tensor) -> bool:
     """Whether the early layers return for two images at once what they return for each: the mean of a batch is neither.
 
     The images are random and differ in mean and size; what is cut off by mistake is then off by far more than rounding.
@@ -141,7 +121,7 @@ def _is_neck(nodes: list[fx.Node], index: int) -> bool:
     )
 
 
-def _cut(graph: fx.GraphModule, cut: fx.Node) -> tuple[Program, Program]:
+def _cut(graph: fx.GraphModule, cut: fx.Node) -> tuple[Planned, Planned]:
     """The graph up to and including a node, and the rest."""
     parts = (fx.Graph(), fx.Graph())
     copies: tuple[dict[fx.Node, fx.Node], ...] = ({}, {})
@@ -156,4 +136,4 @@ def _cut(graph: fx.GraphModule, cut: fx.Node) -> tuple[Program, Program]:
             parts[0].output(copies[0][node])
             part = 1
             copies[1][node] = parts[1].placeholder("x")
-    return Program(fx.GraphModule(graph, parts[0])), Program(fx.GraphModule(graph, parts[1]))
+    return Planned(fx.GraphModule(graph, parts[0])), Planned(fx.GraphModule(graph, parts[1]))

@@ -2,15 +2,16 @@
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from senet.ops import early_gate
-from senet.ops.layout import prepared
+from senet.ops.layout import is_last, prepared
 from senet.ops.native import inference as native
-from senet.ops.native.convolutions import PackedConv2d, PackedLinear
+from senet.ops.native.convolutions import OwnConv2d, PackedConv2d, PackedLinear
 from senet.ops.reference import FullyConnected
 
 # name → what it is in PyTorch (in place), oneDNN's name for it, and its bounds.
@@ -25,6 +26,16 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], str, list[float]]] = {
 def _in_plain_operations() -> bool:
     """Whether compilers are to see the operations, or autocast is to choose their types."""
     return torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")
+
+
+@dataclass(frozen=True)
+class Convolved:
+    """What a module does as one convolution of our own: see ``OwnConv2d``."""
+
+    own: OwnConv2d
+    relu: bool = False
+    gated: bool = False
+    overwrites: bool = False
 
 
 class FoldedConv2d(nn.Module):
@@ -72,6 +83,11 @@ class FoldedConv2d(nn.Module):
         lengths = [(side + 2 * p - d * (k - 1) - 1) // s + 1 for side, k, s, p, d in sides]
         return [*other.shape] == [x.shape[0], self.weight.shape[0], *lengths]
 
+    def step(self, x: Tensor) -> "Convolved | None":
+        """What this does with a map; None where it is not a single convolution of our own."""
+        own = None if self._packed is None else self._packed.own
+        return Convolved(own) if own is not None and own.takes(x, alone=True) else None
+
     def runner(self) -> Callable[..., Tensor]:
         """What computes this outside of ``torch.compile``, without the cost of a module's call."""
         return self.forward if self._packed is None else self._packed
@@ -107,6 +123,13 @@ class FoldedSum(nn.Module):
         super().__init__()
         self.conv, self.relu, self.overwrites = conv, relu, overwrites
 
+    def step(self, x: Tensor, shortcut: Tensor) -> Convolved | None:
+        """See ``FoldedConv2d.step``."""
+        step = self.conv.step(x)
+        if step is None or not self.overwrites or not self.conv.fits(x, shortcut) or not is_last(shortcut):
+            return None
+        return Convolved(step.own, self.relu, overwrites=True)
+
     def forward(self, x: Tensor, shortcut: Tensor) -> Tensor:
         """``shortcut`` has the shape of the convolution's output, or one that is broadcast with it."""
         packed = None if not self.overwrites or _in_plain_operations() else self.conv._packed
@@ -141,6 +164,15 @@ class FoldedTail(nn.Module):
             self.excitation = early_gate.as_tables(excitation, conv.weight.dtype)
         # In one look-up: at batch 1 a network's time is a few hundred such steps.
         self._native = None if conv._packed is None else (conv._packed, self.excitation)
+
+    def step(self, x: Tensor, shortcut: Tensor | None = None) -> Convolved | None:
+        """See ``FoldedConv2d.step``."""
+        own = None if self.conv._packed is None or not self.early else self.conv._packed.own
+        if own is None or not own.takes(x, alone=False):
+            return None
+        if shortcut is not None and not (self.conv.fits(x, shortcut) and is_last(shortcut)):
+            return None
+        return Convolved(own, self.relu, gated=True, overwrites=self.overwrites and shortcut is not None)
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """``shortcut`` is None, or has the shape of the convolution's output, or one that is broadcast to it."""

@@ -146,8 +146,15 @@ class OwnConv2d:
             return False  # PyTorch says that the kernel is larger than the map
         return self.winograd or not alone or x.numel() <= self._largest
 
-    def _call_for(self, shape: torch.Size, threads: int) -> tuple[Any, list[int]]:
+    def gate_address(self, gated: bool) -> int | None:
+        """Where the gate's excitation lies; None where there is no gate."""
+        return ctypes.addressof(self._excitation) if gated else None
+
+    def call_for(self, shape: torch.Size, threads: int) -> tuple[Any, list[int]]:
         """What C++ is told of maps of a shape, and the shape of the result."""
+        known = self._calls.get((shape, threads))
+        if known is not None:
+            return known
         n, c, h, w = shape
         stride = self.geometry[1]
         out_h, out_w = (h + self.reach) // stride + 1, (w + self.reach) // stride + 1
@@ -169,13 +176,13 @@ class OwnConv2d:
         ``gated``.
         """
         threads = torch.get_num_threads()
-        call, size = self._calls.get((x.shape, threads)) or self._call_for(x.shape, threads)
+        call, size = self.call_for(x.shape, threads)
         if into is None:
             into = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
         if into.numel():
             self._run(
                 ctypes.addressof(call), self.winograd, x.data_ptr(),
-                ctypes.addressof(self._excitation) if gated else None, address(shortcut), relu, into.data_ptr(),
+                self.gate_address(gated), address(shortcut), relu, into.data_ptr(),
             )  # fmt: skip
         return into
 

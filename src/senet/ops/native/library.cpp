@@ -71,4 +71,20 @@ void convolve(const Convolution *k, int winograd_form, const float *x, const Exc
     else if (winograd_form) winograd(*k, x, sum, y);
     else direct(*k, x, nullptr, sum, y);
 }
+
+// A convolution of a run: its maps lie at an offset from one of the run's bases; id < 0 says that there is nothing to add.
+struct Step {
+    const Convolution *convolution;
+    const Excitation<float> *excitation;
+    int64_t winograd_form, relu, x, x_at, id, id_at, y, y_at;
+};
+
+void run(const Step *steps, int64_t count, char *const *bases) {
+    for (const Step *s = steps; s < steps + count; s++) {
+        const auto at = [&](int64_t base, int64_t offset) { return reinterpret_cast<float *>(bases[base] + offset); };
+        const float *id = s->id < 0 ? nullptr : at(s->id, s->id_at);
+        convolve(s->convolution, int(s->winograd_form), at(s->x, s->x_at), s->excitation, id, int(s->relu),
+                 at(s->y, s->y_at));
+    }
+}
 }

@@ -1,0 +1,148 @@
+"""Several convolutions in one call of the library, on memory that is planned once (convolutions.py)."""
+
+import ctypes
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from senet.ops.layout import is_last
+from senet.ops.native import build
+from senet.ops.native.convolutions import OwnConv2d
+
+_LINE = 64  # bytes: maps begin at the start of a cache line
+
+
+@dataclass(frozen=True)
+class Step:
+    """One convolution: y = δ(gate·(convolution(x) + bias) + shortcut), maps named by keys.
+
+    Attributes:
+        own: the convolution.
+        x, shortcut, y: keys of maps; the shortcut may be None.
+        x_shape, shape: of x and of y.
+        relu, gated: see ``OwnConv2d``.
+        overwrites: whether y takes the shortcut's place.
+    """
+
+    own: OwnConv2d
+    x: Hashable
+    x_shape: torch.Size
+    shortcut: Hashable | None
+    y: Hashable
+    shape: torch.Size
+    relu: bool
+    gated: bool
+    overwrites: bool
+
+
+class _Step(ctypes.Structure):
+    """``Step`` of library.cpp."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("convolution", "excitation")),
+        *((name, ctypes.c_int64) for name in ("winograd", "relu", "x", "x_at", "id", "id_at", "y", "y_at")),
+    )
+
+
+class Run(nn.Module):
+    """Convolutions of float32 maps in channels_last, in order.
+
+    Args:
+        steps: what is computed.
+        shapes: key → shape, of the maps that steps read and none computes.
+        wanted: keys of the results.
+
+    Attributes:
+        inputs, outputs: keys of what ``forward`` takes and returns.
+        workspace: bytes of the maps that are neither.
+    """
+
+    def __init__(self, steps: Sequence[Step], shapes: dict[Hashable, torch.Size], wanted: Sequence[Hashable]) -> None:
+        super().__init__()
+        self.inputs, self.outputs = list(shapes), list(wanted)
+        self._shapes, self._list = list(shapes.values()), list(steps)
+        homes: dict[Hashable, Hashable] = {key: key for key in self.inputs}  # whose place a map takes
+        for step in steps:
+            homes[step.y] = homes[step.shortcut] if step.overwrites else step.y
+        kept = dict.fromkeys(homes[key] for key in wanted)
+        sizes = {step.y: step.shape for step in steps}
+        self._new = [key for key in kept if key in sizes]  # homes that are new tensors at each call
+        self._new_shapes = [sizes[key] for key in self._new]
+        inside = {key: sizes[key] for key in dict.fromkeys(homes.values()) if key in sizes and key not in kept}
+        offsets, self.workspace = _placed(inside, steps, homes)
+        bases = {key: 1 + index for index, key in enumerate([*self.inputs, *self._new])}
+        self._results = [bases[homes[key]] for key in wanted]
+        threads = torch.get_num_threads()
+        self._calls = [step.own.call_for(step.x_shape, threads)[0] for step in steps]
+
+        def place(key: Hashable) -> tuple[int, int]:
+            return bases.get(homes[key], 0), offsets.get(homes[key], 0)
+
+        self._steps = (_Step * len(steps))()
+        for told, step, call in zip(self._steps, steps, self._calls, strict=True):
+            told.convolution, told.excitation = ctypes.addressof(call), step.own.gate_address(step.gated)
+            told.winograd, told.relu = step.own.winograd, step.relu
+            (told.x, told.x_at), (told.y, told.y_at) = place(step.x), place(step.y)
+            told.id, told.id_at = (-1, 0) if step.shortcut is None else place(step.shortcut)
+        self._free: list[Tensor] = []  # workspaces that no thread uses now
+        self._run = build.library().run
+        self._run.restype = None
+        self._run.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p]
+        self._pointers = ctypes.c_void_p * (1 + len(bases))
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """The results: a map, or a tuple of several."""
+        for x, shape in zip(inputs, self._shapes, strict=True):
+            if x.shape != shape or x.dtype != torch.float32 or not is_last(x):
+                return self.one_by_one(*inputs)
+        new = [torch.empty(shape, device="cpu", memory_format=torch.channels_last) for shape in self._new_shapes]
+        try:
+            workspace = self._free.pop()
+        except IndexError:
+            workspace = torch.empty(self.workspace + _LINE, dtype=torch.uint8, device="cpu")
+        first = -(-workspace.data_ptr() // _LINE) * _LINE
+        bases = self._pointers(first, *(t.data_ptr() for t in inputs), *(t.data_ptr() for t in new))
+        self._run(self._steps, len(self._steps), bases)
+        self._free.append(workspace)
+        maps = (None, *inputs, *new)
+        results = [maps[index] for index in self._results]
+        return results[0] if len(results) == 1 else tuple(results)
+
+    def one_by_one(self, *inputs: Tensor) -> Any:
+        """The same on new tensors, for maps of any size."""
+        last = torch.channels_last
+        maps: dict[Hashable | None, Tensor | None] = {None: None}
+        maps |= {key: x.to(torch.float32, memory_format=last) for key, x in zip(self.inputs, inputs, strict=True)}
+        for step in self._list:
+            x, shortcut = maps[step.x], maps[step.shortcut]
+            assert x is not None
+            maps[step.y] = step.own(x, shortcut, step.relu, shortcut if step.overwrites else None, step.gated)
+        results = [maps[key] for key in self.outputs]
+        return results[0] if len(results) == 1 else tuple(results)
+
+
+def _placed(
+    shapes: dict[Hashable, torch.Size], steps: Sequence[Step], homes: dict[Hashable, Hashable]
+) -> tuple[dict[Hashable, int], int]:
+    """Where each map lies in the workspace, so that maps of the same time do not overlap, and the bytes of it all."""
+    lives: dict[Hashable, tuple[int, int]] = {}
+    for index, step in enumerate(steps):
+        for key in (step.x, step.y, step.shortcut):
+            if key is not None and homes[key] in shapes:
+                first, _ = lives.get(homes[key], (index, index))
+                lives[homes[key]] = first, index
+    bytes_of = {key: -(-4 * shape.numel() // _LINE) * _LINE for key, shape in shapes.items()}
+    offsets: dict[Hashable, int] = {}
+    for key in sorted(shapes, key=lambda key: -bytes_of[key]):
+        first, end = lives[key]
+        others = [other for other in offsets if lives[other][0] <= end and first <= lives[other][1]]
+        offset = 0
+        for other in sorted(others, key=lambda other: offsets[other]):
+            if offset + bytes_of[key] <= offsets[other]:
+                break
+            offset = max(offset, offsets[other] + bytes_of[other])
+        offsets[key] = offset
+    return offsets, max((offsets[key] + bytes_of[key] for key in shapes), default=0)

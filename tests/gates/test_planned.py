@@ -1,0 +1,195 @@
+"""Inference graphs whose convolutions run in one call: the same bits as one by one, and nobody's map is overwritten."""
+
+import threading
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import senet
+from senet.gates import planned
+from senet.ops.native import build, convolutions
+from senet.ops.native.convolutions import OwnConv2d
+from senet.ops.native.run import Run, Step
+from senet.ops.reference import FullyConnected
+
+pytestmark = pytest.mark.skipif(
+    build.compiler() is None or convolutions._panel() < 16, reason="no convolutions of our own"
+)
+
+
+def images(seed, n=2, size=64, c=3):
+    x = torch.randn(n, c, size, size, generator=torch.Generator().manual_seed(seed))
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def accelerated(name, **options):
+    torch.manual_seed(0)
+    return senet.accelerate(senet.create_model(name, **options).eval())
+
+
+def plans_of(fast):
+    return fast._form().run.whole
+
+
+def runs_of(program):
+    return [module for module in program._modules.modules() if isinstance(module, Run)]
+
+
+@pytest.mark.parametrize("name", ["se_resnet50", "resnet50", "se_resnext50_32x4d", "vgg16_bn", "se_preresnet164"])
+def test_a_plan_computes_the_same_bits_as_its_steps(name):
+    if name not in senet.list_models():
+        pytest.skip("no such network")
+    fast, x = accelerated(name), images(1, size=64 if "164" not in name else 32)
+    fast(x)
+    first = plans_of(fast).ordinary
+    with torch.no_grad():
+        for seed in (1, 2):
+            x = images(seed, size=x.shape[2])
+            one_by_one = first(x)
+            for _ in range(2):
+                assert torch.equal(fast(x), one_by_one)
+    (program,) = plans_of(fast).plans.values()
+    assert runs_of(program)
+
+
+def test_se_resnet50_is_a_single_run_behind_its_stem():
+    fast = accelerated("se_resnet50")
+    fast(images(1))
+    (program,) = plans_of(fast).plans.values()
+    (run,) = runs_of(program)
+    assert len(run._list) == 52  # all convolutions but the stem's
+    assert sum(step.gated for step in run._list) == 16
+    maps = sum(4 * step.shape.numel() for step in run._list)
+    assert 0 < run.workspace < maps / 5
+
+
+def test_what_was_returned_stays_as_it_was():
+    fast = accelerated("se_resnet50", features_only=True)
+    x, other = images(1), images(2)
+    fast(x)
+    with torch.no_grad():
+        returned = fast(x)
+        copies = [feature.clone() for feature in returned]
+        fast(other)
+        assert all(torch.equal(a, b) for a, b in zip(returned, copies, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(fast(x), copies, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(plans_of(fast).ordinary(x), copies, strict=True))
+
+
+def test_an_image_is_not_written_to():
+    fast = senet.accelerate(nn.Sequential(nn.Conv2d(16, 32, 1), nn.Conv2d(32, 16, 3, padding=1), nn.ReLU()).eval())
+    x = images(1, c=16)
+    before = x.clone()
+    for _ in range(2):
+        fast(x)
+    assert torch.equal(x, before)
+
+
+def test_threads_have_workspaces_of_their_own():
+    fast = accelerated("se_resnet26" if "se_resnet26" in senet.list_models() else "se_resnet50")
+    inputs = [images(seed, n=1, size=48) for seed in range(4)]
+    with torch.no_grad():
+        expected = [fast(x) for x in inputs]
+    failures = []
+
+    def work(index):
+        with torch.no_grad():
+            results = [fast(inputs[index]) for _ in range(20)]
+        failures.extend(index for result in results if not torch.equal(result, expected[index]))
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+
+def test_few_shapes_are_kept_and_large_workspaces_are_not(monkeypatch):
+    fast = accelerated("se_resnet50")
+    for size in range(32, 32 + 4 * (planned.Planned.KEPT + 2), 4):
+        fast(images(1, n=1, size=size))
+    assert 0 < len(plans_of(fast).plans) <= planned.Planned.KEPT
+    monkeypatch.setattr(planned, "_WORKSPACE", 1000)
+    fast = accelerated("se_resnet50")
+    x = images(1)
+    first = fast(x)
+    assert torch.equal(fast(x), first)
+    assert list(plans_of(fast).plans.values()) == [plans_of(fast).ordinary]
+
+
+def test_another_number_of_threads_gets_another_plan():
+    fast, x = accelerated("se_resnet50"), images(1)
+    before = torch.get_num_threads()
+    try:
+        outputs = []
+        for number in (1, 3, 1):
+            torch.set_num_threads(number)
+            outputs.append(fast(x))
+    finally:
+        torch.set_num_threads(before)
+    assert len(plans_of(fast).plans) == 2
+    # PyTorch's own pooling and stem may share their work differently
+    assert torch.equal(outputs[0], outputs[2])
+    assert (outputs[0] - outputs[1]).abs().max() <= 1e-5 * outputs[0].abs().max()
+
+
+def convolution(seed, kernel):
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(32, 32, kernel, kernel, generator=generator) / (6 * kernel)
+    conv = OwnConv2d(weight, torch.randn(32, generator=generator), 1, kernel // 2, 1, *convolutions.UNBOUNDED)
+    if kernel == 1:
+        w1, w2 = torch.randn(4, 32, generator=generator), torch.randn(32, 4, generator=generator)
+        conv.take_gate(FullyConnected(w1, None, w2, None, "sigmoid"))
+    return conv
+
+
+CONVOLUTIONS = {kernel: convolution(kernel, kernel) for kernel in (1, 3)} if build.compiler() else {}
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_any_graph_of_convolutions_on_planned_memory(data):
+    """Random graphs with shortcuts, in place where nobody reads them afterwards, and any maps wanted."""
+    count = data.draw(st.integers(2, 9))
+    shape, inputs = torch.Size((2, 32, 4, 3)), ["a", "b"]
+    chosen, keys = [], list(inputs)
+    for index in range(count):
+        kernel = data.draw(st.sampled_from((1, 3)))
+        x = data.draw(st.sampled_from(keys))
+        shortcut = data.draw(st.sampled_from([None, *keys]))
+        chosen.append((kernel, x, shortcut, index))
+        keys.append(index)
+    wanted = data.draw(st.lists(st.sampled_from(range(count)), min_size=1, max_size=3, unique=True))
+    steps = []
+    for kernel, x, shortcut, index in chosen:
+        later = {key for _, *sources, other in chosen if other > index for key in sources}
+        free = shortcut is not None and shortcut != x and shortcut not in later and shortcut not in wanted
+        overwrites = free and data.draw(st.booleans())
+        gated = kernel == 1 and data.draw(st.booleans())
+        step = Step(CONVOLUTIONS[kernel], x, shape, shortcut, index, shape, True, gated, overwrites)
+        steps.append(step)
+    read = [key for key in inputs if any(key in (step.x, step.shortcut) for step in steps)]
+    run = Run(steps, dict.fromkeys(read, shape), wanted)
+    generator = torch.Generator().manual_seed(7)
+    maps = [torch.randn(shape, generator=generator).to(memory_format=torch.channels_last) for _ in read]
+    expected = run.one_by_one(*(x.clone(memory_format=torch.channels_last) for x in maps))
+    got = run(*(x.clone(memory_format=torch.channels_last) for x in maps))
+    pairs = zip(*((result,) if len(wanted) == 1 else result for result in (got, expected)), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+
+def test_maps_of_another_size_go_one_by_one():
+    shape = torch.Size((1, 32, 6, 6))
+    steps = [
+        Step(CONVOLUTIONS[3], "x", shape, None, "y", shape, True, False, False),
+        Step(CONVOLUTIONS[1], "y", shape, "x", "z", shape, True, True, False),
+    ]
+    run = Run(steps, {"x": shape}, ["z"])
+    x = images(1, n=3, size=9, c=32)
+    assert run(x).shape == (3, 32, 9, 9)
+    assert torch.equal(run(x), run.one_by_one(x))
+    assert torch.equal(run(x[:1, :, :6, :6]), run.one_by_one(x[:1, :, :6, :6]))
