@@ -179,6 +179,8 @@ def test_large_maps_and_other_layouts_are_left_to_onednn():
     assert not conv.own.takes(maps(1, 3, 32, 64, 64), alone=True)
     assert conv.own.takes(maps(1, 3, 32, 64, 64), alone=False)
     assert packed(64, 32, 3, 1, 1).own.takes(maps(1, 3, 32, 64, 64), alone=True)
+    assert packed(64, 32, 3, 2, 1).own.takes(maps(1, 3, 32, 32, 32), alone=True)
+    assert not packed(64, 32, 3, 2, 1).own.takes(maps(1, 4, 32, 32, 32), alone=True)
     assert not conv.own.takes(draw(1, 1, 32, 8, 8), alone=False)
     assert not conv.own.takes(maps(1, 1, 16, 8, 8), alone=False)
     assert not conv.own.takes(maps(1, 1, 32, 8, 8).double(), alone=False)

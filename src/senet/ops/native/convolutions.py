@@ -25,7 +25,7 @@ _CHUNK = 16  # channels that convolutions.hpp reads at once
 # Where our own are no slower than oneDNN's, which pack no maps: as measured (benchmarks/convolutions.py).
 _WASTE = 1.15  # columns that are computed for one that is there, directly
 _WASTE_WINOGRAD = 1.5
-_ROWS = 8192  # output positions of a batch, for a direct convolution with nothing to take in
+_TAPS = 8192  # positions that are packed, once for each tap, where no gate is taken in
 
 # One dimension of Winograd's F(2, 3): the factors of three weights.
 _FACTORS = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
@@ -104,7 +104,7 @@ class OwnConv2d:
         self.geometry = (kernel, stride, padding, dilation)
         self.winograd = self.geometry == (3, 1, padding, 1) and self.out % _CHUNK == 0
         self.weight = _in_panels(_factors(weight) if self.winograd else weight.permute(0, 2, 3, 1).flatten(1))
-        self._largest = _ROWS * self.c * stride**2
+        self._largest = _TAPS // kernel**2 * self.c * stride**2
         self.bias = bias.contiguous()
         self.excitation: FullyConnected | None = None
         self._excitation: Any = None
