@@ -85,14 +85,22 @@ def draw(rows: list[dict[str, str]], path: Path) -> None:
                 low = [value - float(row["q25"]) for value, (_, row) in zip(values, latest, strict=True)]
                 high = [float(row["q75"]) - value for value, (_, row) in zip(values, latest, strict=True)]
                 places = [POINTS[swept].index(value) for value, _ in latest]
-                axes.errorbar(places, values, (low, high), color=colour, marker="o", capsize=3, label=numerator)
+                axes.errorbar(
+                    places,
+                    values,
+                    (low, high),
+                    color=colour,
+                    marker="o",
+                    capsize=3,
+                    label=f"{numerator} ÷ {denominator}",
+                )
             axes.axhline(1.0, color="0.15", linewidth=1.0, linestyle="--")
             axes.set_xticks(range(len(POINTS[swept])), [str(value) for value in POINTS[swept]])
             axes.set_xlabel(LABELS[swept], fontsize=9)
             axes.grid(axis="y", color="0.9", linewidth=0.8)
             axes.spines[["top", "right"]].set_visible(False)
         what = "train step" if mode == "train" else "inference"
-        line[0].set_ylabel(f"{what}: time ÷ {LINES[mode][0][1]}", fontsize=9)
+        line[0].set_ylabel(f"{what}: time with SE ÷ without", fontsize=9)
         line[0].legend(frameon=False, fontsize=8.5, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     image = io.BytesIO()
     figure.savefig(image, format="png")

@@ -88,6 +88,12 @@ def test_an_image_is_not_written_to():
     assert torch.equal(x, before)
 
 
+def test_no_images():
+    fast = accelerated("se_resnet50")
+    for _ in range(2):
+        assert fast(images(1, n=0)).shape == (0, 1000)
+
+
 def test_threads_have_workspaces_of_their_own():
     fast = accelerated("se_resnet26" if "se_resnet26" in senet.list_models() else "se_resnet50")
     inputs = [images(seed, n=1, size=48) for seed in range(4)]

@@ -179,11 +179,8 @@ class OwnConv2d:
         call, size = self.call_for(x.shape, threads)
         if into is None:
             into = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-        if into.numel():
-            self._run(
-                ctypes.addressof(call), self.winograd, x.data_ptr(),
-                self.gate_address(gated), address(shortcut), relu, into.data_ptr(),
-            )  # fmt: skip
+        gate = self.gate_address(gated)
+        self._run(ctypes.addressof(call), self.winograd, x.data_ptr(), gate, address(shortcut), relu, into.data_ptr())
         return into
 
 

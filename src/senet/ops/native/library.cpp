@@ -67,6 +67,7 @@ int panel() { return PANEL; }
 void convolve(const Convolution *k, int winograd_form, const float *x, const Excitation<float> *e, const float *id,
               int relu, float *y) {
     const Sum sum{id, relu != 0};
+    if (!k->n) return;
     if (e) gated(*k, x, *e, sum, y);
     else if (winograd_form) winograd(*k, x, sum, y);
     else direct(*k, x, nullptr, sum, y);
