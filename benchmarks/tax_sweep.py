@@ -67,6 +67,7 @@ def draw(rows: list[dict[str, str]], path: Path) -> None:
     modes = [mode for mode in LINES if any(row["mode"] == mode for row in rows)]
     sweeps = [swept for swept in POINTS if any(row["swept"] == swept for row in rows)]  # no empty panels
     figure = Figure(figsize=(2.1 + 2.8 * len(sweeps), 0.6 + 2.9 * len(modes)), dpi=150, layout="constrained")
+    figure.get_layout_engine().set(rect=(0, 0, 1, 0.95), hspace=0.1)
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(modes), len(sweeps), sharey="row", squeeze=False)
     for mode, line in zip(modes, panels, strict=True):
@@ -101,7 +102,8 @@ def draw(rows: list[dict[str, str]], path: Path) -> None:
             axes.spines[["top", "right"]].set_visible(False)
         what = "train step" if mode == "train" else "inference"
         line[0].set_ylabel(f"{what}: time with SE ÷ without", fontsize=9)
-        line[0].legend(frameon=False, fontsize=8.5, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+        legend = line[0].legend(frameon=False, fontsize=8.5, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+        legend.set_in_layout(False)  # it is wider than its panel
     image = io.BytesIO()
     figure.savefig(image, format="png")
     write_atomically(path, image.getvalue())
