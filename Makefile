@@ -33,6 +33,7 @@ bench: $(INSTALLED)  ## the measurements behind the README's tables; appends to 
 	$(BIN)/python benchmarks/tax.py --processes 3
 	$(BIN)/python benchmarks/allocator.py
 	$(BIN)/python benchmarks/tax_sweep.py
+	$(BIN)/python benchmarks/convolutions.py
 	$(BIN)/python benchmarks/tables.py
 
 $(INSTALLED): pyproject.toml

@@ -45,8 +45,7 @@ def tax_tables(everything: Sequence[Measured], console: Console) -> None:
     if any(measured.timings for measured in everything):
         console.print(
             "Ratios are of the same rounds, median (quartiles). The twin is the plain network on the same engine: "
-            "its ratio is the SE tax. MB/image: saved for backward. "
-            "Milliseconds are this machine's alone.",
+            "its ratio is the SE tax. MB/image: saved for backward. Milliseconds are this machine's alone.",
             style="dim",
             highlight=False,
         )

@@ -21,7 +21,7 @@ from senet.nn.folded import FoldedConv2d, FoldedGate, FoldedLinear, FoldedSum, F
 from senet.ops.native.convolutions import PackedLinear
 from senet.ops.reference import FullyConnected
 
-EARLY, LATE = "early gate, one sweep", "late gate, one sweep"
+EARLY, LATE = "early gate", "late gate, one sweep"
 PROJECTED, ALONE = "in place, before the projection", "by itself"
 
 _FUNCTIONS: dict[Any, str] = {

@@ -1,6 +1,6 @@
 """Inference graphs whose convolutions run in one call of the library, on memory that was planned for a shape of images.
 
-At batch 1 a network's time is a few hundred small steps of Python with empty caches: a twentieth of SE-ResNet-50's.
+At batch 1 a few hundred small steps of Python, with caches that a convolution has just emptied, are part of the time.
 For each shape that is met, runs of our own convolutions (senet.ops.native.convolutions) become one step. Maps that
 nobody outside of a run sees lie in a workspace and take each other's place; the others are new tensors, as ever.
 """
@@ -125,9 +125,8 @@ def _in_one_step(nodes: list[fx.Node], recorder: _Recorder) -> Run:
         x, shortcut, *_ = (*node.args, None)
         assert isinstance(x, fx.Node)
         assert shortcut is None or isinstance(shortcut, fx.Node)
-        shapes = recorder.shapes[x], recorder.shapes[node]
         options = known.relu, known.gated, known.overwrites
-        steps.append(Step(known.own, x, shapes[0], shortcut, node, shapes[1], *options))
+        steps.append(Step(known.own, x, shortcut, node, recorder.shapes[node], *options))
     sources = [source for node in nodes for source in node.all_input_nodes if source not in inside]
     outside: dict[Any, torch.Size] = {source: recorder.shapes[source] for source in sources}
     wanted = [node for node in nodes if any(user not in inside for user in node.users)]

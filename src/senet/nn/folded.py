@@ -83,7 +83,7 @@ class FoldedConv2d(nn.Module):
         lengths = [(side + 2 * p - d * (k - 1) - 1) // s + 1 for side, k, s, p, d in sides]
         return [*other.shape] == [x.shape[0], self.weight.shape[0], *lengths]
 
-    def step(self, x: Tensor) -> "Convolved | None":
+    def step(self, x: Tensor) -> Convolved | None:
         """What this does with a map; None where it is not a single convolution of our own."""
         own = None if self._packed is None else self._packed.own
         return Convolved(own) if own is not None and own.takes(x, alone=True) else None

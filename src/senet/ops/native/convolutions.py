@@ -128,12 +128,12 @@ class OwnConv2d:
         """
         *sides, groups = geometry
         out, c, *kernel = weight.shape
-        if weight.dtype != torch.float32 or _panel() < 16:
-            return "this is measured for float32, with AVX2 and AVX-512"
         if groups != 1 or bounds is None or any(one != other for one, other in (*sides, kernel)):
             return "it has groups, another activation or sides of two kinds"
         if c % _CHUNK or kernel[0] not in (1, 3):
             return "it reads 16 channels at once, and is measured for 1×1 and 3×3"
+        if weight.dtype != torch.float32 or _panel() < 16:
+            return "this is measured for float32, with AVX2 and AVX-512"
         winograd = kernel == [3, 3] and sides[1:] == [[1, 1], [1, 1]] and out % _CHUNK == 0
         waste = -(-out // _panel()) * _panel() / out
         return "it has few output channels" if waste > (_WASTE_WINOGRAD if winograd else _WASTE) else None

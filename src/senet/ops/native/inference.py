@@ -1,17 +1,12 @@
 """Inference on the CPU: the early gate, and gate, shortcut and ReLU in one sweep, in C++ (inference.hpp)."""
 
-import functools
-import math
-from ctypes import c_int, c_int64, c_void_p
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from senet.ops.layout import in_layout, is_last
 from senet.ops.native import build
 from senet.ops.native.batch_norm_tail import GATE_NUMBERS
-from senet.ops.native.sweeps import TYPES, address, call
+from senet.ops.native.sweeps import TYPES, call
 from senet.ops.reference import FullyConnected, squeeze, table_dtype
 
 # The numbers of inference.hpp: what stands between the two FCs.
@@ -40,24 +35,10 @@ def gate_of(h: Tensor, excitation: FullyConnected) -> Tensor:
     # C++ would read past the end where PyTorch says what is wrong, or computes in the map's own type.
     if (h.shape[1], dtype, h.device) != (e.w1.shape[1], e.w1.dtype, e.w1.device) or h.dtype not in TYPES:
         return e(squeeze(h))
-    last = is_last(h)
-    h = h if last else h.contiguous()
-    n, c, *sides = h.shape
-    gate = torch.empty(n, out, dtype=dtype, device=h.device)
-    # Not through `sweeps.call`: at batch 1 the cost of a call is seen.
-    _gate(h.dtype)(
-        n, c, math.prod(sides), torch.get_num_threads(), last, h.data_ptr(), out, e.w1.shape[0], number_of(e),
-        e.w1.data_ptr(), address(e.b1), e.w2.data_ptr(), address(e.b2), gate.data_ptr(),
-    )  # fmt: skip
+    h = h if is_last(h) else h.contiguous()
+    gate = torch.empty(h.shape[0], out, dtype=dtype, device=h.device)
+    call("gate", h, h, out, e.w1.shape[0], number_of(e), e.w1, e.b1, e.w2, e.b2, gate)
     return gate
-
-
-@functools.cache
-def _gate(dtype: torch.dtype) -> Any:
-    function = getattr(build.library(), f"gate_{TYPES[dtype]}")
-    function.restype = None
-    function.argtypes = [*[c_int64] * 3, c_int, c_int, c_void_p, *[c_int] * 3, *[c_void_p] * 5]
-    return function
 
 
 def gated_sum_(u: Tensor, gate: Tensor, shortcut: Tensor | None, relu: bool) -> Tensor:

@@ -22,14 +22,13 @@ class Step:
     Attributes:
         own: the convolution.
         x, shortcut, y: keys of maps; the shortcut may be None.
-        x_shape, shape: of x and of y.
+        shape: of y.
         relu, gated: see ``OwnConv2d``.
         overwrites: whether y takes the shortcut's place.
     """
 
     own: OwnConv2d
     x: Hashable
-    x_shape: torch.Size
     shortcut: Hashable | None
     y: Hashable
     shape: torch.Size
@@ -70,13 +69,14 @@ class Run(nn.Module):
         kept = dict.fromkeys(homes[key] for key in wanted)
         sizes = {step.y: step.shape for step in steps}
         self._new = [key for key in kept if key in sizes]  # homes that are new tensors at each call
+        known = shapes | sizes
         self._new_shapes = [sizes[key] for key in self._new]
         inside = {key: sizes[key] for key in dict.fromkeys(homes.values()) if key in sizes and key not in kept}
         offsets, self.workspace = _placed(inside, steps, homes)
         bases = {key: 1 + index for index, key in enumerate([*self.inputs, *self._new])}
         self._results = [bases[homes[key]] for key in wanted]
         threads = torch.get_num_threads()
-        self._calls = [step.own.call_for(step.x_shape, threads)[0] for step in steps]
+        self._calls = [step.own.call_for(known[step.x], threads)[0] for step in steps]
 
         def place(key: Hashable) -> tuple[int, int]:
             return bases.get(homes[key], 0), offsets.get(homes[key], 0)
