@@ -170,7 +170,7 @@ def test_a_stop_leaves_no_half_report(senet, photos, weights, tmp_path, monkeypa
     def stop(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(report, "findings_csv", stop)  # when the page and the figures are written already
+    monkeypatch.setattr(report, "finding_rows", stop)  # when the page and the figures are written already
     assert senet(*words)[0] == 130
     assert [path.name for path in tmp_path.iterdir()] == (["report"] if there else [])
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before if there else not out.exists()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import sys
 from collections.abc import Sequence
@@ -16,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from senet.cli.console import counted
+from senet.csv_file import csv_text
 from senet.files import write_atomically
 from senet.measure.cost import Cost, model_cost
 from senet.measure.cost_parts import NetworkCost
@@ -79,11 +78,7 @@ def write(records: Sequence[Record], form: str, output: Path | None) -> None:
     if form == "json":
         text = json.dumps(records, indent=2, ensure_ascii=False) + "\n"
     else:
-        buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, records[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(records)
-        text = buffer.getvalue()
+        text = csv_text(list(records[0]), records)
     if output is None:
         sys.stdout.write(text)
         return

@@ -13,6 +13,7 @@ import typer
 
 from senet import __version__
 from senet.cli import attach, bench, compare, cost, evaluate, fold, inspect, list_models, predict, train
+from senet.cli.terminal import prepare_streams
 from senet.errors import InputError
 
 EXTRAS = frozenset(
@@ -65,6 +66,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code and never lets a traceback of a user's mistake through."""
+    prepare_streams()
     _show_warnings()
     try:
         result = app(args=None if arguments is None else list(arguments), prog_name="senet", standalone_mode=False)

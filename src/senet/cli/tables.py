@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import sys
 from pathlib import Path
@@ -15,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from senet.cli.console import counted
+from senet.csv_file import write_csv, write_rows
 
 if TYPE_CHECKING:
     from senet.training.compare import Comparison
@@ -110,16 +109,16 @@ def prediction_table(predictions: Predictions, console: Console) -> None:
 
 def predictions_csv(predictions: Predictions, target: str) -> None:
     """``image,rank,class,probability``; a file is replaced only when all is done."""
-    text = sys.stdout if target == "-" else io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", "rank", "class", "probability"])
-    for row in predictions:
-        for rank, (label, probability) in enumerate(zip(row.classes, row.probabilities, strict=True), 1):
-            writer.writerow([row.name, rank, label, f"{probability:.6f}"])
-    if isinstance(text, io.StringIO):
-        from senet.models.weights import write_atomically
-
-        write_atomically(target, text.getvalue().encode("utf-8", errors="surrogateescape"))
+    columns = ("image", "rank", "class", "probability")
+    rows = (
+        {"image": row.name, "rank": rank, "class": label, "probability": f"{probability:.6f}"}
+        for row in predictions
+        for rank, (label, probability) in enumerate(zip(row.classes, row.probabilities, strict=True), 1)
+    )
+    if target == "-":
+        write_rows(sys.stdout, columns, rows)
+    else:
+        write_csv(target, columns, rows)
 
 
 def zoo_table(names: list[str], console: Console) -> None:

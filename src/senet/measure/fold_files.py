@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import math
@@ -10,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from senet.csv_file import write_csv
 from senet.files import write_atomically
 from senet.gates.fold_report import FoldReport, FoldStep
 from senet.measure.machine import machine
@@ -79,11 +79,7 @@ def step_rows(steps: Sequence[FoldStep]) -> list[dict[str, Any]]:
 
 def write_fold(folder: Path, report: FoldReport, about: dict[str, str]) -> None:
     """Write ``FILES`` into a folder; ``about`` says where the numbers come from."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(step_rows(report.steps))
-    write_atomically(folder / "fold.csv", text.getvalue().encode())
+    write_csv(folder / "fold.csv", COLUMNS, step_rows(report.steps))
     content = {"about": about, "machine": machine(), **report.to_dict()}
     write_atomically(folder / "fold.json", (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
     plot_tradeoff(folder / "tradeoff.png", report, about.get("model", report.name))

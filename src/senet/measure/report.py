@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import functools
-import io
 import json
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
+from senet.csv_file import write_csv
 from senet.errors import InputError
 from senet.files import write_atomically
 from senet.gates.doctor import Diagnosis, Thresholds, diagnose
@@ -59,20 +59,15 @@ def write_report(
     plot_class_means(folder / "class_means.png", excitations, sites, classes)
     plot_class_spread(folder / "class_spread.png", excitations, sites, classes)
     write_atomically(folder / "index.html", page)
-    write_atomically(folder / "findings.csv", findings_csv(diagnoses).encode())
+    write_csv(folder / "findings.csv", _COLUMNS, finding_rows(diagnoses))
     excitations.save(folder / "excitations.npz")
     return diagnoses
 
 
-def findings_csv(diagnoses: Sequence[Diagnosis]) -> str:
+def finding_rows(diagnoses: Sequence[Diagnosis]) -> list[dict[str, Any]]:
     """A row a gate, with the numbers, the findings and what to do."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for diagnosis in diagnoses:
-        row = diagnosis.row()
-        writer.writerow({name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()})
-    return text.getvalue()
+    rows = [diagnosis.row() for diagnosis in diagnoses]
+    return [{n: f"{value:.6g}" if isinstance(value, float) else value for n, value in row.items()} for row in rows]
 
 
 def build_page(

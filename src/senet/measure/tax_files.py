@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from senet.csv_file import write_csv
 from senet.measure.machine import machine
 from senet.measure.tax import COLUMNS, Measured
 from senet.measure.tax_figure import plot_tax
@@ -26,12 +25,7 @@ def write_tax(folder: Path, everything: Sequence[Measured], name: str = "tax") -
 
 def write_numbers(folder: Path, everything: Sequence[Measured], name: str = "tax") -> None:
     """``<name>.csv``, a row a candidate and setting, and ``<name>.json``, with checks, stages and the machine."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for measured in everything:
-        writer.writerows(measured.rows())
-    write_atomically(folder / f"{name}.csv", text.getvalue().encode())
+    write_csv(folder / f"{name}.csv", COLUMNS, (row for measured in everything for row in measured.rows()))
     settings = [measured.to_dict() for measured in everything]
     content = {"machine": machine(), "complete": all(m.complete for m in everything), "settings": settings}
     write_atomically(folder / f"{name}.json", (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())

@@ -21,9 +21,10 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.callbacks.weight_averaging import WeightAveraging
 from torch import Tensor
 
+from senet.csv_file import write_csv
 from senet.models.weights import save_weights
 from senet.training.classifier import Classifier
-from senet.training.curves import plot_curves, write_csv
+from senet.training.curves import COLUMNS, plot_curves
 from senet.training.interrupt import Interrupted, StopRequest
 
 SYNC_EVERY = 50  # steps between two looks at the loss on an accelerator, where each look waits for the device
@@ -95,7 +96,7 @@ class Recorder(Callback):
         self._seconds, self._since = 0.0, time.monotonic()
         self.rows.append(row)
         if trainer.is_global_zero:
-            write_csv(self.folder / "curves.csv", self.rows)
+            write_csv(self.folder / "curves.csv", COLUMNS, self.rows)
         numbers = {key: value for key, value in row.items() if value is not None}
         for logger in trainer.loggers:
             logger.log_metrics(numbers, step=trainer.global_step)

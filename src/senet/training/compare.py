@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
+from senet.csv_file import write_csv
 from senet.data.sources import DataSource, open_source
 from senet.errors import InputError
 from senet.measure.cost import Cost, model_cost, module_cost
@@ -20,7 +21,7 @@ from senet.measure.timing import Ratio
 from senet.models.elsewhere import ATTACHED
 from senet.models.registry import model_spec
 from senet.training import folder as folders
-from senet.training.curves import plot_curves, read_csv, write_csv
+from senet.training.curves import plot_curves, read_csv
 from senet.training.feed import transform_for
 from senet.training.interrupt import Interrupted, StopRequest
 from senet.training.recipe import Recipe
@@ -239,7 +240,7 @@ def _write(comparison: Comparison, output: Path) -> None:
     curves = {side.model: [read_csv(Path(run.folder) / "curves.csv") for run in side.runs] for side in sides}
     title = f"{comparison.se.model} and its plain twin on {Path(comparison.data).name}"
     plot_curves(output / "curves.png", curves, title)
-    write_csv(output / "results.csv", _csv_rows(comparison), _CSV_COLUMNS)
+    write_csv(output / "results.csv", _CSV_COLUMNS, _csv_rows(comparison))
     folders.write_json(output / "results.json", comparison.to_dict())
 
 

@@ -20,18 +20,9 @@ COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7")
 Row = Mapping[str, Any]
 
 
-def write_csv(path: Path, rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> None:
-    """Write rows atomically; None is an empty cell, floats keep what is needed to read them back."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(path, text.getvalue().encode())
-
-
 def read_csv(path: Path) -> list[dict[str, float | None]]:
     """The rows of a ``curves.csv``."""
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         return [{key: float(value) if value else None for key, value in row.items()} for row in csv.DictReader(file)]
 
 
