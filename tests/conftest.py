@@ -29,7 +29,7 @@ def _no_child_handler_of_a_loader():
     child, a compiler's say. No user of one command meets both.
     """
     yield
-    if signal_handling._SIGCHLD_handler_set:
+    if getattr(signal_handling, "_SIGCHLD_handler_set", False):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal_handling._SIGCHLD_handler_set = False
 

@@ -107,7 +107,7 @@ def test_jpeg_with_lost_data_is_bad_although_pillow_shows_grey(damage: Callable[
 def test_stray_bytes_in_a_jpeg_are_harmless() -> None:
     data = saved(scene(), "JPEG")
     scan = data.index(b"\xff\xda")
-    with pytest.raises(ValueError, match="extraneous"):
+    with pytest.raises(ValueError):  # noqa: PT011 - libjpeg's word for it
         simplejpeg.decode_jpeg(data[:scan] + b"abc" + data[scan:])
     np.testing.assert_array_equal(decoded(data[:scan] + b"abc" + data[scan:]), decoded(data))
     np.testing.assert_array_equal(decoded(data + b"trailing"), decoded(data))

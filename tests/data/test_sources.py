@@ -1,5 +1,6 @@
 """Folders, digits and torchvision datasets: what is found, how it is split, and what is said when it is wrong."""
 
+import hashlib
 import pickle
 import struct
 from pathlib import Path
@@ -228,15 +229,19 @@ def test_torchvision_arrays_by_name(tmp_path: Path) -> None:
 def test_cifar10_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from torchvision.datasets import CIFAR10
 
-    monkeypatch.setattr(CIFAR10, "_check_integrity", lambda self: True)
-    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *args: True)
     folder = tmp_path / CIFAR10.base_folder
     folder.mkdir()
     planes = np.random.default_rng(0).integers(0, 256, (4, 3072), dtype=np.uint8)
-    for name, _ in CIFAR10.train_list + CIFAR10.test_list:
-        (folder / name).write_bytes(pickle.dumps({"data": planes, "labels": [3, 1, 2, 0]}))
     names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": names}))
+    contents = [pickle.dumps({"data": planes, "labels": [3, 1, 2, 0]}), pickle.dumps({"label_names": names})]
+    batch, meta = (hashlib.md5(content).hexdigest() for content in contents)
+    for part in ("train_list", "test_list"):
+        files = [name for name, _ in getattr(CIFAR10, part)]
+        monkeypatch.setattr(CIFAR10, part, [[name, batch] for name in files])
+        for name in files:
+            (folder / name).write_bytes(contents[0])
+    monkeypatch.setattr(CIFAR10, "meta", CIFAR10.meta | {"md5": meta})
+    (folder / CIFAR10.meta["filename"]).write_bytes(contents[1])
     source = open_source("cifar10", root=tmp_path)
     assert (len(source.train), len(source.val), source.in_chans, source.native_size) == (20, 4, 3, 32)
     assert source.classes == tuple(names)

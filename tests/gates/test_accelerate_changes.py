@@ -187,7 +187,7 @@ def test_arguments_by_name_and_optional_ones():
         assert_same(fast(x=images()), model(images()))
         assert_same(fast(images(), mask), model(images(), mask))
         assert_same(fast(images(), mask=mask), model(images(), mask))
-    with pytest.raises(TypeError, match="missing 1 required positional argument: 'x'"):
+    with pytest.raises(TypeError, match="'x'"):
         fast()
 
 

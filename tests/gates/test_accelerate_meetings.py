@@ -36,8 +36,9 @@ def test_a_gate_of_maps_of_another_type(dtype):
     assert any(isinstance(m, FoldedGate) for m in fast._form().graph.modules())
     with torch.no_grad():
         assert_same(fast(x), model(x), 1e-3 if dtype == torch.float16 else 1e-12)
-        with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-            fast(images(2, 15, 5, 4))
+        for network in (model, fast):
+            with pytest.raises(RuntimeError):  # PyTorch's own
+                network(images(2, 15, 5, 4))
 
 
 @pytest.mark.parametrize("gated", [True, False])

@@ -3,7 +3,6 @@
 import pytest
 import torchvision
 from torch import nn
-from torchvision.models._api import WeightsEnum
 
 import senet
 
@@ -43,7 +42,8 @@ def test_heads_of_pretrained_networks(name, own, wanted, monkeypatch):
     """Only a classifier of as many classes as the weights know is replaced: not a detector's last linear layer."""
     backbone = {} if own == 1000 else {"weights_backbone": None}
     state = torchvision.models.get_model(name, weights=None, num_classes=own, **backbone).state_dict()
-    monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda *_, **__: state)
+    theirs = torchvision.models.get_model_weights(name)
+    monkeypatch.setattr(theirs, "get_state_dict", lambda *_, **__: state)
     if own == 1000:
         assert senet.create_model(f"torchvision:{name}", wanted, pretrained="default").classifier[-1].out_features == 3
     else:

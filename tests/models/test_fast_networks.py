@@ -118,7 +118,7 @@ def test_two_runs_give_the_same_bits(layout):
 @pytest.mark.parametrize("training", [pytest.param(True, marks=pytest.mark.slow), False])
 @pytest.mark.parametrize("backend", ["auto", "reference", NATIVE, COMPILED])
 def test_an_outer_compiler_sees_one_graph_with_the_same_result(backend, training):
-    torch._dynamo.reset()
+    torch.compiler.reset()
     model, x, y = small().double(), torch.randn(4, 1, 16, 16, dtype=torch.float64), torch.arange(4)
     whole = torch.compile(copy.deepcopy(model).train(training), fullgraph=True, backend="aot_eager")
     with senet.use_backend("reference"):
@@ -134,7 +134,7 @@ def test_an_outer_compiler_sees_one_graph_with_the_same_result(backend, training
 @DYNAMO
 def test_an_outer_compiler_traces_what_use_backend_says():
     """The reference's batch norm, or the sweeps' moments; and another choice compiles anew."""
-    torch._dynamo.reset()
+    torch.compiler.reset()
     graphs = []
 
     def keep(graph, inputs):

