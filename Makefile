@@ -1,21 +1,51 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
+# Other places: make VENV=/tmp/venv DEMO=/tmp/demo, for a checkout that cannot be written.
 PYTHON ?= python3
-VENV := .venv
+VENV ?= .venv
+DEMO ?= demo
+$(if $(filter-out 1,$(words $(VENV))),$(error senet: VENV="$(VENV)" has a space, which make cannot take))
 BIN := $(VENV)/bin
+COMPILE = $(BIN)/python -m uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-annotate \
+	--custom-compile-command "make lock"
 # a process per core, but not more than memory is sure to hold; files stay together for their fixtures
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 INSTALLED := $(VENV)/.installed
+TRAINS := $(VENV)/.trains
+COMPILER := command -v "$${CXX:-g++}" >/dev/null || command -v clang++ >/dev/null
+BROWSER := command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null
+EVERY = not gpu$$({ $(BROWSER); } || echo " and not browser")
+QUICK = $(EVERY) and not slow
+# $(call debian,test for it,package,what is said where it cannot be installed); that is an error where CI runs
+debian = @{ $(1); } || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
+	&& { apt-get update -qq && apt-get install -qq -y --no-install-recommends $(2); } >/dev/null 2>&1; } \
+	|| { echo "senet: $(3)" >&2; test -z "$$CI"; }
 
-.PHONY: demo test test-all lint types docs bench clean
+.PHONY: demo test test-all test-latest test-oldest compiler browser lint types docs bench lock clean
 
-demo: $(INSTALLED)  ## the main job on the embedded digits: table, curves.png, results.json, results.csv in demo/
-	$(BIN)/senet compare --output demo --overwrite
+demo: $(TRAINS) compiler  ## the main job on the embedded digits: table, curves.png, results.json, results.csv in demo/
+	$(BIN)/senet compare --output "$(DEMO)" --overwrite
 
-test: $(INSTALLED) lint types docs  ## lint, types, docs and the quick tests
-	$(BIN)/pytest $(PARALLEL)
+test: $(INSTALLED) compiler browser lint types docs  ## lint, types, docs and the quick tests
+	$(BIN)/pytest $(PARALLEL) -m "$(QUICK)"
 
-test-all: $(INSTALLED) lint types docs  ## every network × every property as well
-	$(BIN)/pytest $(PARALLEL) -m "not gpu" --durations=10
+test-all: $(INSTALLED) compiler browser lint types docs  ## every network × every property as well
+	$(BIN)/pytest $(PARALLEL) -m "$(EVERY)" --durations=10
+
+test-latest: compiler browser  ## the quick tests with the newest release of everything, whatever the lock says
+	sh requirements/install.sh "$(PYTHON)" .venv-latest dev
+	.venv-latest/bin/pytest $(PARALLEL) -m "$(QUICK)"
+
+test-oldest: compiler browser  ## the quick tests with the lower bounds of pyproject.toml; python3.11 has wheels for them all
+	sh requirements/install.sh python3.11 .venv-oldest dev requirements/oldest.lock
+	.venv-oldest/bin/pytest $(PARALLEL) -m "$(QUICK)"
+
+lock: $(INSTALLED)  ## pin again after a change of pyproject.toml; the newest of everything: make lock UPGRADE=--upgrade
+	$(BIN)/python -m pip install --quiet "uv>=0.9"
+	$(COMPILE) $(UPGRADE) --extra dev pyproject.toml --output-file requirements/dev.lock
+	$(COMPILE) --upgrade --extra train --extra report --constraint requirements/dev.lock pyproject.toml \
+		--output-file requirements/train.lock
+	$(COMPILE) --extra dev --resolution lowest-direct pyproject.toml --output-file requirements/oldest.lock
+	printf '%s\n' pip "hatchling>=1.27" editables | $(COMPILE) $(UPGRADE) - --output-file requirements/build.lock
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -36,16 +66,19 @@ bench: $(INSTALLED)  ## the measurements behind the README's tables; appends to 
 	$(BIN)/python benchmarks/convolutions.py
 	$(BIN)/python benchmarks/tables.py
 
-$(INSTALLED): pyproject.toml
-	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'senet needs Python 3.11 or newer: make PYTHON=python3.12')"
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@# the fast CPU code is compiled at first use; without a compiler everything works, slower, but its tests would fail
-	command -v g++ >/dev/null || command -v clang++ >/dev/null || { apt-get update -qq && apt-get install -qq -y --no-install-recommends g++; }
-	@# the report page is tested in a real browser
-	command -v chromium >/dev/null || command -v google-chrome >/dev/null || ! command -v apt-get >/dev/null || { apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium; }
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
-	touch $@
+$(INSTALLED): pyproject.toml requirements/dev.lock requirements/build.lock
+	@sh requirements/install.sh "$(PYTHON)" "$(VENV)" dev requirements/dev.lock
+	@touch $(INSTALLED) $(TRAINS)
+
+$(TRAINS): pyproject.toml requirements/train.lock requirements/build.lock
+	@sh requirements/install.sh "$(PYTHON)" "$(VENV)" train requirements/train.lock
+	@touch $(TRAINS)
+
+compiler:  # the fast CPU code is compiled at first use; without a compiler everything works, slower
+	$(call debian,$(COMPILER),g++,no C++ compiler: the fast CPU code cannot be built here and is not tested; install g++ or clang++)
+
+browser:  # the report page is tested in a real browser
+	$(call debian,$(BROWSER),chromium,no Chromium: the report page is not tested in a browser; install chromium)
 
 clean:
-	rm -rf $(VENV) demo site .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf "$(VENV)" .venv-latest .venv-oldest "$(DEMO)" site .mypy_cache .ruff_cache .pytest_cache .hypothesis
