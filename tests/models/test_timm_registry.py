@@ -163,8 +163,8 @@ def test_timm_loads_what_was_saved_here(tmp_path):
     assert loaded.dropout.p == 0.5
     assert loaded.pretrained_cfg["label_names"] == ["a", "b", "c"]
     data = resolve_model_data_config(loaded)
-    assert (data["input_size"], data["interpolation"]) == ((3, 24, 24), "bicubic")
-    assert (data["mean"], data["std"]) == ([0.4, 0.5, 0.6], [0.2, 0.2, 0.3])
+    assert (*data["input_size"], data["interpolation"]) == (3, 24, 24, "bicubic")
+    assert [*data["mean"], *data["std"]] == [0.4, 0.5, 0.6, 0.2, 0.2, 0.3]
     other = timm.create_model(f"local-dir:{tmp_path / 'saved'}", pretrained=True, num_classes=9, in_chans=1).eval()
     assert other(x[:, :1]).shape == (2, 9)
     assert torch.equal(other.layer3[0].conv2.weight, model.layer3[0].conv2.weight)

@@ -39,7 +39,7 @@ def register_timm(pattern: str = "*") -> list[str]:
     try:
         from timm.models import is_model, register_model
     except ImportError as error:
-        raise InputError("register_timm: timm is not installed; pip install 'timm>=1.0.20'") from error
+        raise InputError("register_timm: timm is not installed; pip install 'timm>=1.0.26'") from error
     names = list_models(pattern)
     for name in names:
         if not is_model(PREFIX + name):
