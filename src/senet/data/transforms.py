@@ -27,6 +27,7 @@ Augment = Literal["imagenet", "cifar", "shift", "none"]
 Interpolation = Literal["bilinear", "bicubic"]
 Box = tuple[int, int, int, int]  # top, left, height, width in pixels
 
+MAX_SIDE = 8192  # of a network's input, in pixels; a batch of larger ones fits no memory
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -72,12 +73,16 @@ class TransformSpec:
         """Check the values, so that a mistake in a recipe is found before training."""
         for name in ("mean", "std", "scale", "ratio"):
             object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
-        if self.size < 1:
-            raise InputError(f"transform size is {self.size}: give at least 1 pixel")
+        if not 1 <= self.size <= MAX_SIDE:
+            raise InputError(f"transform size is {self.size}: give 1 to {MAX_SIDE} pixels")
         if self.resize is not None and self.resize < self.size:
             raise InputError(f"transform resize {self.resize} is below size {self.size}: the centre crop would not fit")
-        if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3) or min(self.std) <= 0:
-            raise InputError(f"mean {self.mean} and std {self.std}: give 1 or 3 values each, std above 0")
+        if self.resize is not None and self.resize > 2 * MAX_SIDE:
+            raise InputError(f"transform resize is {self.resize}: give at most {2 * MAX_SIDE} pixels")
+        if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
+            raise InputError(f"mean {self.mean} and std {self.std}: give 1 or 3 values each")
+        if not all(abs(mean) <= 1e6 for mean in self.mean) or not all(1e-6 <= std <= 1e6 for std in self.std):
+            raise InputError(f"mean {self.mean} and std {self.std}: give means of at most 1e6, and std of 1e-6 to 1e6")
         if self.augment not in ("imagenet", "cifar", "shift", "none"):
             raise InputError(f"unknown augment {self.augment!r}: choose imagenet, cifar, shift or none")
         if self.size <= 4 and self.augment == "cifar":
@@ -87,8 +92,8 @@ class TransformSpec:
         if not 0 <= self.cutout <= self.size:
             raise InputError(f"transform cutout is {self.cutout}: give 0 to {self.size} pixels, the size of the images")
         for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
-            if not 0 < low <= high:
-                raise InputError(f"transform {name} is {low} to {high}: give two values above 0, the smaller first")
+            if not 1e-6 <= low <= high <= 1e6:
+                raise InputError(f"transform {name} is {low} to {high}: give two values of 1e-6 to 1e6, in order")
 
     @property
     def channels(self) -> int:

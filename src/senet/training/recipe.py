@@ -13,17 +13,34 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
+from senet.data.transforms import MAX_SIDE
 from senet.errors import InputError
+from senet.training.validation import first_problem
+from senet.yaml_text import parse, write
+
+MAX_COUNT = 1_000_000  # epochs, or images in a batch
+_MAX_RATE = 1e30  # float32 ends at 3e38
+_MAX_BYTES = 2**20  # of a recipe file
+_LEAST_MIX = 1e-3  # below it float32 draws no share of an image but 0 and 1, and in the end NaN
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+Name = Annotated[str, Field(coerce_numbers_to_str=True)]
 
 
 class _Section(BaseModel):
     # A typing mistake in a recipe must be an error, never a setting silently left at its default.
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: Any) -> Any:
+        listed = value if isinstance(value, (list, tuple)) else [value]
+        if cls.model_fields[info.field_name].annotation is not bool and any(isinstance(v, bool) for v in listed):
+            raise PydanticCustomError("no_bool", "input should not be true or false")
+        return value
 
 
 class OptimizerRecipe(_Section):
@@ -32,7 +49,7 @@ class OptimizerRecipe(_Section):
     name: Literal["sgd", "adamw"] = "sgd"
     momentum: float = Field(default=0.9, ge=0, lt=1)
     nesterov: bool = False
-    weight_decay: float = Field(default=1e-4, ge=0)
+    weight_decay: float = Field(default=1e-4, ge=0, le=1e6)
     decay_norm_and_bias: bool = True
 
     @model_validator(mode="after")
@@ -48,7 +65,7 @@ class ScheduleRecipe(_Section):
     name: Literal["step", "cosine", "constant"] = "cosine"
     milestones: tuple[Fraction, ...] = ()
     gamma: float = Field(default=0.1, gt=0, le=1)
-    warmup_epochs: float = Field(default=0.0, ge=0)
+    warmup_epochs: float = Field(default=0.0, ge=0, le=MAX_COUNT)
 
     @model_validator(mode="after")
     def _milestones_in_order(self) -> ScheduleRecipe:
@@ -68,13 +85,13 @@ class TransformRecipe(_Section):
     """
 
     augment: Literal["imagenet", "cifar", "shift", "none"] = "imagenet"
-    size: int | None = Field(default=None, ge=1)
-    resize: int | None = Field(default=None, ge=1)
+    size: int | None = Field(default=None, ge=1, le=MAX_SIDE)
+    resize: int | None = Field(default=None, ge=1, le=MAX_SIDE)
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     flip: bool = True
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    cutout: int = Field(default=0, ge=0)
+    cutout: int = Field(default=0, ge=0, le=MAX_SIDE)
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 
@@ -85,23 +102,23 @@ class Recipe(_Section):
     The gates that ``--attach`` puts in learn with ``attached_lr`` times that.
     """
 
-    name: str = "custom"
-    about: str = ""
-    epochs: int = Field(ge=1)
-    batch_size: int = Field(ge=1)
-    lr: float = Field(gt=0)
+    name: Name = "custom"
+    about: Name = ""
+    epochs: int = Field(ge=1, le=MAX_COUNT)
+    batch_size: int = Field(ge=1, le=MAX_COUNT)
+    lr: float = Field(gt=0, le=_MAX_RATE)
     optimizer: OptimizerRecipe = OptimizerRecipe()
     schedule: ScheduleRecipe = ScheduleRecipe()
     transform: TransformRecipe = TransformRecipe()
     dropout: float | None = Field(default=None, ge=0, lt=1)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    mixup: float = Field(default=0.0, ge=0)
-    cutmix: float = Field(default=0.0, ge=0)
-    clip_grad_norm: float | None = Field(default=None, gt=0)
-    accumulate: int = Field(default=1, ge=1)
+    mixup: float = Field(default=0.0, ge=0, le=1000)
+    cutmix: float = Field(default=0.0, ge=0, le=1000)
+    clip_grad_norm: float | None = Field(default=None, gt=0, le=_MAX_RATE)
+    accumulate: int = Field(default=1, ge=1, le=MAX_COUNT)
     ema: float | None = Field(default=None, gt=0, lt=1)
-    freeze_bn_epochs: int = Field(default=0, ge=0)
-    attached_lr: float = Field(default=1.0, gt=0)
+    freeze_bn_epochs: int = Field(default=0, ge=0, le=MAX_COUNT)
+    attached_lr: float = Field(default=1.0, gt=0, le=1e6)
     precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
     channels_last: bool = False
     compile: bool = False
@@ -110,9 +127,16 @@ class Recipe(_Section):
     @classmethod
     def _precision_as_text(cls, values: Any) -> Any:
         # YAML reads `precision: 32` as a number.
-        if isinstance(values, dict) and isinstance(values.get("precision"), int):
+        if isinstance(values, dict) and type(values.get("precision")) is int:
             return {**values, "precision": str(values["precision"])}
         return values
+
+    @field_validator("mixup", "cutmix")
+    @classmethod
+    def _off_or_enough(cls, value: float) -> float:
+        if 0 < value < _LEAST_MIX:
+            raise PydanticCustomError("mix", f"input should be 0, or at least {_LEAST_MIX}")
+        return value
 
     @model_validator(mode="after")
     def _fits_the_run(self) -> Recipe:
@@ -124,7 +148,7 @@ class Recipe(_Section):
 
     def to_yaml(self) -> str:
         """The whole recipe as YAML that :func:`load_recipe` reads back to an equal recipe."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+        return write(self.model_dump(mode="json"))
 
 
 def list_recipes() -> list[str]:
@@ -152,14 +176,8 @@ def load_recipe(source: str | Path | Recipe, overrides: Iterable[str] = ()) -> R
 def _read(source: str | Path) -> tuple[str, dict[str, Any]]:
     path = Path(source)
     if path.suffix in (".yaml", ".yml"):
-        where = f"recipe {path}"
-        try:
-            text = path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            raise InputError(f"no recipe file {path}") from None
-        except UnicodeDecodeError:
-            raise InputError(f"{where} is not UTF-8 text") from None
-        default_name = path.stem
+        where, text = f"recipe {path}", _file_text(path)
+        default_name = path.stem.encode(errors="replace").decode()  # a file's name need not be UTF-8
     else:
         if str(source) not in list_recipes():
             near = difflib.get_close_matches(str(source), list_recipes(), 1)
@@ -169,13 +187,26 @@ def _read(source: str | Path) -> tuple[str, dict[str, Any]]:
             )
         where, default_name = f"recipe {source!r}", str(source)
         text = (resources.files("senet.training") / "recipes" / f"{source}.yaml").read_text(encoding="utf-8")
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
+    values = parse(text, where)
     if not isinstance(values, dict):
         raise InputError(f"{where} must be a mapping of keys to values")
     return where, {"name": default_name, **values}
+
+
+def _file_text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise InputError(f"no recipe file {path}") from None
+    except OSError as error:
+        raise InputError(f"recipe {path} cannot be read: {error.strerror or error}") from None
+    if len(content) > _MAX_BYTES:
+        raise InputError(f"recipe {path} is larger than {_MAX_BYTES} bytes, so it is no recipe")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError:
+        raise InputError(f"recipe {path} is not UTF-8 text") from None
 
 
 def _set(values: dict[str, Any], override: str) -> None:
@@ -187,24 +218,12 @@ def _set(values: dict[str, Any], override: str) -> None:
     node = values
     for part in path[:-1]:
         node = node.setdefault(part, {})
-    try:
-        node[path[-1]] = _scalar(text)
-    except yaml.YAMLError:
-        raise InputError(f"--set {override!r}: the value is not valid YAML") from None
+        if not isinstance(node, dict):
+            raise InputError(f"--set {override!r}: the recipe's own {part} is a single value, not a section")
+    node[path[-1]] = parse(text, f"--set {override!r}: the value")
     if path == ["schedule", "name"] and text != "step":
         # Changing the kind of schedule leaves the old one's milestones without a meaning.
         values["schedule"].pop("milestones", None)
-
-
-def _scalar(text: str) -> Any:
-    value = yaml.safe_load(text)
-    if isinstance(value, str):
-        # YAML 1.1 reads 1e-4 (no dot) as text; a person means the number.
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
 
 
 def _check_known(path: Sequence[str]) -> None:
@@ -249,10 +268,7 @@ def _validated(values: Mapping[str, Any], where: str) -> Recipe:
         return Recipe.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
+            key = ".".join(map(str, first["loc"]))
             raise InputError(f"{where}: unknown key {key!r}; {_nearest(key)}") from None
-        message = first["msg"].removeprefix("Value error, ")
-        message = message[:1].lower() + message[1:]
-        given = "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r}"
-        raise InputError(f"{where}: {key + ': ' if key else ''}{message}{given}") from None
+        raise InputError(f"{where}: {first_problem(error, Recipe)}") from None

@@ -1,0 +1,96 @@
+"""Values from outside, checked against dataclasses and pydantic models: one line says which value is wrong."""
+
+from __future__ import annotations
+
+import functools
+import reprlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, PlainValidator, TypeAdapter, ValidationError
+from pydantic_core import PydanticCustomError
+
+from senet.errors import InputError
+from senet.training import folder as folders
+
+T = TypeVar("T")
+# Only whole types: a true is no number, a text is none, an unknown name is a mistake; a dataclass names it as its
+# ``__pydantic_config__``.
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+_SIDES = (("gt", "above"), ("ge", "at least"), ("lt", "below"), ("le", "at most"))
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise PydanticCustomError("text", "input should be text")
+    return value
+
+
+# Names of files need not be UTF-8, and pydantic's own text does.
+Text = Annotated[str, PlainValidator(_text)]
+
+
+def checked(kind: type[T], values: Any) -> T:
+    """``values`` as a ``kind``; raises InputError that names the field (and no file: the caller knows which)."""
+    try:
+        return _adapter(kind).validate_python(values)
+    except ValidationError as error:
+        raise InputError(first_problem(error, kind)) from None
+
+
+def read(path: Path, kind: type[T]) -> T:
+    """A JSON file of ours as a ``kind``; raises InputError that names file and field."""
+    values = folders.read_json(path)
+    try:
+        return checked(kind, values)
+    except InputError as error:
+        raise InputError(
+            f"{path} is damaged or of another version ({error}); give another folder, or begin anew with --overwrite"
+        ) from None
+
+
+def first_problem(error: ValidationError, kind: type[Any]) -> str:
+    """The first thing that is wrong, in one line: the field, what was given, and what is allowed."""
+    first = error.errors()[0]
+    place = first["loc"]
+    message = first["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    said = first["type"] in ("missing", "missing_argument", "value_error")
+    given = "" if said else f", got {shown(first['input'])}"
+    allowed = bounds(kind, place)
+    named = ".".join(map(str, place))
+    return f"{named + ': ' if named else ''}{message}{given}{'; allowed: ' + allowed if allowed else ''}"
+
+
+def shown(value: Any) -> str:
+    """A value in a few words, however large it is."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # Python prints no integers of more than 4300 digits
+        return "a number of thousands of digits"
+
+
+def bounds(kind: Any, place: Sequence[int | str]) -> str:
+    """What a number at this place may be ("at least 1, at most 64"); empty where nothing is said."""
+    found: dict[str, Any] = {}
+    for part in place:
+        hints = get_type_hints(kind, include_extras=True) if isinstance(kind, type) and isinstance(part, str) else {}
+        if part not in hints:
+            return ""
+        metadata = getattr(hints[part], "__metadata__", ())
+        if issubclass(kind, BaseModel):
+            metadata = (*metadata, kind.model_fields[part])
+        limits = [limit for field in metadata for limit in getattr(field, "metadata", ())]
+        found = {name: getattr(limit, name) for limit in limits for name, _ in _SIDES if hasattr(limit, name)}
+        kind = next((k for k in (hints[part], *get_args(hints[part])) if isinstance(k, type)), None)
+    return ", ".join(f"{word} {found[name]}" for name, word in _SIDES if name in found)
+
+
+@functools.cache
+def _adapter(kind: type[T]) -> TypeAdapter[T]:
+    return TypeAdapter(kind)
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
