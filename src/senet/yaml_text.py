@@ -30,7 +30,7 @@ _CORE = (  # (type, pattern, first characters); the patterns of the core schema,
 
 
 class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers: dict[str, Any] = {}
+    yaml_implicit_resolvers = {}  # noqa: RUF012 - as the base class has it
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[tuple[str, str]] = set()
@@ -62,7 +62,7 @@ class _Dumper(yaml.SafeDumper):
 
 for _type, _pattern, _first in _CORE:
     for _kind in (_Loader, _Dumper):
-        _kind.add_implicit_resolver(f"{_TAG}{_type}", re.compile(f"^(?:{_pattern})\\Z"), _first)  # type: ignore[no-untyped-call]
+        _kind.add_implicit_resolver(f"{_TAG}{_type}", re.compile(f"^(?:{_pattern})\\Z"), _first)
 _Loader.add_constructor(f"{_TAG}int", _Loader.construct_int)
 _Loader.add_constructor(f"{_TAG}float", _Loader.construct_float)
 

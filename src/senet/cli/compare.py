@@ -26,13 +26,17 @@ def command(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder of the results; must be new.")
     ] = DEFAULT_OUTPUT,
-    seeds: Annotated[int, typer.Option(help="Runs of each network; one gives no interval.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Runs of each network; one gives no interval.")] = 3,
     recipe: opt.RecipeOption = None,
     epochs: opt.EpochsOption = None,
     changes: opt.SetOption = None,
     se: opt.SEOption = None,
-    seed: Annotated[int, typer.Option(help="The first seed.")] = 0,
+    seed: opt.SeedOption = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the comparison in --output.")] = False,
+    allow_changed_data: Annotated[
+        bool,
+        typer.Option("--allow-changed-data", help="With --resume: train runs on other images anew on those of today."),
+    ] = False,
     overwrite: opt.OverwriteOption = False,
     device: opt.DeviceOption = "auto",
     workers: opt.WorkersOption = None,
@@ -75,6 +79,7 @@ def command(
             seeds=seeds,
             resume=resume,
             overwrite=overwrite,
+            allow_changed_data=allow_changed_data,
             console=to_errors(),
         )
     except Interrupted as stop:

@@ -26,8 +26,9 @@ def command(
     changes: opt.SetOption = None,
     se: opt.SEOption = None,
     pretrained: Annotated[str | None, typer.Option(help="Where weights come from: default, a file, timm:…")] = None,
-    seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
+    seed: opt.SeedOption = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run: --resume RUN.")] = False,
+    allow_changed_data: opt.ChangedOption = False,
     overwrite: opt.OverwriteOption = False,
     device: opt.DeviceOption = "auto",
     devices: opt.DevicesOption = 1,
@@ -56,9 +57,12 @@ def command(
     folder = output or run
     if folder is None:
         raise InputError("say where to: --output RUN for a new run, or --resume RUN to continue one")
-    if resume and data is None and model is None:
+    if allow_changed_data and not resume:
+        raise InputError("--allow-changed-data goes with --resume")
+    if resume and model is None:
         settings, chosen = load_run(folder)
         settings = replace(settings, device=device, devices=devices, num_nodes=num_nodes, workers=workers, root=root)
+        settings = settings if data is None else replace(settings, data=data)
         if epochs is not None or changes or se or recipe or pretrained or attach:
             raise InputError("a resumed run keeps its recipe; leave --epochs, --set, --se, --recipe, --pretrained out")
     else:
@@ -87,7 +91,15 @@ def command(
         chosen = load_recipe(recipe or default_recipe(data, model), opt.recipe_changes(epochs, changes))
     keep_freed_memory()
     try:
-        result = train(settings, chosen, folder, resume=resume, overwrite=overwrite, console=to_errors())
+        result = train(
+            settings,
+            chosen,
+            folder,
+            resume=resume,
+            overwrite=overwrite,
+            allow_changed_data=allow_changed_data,
+            console=to_errors(),
+        )
     except Interrupted as stop:
         if is_first_process():
             print(f"{stop}; continue with: senet train --resume {shlex.quote(str(folder))}", file=sys.stderr)

@@ -20,8 +20,11 @@ from senet.measure.cost import Cost, model_cost, module_cost
 from senet.measure.timing import Ratio
 from senet.models.elsewhere import ATTACHED
 from senet.models.registry import model_spec
+from senet.training import comparison_file
 from senet.training import folder as folders
+from senet.training.comparison_file import MARKER
 from senet.training.curves import plot_curves, read_csv
+from senet.training.data_record import record_of
 from senet.training.feed import transform_for
 from senet.training.interrupt import Interrupted, StopRequest
 from senet.training.recipe import Recipe
@@ -39,7 +42,7 @@ from senet.training.statistics import (
 )
 from senet.training.step_time import StepTimes, time_steps
 
-MARKER = "compare.json"
+MAX_SEEDS = 1000
 _CSV_COLUMNS = (
     "row",
     "model",
@@ -105,6 +108,7 @@ def compare(
     seeds: int = 3,
     resume: bool = False,
     overwrite: bool = False,
+    allow_changed_data: bool = False,
     console: Console | None = None,
 ) -> Comparison:
     """Train both networks under every seed, measure a training step, and write figures and tables to ``output``.
@@ -116,37 +120,44 @@ def compare(
         seeds: runs of each network. One seed gives no interval.
         resume: go on with a comparison in ``output``; finished runs are not repeated, more seeds may be asked for.
         overwrite: replace a comparison in ``output``.
+        allow_changed_data: where images have been added, removed or renamed since, train the runs on others anew; one
+            verdict never pools runs on different data.
         console: where progress goes.
 
     Raises:
         InputError: bad settings or data.
         Interrupted: asked to stop; ``resume=True`` continues.
     """
-    if seeds < 1:
-        raise InputError(f"--seeds is {seeds}; give at least 1")
+    if not 1 <= seeds <= MAX_SEEDS:
+        raise InputError(f"--seeds is {seeds}; give 1 to {MAX_SEEDS}")
     plain, se = twins(settings.model)
     output = Path(output)
     settings = replace(settings, model=se)  # the side that takes SE options
     check(settings, recipe)
+    check(replace(settings, seed=settings.seed + seeds - 1), recipe)
     resuming = folders.examine(output, MARKER, resume=resume, overwrite=overwrite)
     if resuming:
-        _check_same(output, plain, se)
+        comparison_file.check_same(output, plain, settings, recipe)
     source = open_source(settings.data, root=settings.root, val_fraction=settings.val_fraction, seed=0)
     if not resuming:
         for model in (plain, se):  # whatever does not fit is found before an old comparison is removed
             build_classifier(_side(settings, model), recipe, source)
         folders.renew(output)
-    folders.write_json(output / MARKER, {"plain": plain, "se": se, "data": settings.data})
     stop = StopRequest()
     results: dict[str, list[RunResult]] = {plain: [], se: []}
     plan = [(seed, model) for seed in range(settings.seed, settings.seed + seeds) for model in (plain, se)]
+    homes = [output / "runs" / f"{model.replace(':', '_')}-seed{seed}" for seed, model in plan]
+    images = record_of(source)
+    stale = comparison_file.on_other_data(homes, images, settings, allow_changed_data) if resuming else set()
+    comparison_file.save(output, plain, settings, recipe, images)
     with stop.listening():
-        for number, (seed, model) in enumerate(plan, 1):
+        for number, ((seed, model), home) in enumerate(zip(plan, homes, strict=True), 1):
             result = train(
                 replace(_side(settings, model), seed=seed),
                 recipe,
-                output / "runs" / f"{model.replace(':', '_')}-seed{seed}",
-                resume=True,
+                home,
+                resume=home not in stale,
+                overwrite=home in stale,
                 console=console,
                 label=f"[{number}/{len(plan)}] {model}, seed {seed}".replace("[", r"\["),
                 loggers=False,
@@ -166,14 +177,6 @@ def compare(
 def _side(settings: RunSettings, model: str) -> RunSettings:
     """The settings of one of the twins, from those of the SE network."""
     return replace(settings, model=model, se=settings.se if model == settings.model else ())
-
-
-def _check_same(output: Path, plain: str, se: str) -> None:
-    saved = folders.read_json(output / MARKER)
-    if (saved.get("plain"), saved.get("se")) != (plain, se):
-        raise InputError(
-            f"{output} compares {saved.get('se')} with {saved.get('plain')}; resume that, or give another --output"
-        )
 
 
 def _summary(

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from senet.errors import InputError
 from senet.models.weights import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLUMNS = ("epoch", "train_error", "train_loss", "val_error", "val_top5_error", "val_loss", "lr", "seconds")
+_NEEDED = ("epoch", "train_error", "val_error")
 # Okabe and Ito's blue and vermilion: told apart by colour-blind readers and in grey print.
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7")
 
@@ -21,9 +24,29 @@ Row = Mapping[str, Any]
 
 
 def read_csv(path: Path) -> list[dict[str, float | None]]:
-    """The rows of a ``curves.csv``."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return [{key: float(value) if value else None for key, value in row.items()} for row in csv.DictReader(file)]
+    """The rows of a ``curves.csv``; raises InputError, which names file, row and column, for a damaged one."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [_numbers(row, number) for number, row in enumerate(csv.DictReader(file), 1)]
+    except (ValueError, csv.Error, FileNotFoundError) as error:
+        raise InputError(f"{path} is damaged ({error}); begin the run anew with --overwrite") from None
+    if not rows:
+        raise InputError(f"{path} is damaged (it has no rows); begin the run anew with --overwrite")
+    return rows
+
+
+def _numbers(row: Mapping[str, Any], number: int) -> dict[str, float | None]:
+    values: dict[str, float | None] = {}
+    for column in COLUMNS:
+        cell = row.get(column)
+        try:
+            values[column] = float(cell) if cell else None
+        except ValueError:
+            raise ValueError(f"row {number}, {column}: {cell[:40]!r} is no number") from None
+        value = values[column]
+        if (value is None and column in _NEEDED) or (value is not None and not math.isfinite(value)):
+            raise ValueError(f"row {number}, {column}: a finite number is needed")
+    return values
 
 
 def plot_curves(path: Path, runs: Mapping[str, Sequence[Sequence[Row]]], title: str) -> None:

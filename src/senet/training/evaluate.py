@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,6 +20,7 @@ from senet.errors import InputError
 from senet.models.weights import build_from_checkpoint
 from senet.training.statistics import binomial_interval
 
+_LOG = logging.getLogger("senet.training")
 TOP5_CLASSES = 6  # below this many classes a top-5 error says nothing
 
 
@@ -180,23 +182,24 @@ def pick_device(name: str) -> torch.device:
 
 def unseen_images(checkpoint: Path, data: str, root: str | None, metadata: dict[str, Any]) -> tuple[ImageSet, str]:
     """The images to evaluate on, without those that the network was trained on: they would flatter it."""
+    from senet.training.trained_on import trained_on  # whose settings need pick_device
+
     known = trained_on(checkpoint, metadata)
-    same = known is not None and Path(data).is_dir() and Path(known["data"]) == Path(data).resolve()
-    return open_eval(
+    seen = known if known is not None and Path(data).is_dir() and known.is_in(Path(data)) else None
+    images, sentence = open_eval(
         data,
         root=root,
         classes=metadata["classes"],
-        val_fraction=known["val_fraction"] if known else 0.2,
-        part="val" if same else "auto",
+        val_fraction=known.val_fraction if known else 0.2,
+        part="val" if seen else "auto",
     )
-
-
-def trained_on(checkpoint: Path, metadata: dict[str, Any]) -> dict[str, Any] | None:
-    """What a network was trained on (``data``, ``val_fraction``), as its run or its own file says; None: not known."""
-    from senet.training import folder as folders
-
-    settings = checkpoint.parent / folders.SETTINGS
-    return folders.read_json(settings) if settings.is_file() else metadata.get("trained_on")
+    if seen and seen.differs(images):
+        _LOG.warning(
+            "%s has other images now than when %s was trained on it, perhaps on some of those that it is judged on",
+            data,
+            checkpoint,
+        )
+    return images, sentence
 
 
 def _count(answers: Iterator[tuple[Batch, Tensor]]) -> tuple[int, int, int]:

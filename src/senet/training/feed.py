@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import lightning.pytorch as pl
 
@@ -11,13 +11,13 @@ from senet.data.images import ImageSet
 from senet.data.loaders import ImageLoader, make_loader
 from senet.data.transforms import TransformSpec
 from senet.training.recipe import Recipe
+from senet.training.settings import OnBadImage
 from senet.training.workers import default_workers
 
 if TYPE_CHECKING:
     from senet.data.sources import DataSource
     from senet.models.known_weights import KnownWeights
 
-OnBadImage = Literal["skip", "fail"]
 _LOG = logging.getLogger("senet.training")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,8 +24,9 @@ from senet.gates.fold_search import Evaluate, accuracy_of
 from senet.gates.record import record_excitations
 from senet.measure import fold_files
 from senet.models.weights import save_weights
-from senet.training.evaluate import load_network, pick_device, trained_on, unseen_images
+from senet.training.evaluate import load_network, pick_device, unseen_images
 from senet.training.gate_report import all_or_nothing, check_output
+from senet.training.trained_on import TrainedOn, trained_on
 from senet.training.workers import default_workers
 
 WEIGHTS = "folded.safetensors"
@@ -146,9 +148,9 @@ def _recorded(
     return record_excitations(network, loader, preprocess=spec.normalize, top=0, progress=progress)
 
 
-def _to_record(known: dict[str, Any] | None, data: str, root: str | None, unseen: ImageSet) -> ImageSet:
+def _to_record(known: TrainedOn | None, data: str, root: str | None, unseen: ImageSet) -> ImageSet:
     """The training images that go with the images to be judged on; those themselves where all were taken for that."""
-    fraction = known["val_fraction"] if known else 0.2
+    fraction = known.val_fraction if known else 0.2
     try:
         source = open_source(data, root=root, val_fraction=fraction)
     except InputError:
@@ -184,11 +186,11 @@ def _example(network: nn.Module, metadata: dict[str, Any], spec: TransformSpec, 
     return x.to(like.device, like.dtype)
 
 
-def _described(report: FoldReport, metadata: dict[str, Any], known: dict[str, Any] | None) -> dict[str, Any]:
+def _described(report: FoldReport, metadata: dict[str, Any], known: TrainedOn | None) -> dict[str, Any]:
     """What makes the folded network again, and which images it must not be judged on."""
     config: Any = report.network.network_config
     structure = {"attached": config.attached, "folded": config.folded} if config.folded else {}
     final = report.final
     metrics = {} if final is None else {"metrics": {"val_error": 100 - final.accuracy}}
-    origin = {} if known is None else {"trained_on": {name: known[name] for name in ("data", "val_fraction")}}
+    origin = {} if known is None else {"trained_on": asdict(known)}
     return metadata | structure | metrics | origin

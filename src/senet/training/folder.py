@@ -23,20 +23,22 @@ from senet.models.weights import write_atomically
 
 SETTINGS = "run.json"
 RESULT = "result.json"
+DATA = "data.json"
 CHECKPOINT = "last.ckpt"
 _LIBRARIES = ("torch", "torchvision", "lightning", "torchmetrics", "numpy", "pillow", "simplejpeg")
 
 
 def write_json(path: Path, values: Any) -> None:
     """Write JSON for people and programs, atomically."""
-    write_atomically(path, (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())
+    text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+    write_atomically(path, text.encode(errors="backslashreplace"))  # a name that is no UTF-8: JSON's own escapes
 
 
 def read_json(path: Path) -> Any:
     """Read JSON; a damaged file is the user's to know about."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, thousands of digits; thousands of brackets
         raise InputError(f"{path} is damaged ({error}); give another folder, or --overwrite to begin anew") from None
 
 

@@ -28,12 +28,13 @@ from senet.nn.attachment import described
 from senet.training import folder as folders
 from senet.training.callbacks import Recorder, StateSaver, WarmAverage
 from senet.training.classifier import Classifier
+from senet.training.data_record import check_data, record_of, save_record
 from senet.training.evaluate import pick_device
 from senet.training.feed import Feed, transform_for
 from senet.training.interrupt import Interrupted, StopRequest
 from senet.training.progress import ProgressReport
 from senet.training.recipe import Recipe
-from senet.training.settings import RunResult, RunSettings, check, load_result, resumed, se_config
+from senet.training.settings import RunResult, RunSettings, check, load_result, load_settings, resumed, se_config
 
 _LOG = logging.getLogger("senet.training")
 TINY_SIDE = 16  # pixels
@@ -47,6 +48,7 @@ def train(
     *,
     resume: bool = False,
     overwrite: bool = False,
+    allow_changed_data: bool = False,
     console: Console | None = None,
     label: str | None = None,
     loggers: bool = True,
@@ -60,7 +62,9 @@ def train(
         recipe: how to train.
         output: the run's folder. It must be new or empty, unless ``resume`` or ``overwrite`` is given.
         resume: continue the run in ``output``, with the settings it was started with; begins it if there is none.
+            Its data may have moved: then ``settings`` says where to.
         overwrite: replace a run in ``output``.
+        allow_changed_data: resume although images have been added, removed or renamed; the classes must be the same.
         console: where progress goes; None shows none.
         label: the run's name in the progress.
         loggers: also write TensorBoard and CSV logs, every 50 steps and every epoch.
@@ -68,7 +72,7 @@ def train(
         source: the opened data, when several runs share them.
 
     Raises:
-        InputError: bad settings or data.
+        InputError: bad settings or data, or other data than the run to resume was begun on.
         Interrupted: the run was asked to stop; its folder resumes.
         NonFiniteError: the loss is infinite or NaN; the last good state stays in the folder.
     """
@@ -81,11 +85,17 @@ def train(
         # Everything that can be wrong with the settings is found before a folder is touched.
         check(settings, recipe)
         resuming = folders.examine(output, folders.SETTINGS, resume=resume, overwrite=overwrite)
+    known = settings.data
     if resuming:
+        known = load_settings(output).data
         settings, recipe = resumed(settings, recipe, output)
         if (output / folders.RESULT).is_file():
             return load_result(output)
     source = source or open_source(settings.data, root=settings.root, val_fraction=settings.val_fraction, seed=0)
+    record = record_of(source)
+    moved = known != settings.data
+    if resuming:
+        check_data(output, record, settings.data, moved=moved, allow_changed=allow_changed_data)
     stop = stop or StopRequest()
     with stop.listening(), _quiet_lightning(), folders.log_file() as log_to:
         # Whatever does not fit (transform, weights, the network's options) is found before an old run is removed.
@@ -94,6 +104,8 @@ def train(
             if not resuming:
                 folders.renew(output)
                 write_atomically(output / "recipe.yaml", recipe.to_yaml().encode())
+            save_record(output, record)
+            if not resuming or moved:
                 folders.write_json(output / folders.SETTINGS, settings.to_dict())  # last: it makes the folder a run
             folders.write_json(output / "environment.json", folders.environment(settings.device))
             log_to(output / "log.txt")

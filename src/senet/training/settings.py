@@ -5,18 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
 
 from senet.errors import InputError
 from senet.models.registry import model_spec
 from senet.nn.squeeze_excite import SEConfig
 from senet.training import folder as folders
 from senet.training.evaluate import pick_device
-from senet.training.feed import OnBadImage
 from senet.training.recipe import Recipe, load_recipe
+from senet.training.validation import CLOSED, Text, checked, read
 
-# What may differ between the parts of a run without changing what it computes.
-_PLACE = ("device", "devices", "num_nodes", "workers", "root")
+MAX_WORKERS = 256
+MAX_DEVICES = 65536
+# What may differ between the parts of a run without changing what it computes. Of the data, `data_record` decides.
+_PLACE = ("data", "device", "devices", "num_nodes", "workers", "root")
+OnBadImage = Literal["skip", "fail"]
+Percent = Annotated[float, Field(strict=True, ge=0, le=100)]
 
 
 @dataclass(frozen=True)
@@ -28,50 +35,46 @@ class RunSettings:
     policy's name, or module paths with commas.
     """
 
-    data: str
-    model: str
-    seed: int = 0
+    __pydantic_config__ = CLOSED
+
+    data: Text
+    model: Text
+    seed: Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)] = 0
     se: tuple[tuple[str, Any], ...] = ()
-    pretrained: str | None = None
-    val_fraction: float = 0.2
-    limit_batches: int | None = None
-    sites: str = "auto"
+    pretrained: Text | None = None
+    val_fraction: Annotated[float, Field(strict=True, gt=0, lt=1)] = 0.2
+    limit_batches: Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)] | None = None
+    sites: Text = "auto"
     on_bad_image: OnBadImage = "skip"
-    root: str | None = None
-    workers: int | None = None
-    device: str = "auto"
-    devices: int = 1
-    num_nodes: int = 1
+    root: Text | None = None
+    workers: Annotated[int, Field(strict=True, ge=0, le=MAX_WORKERS)] | None = None
+    device: Text = "auto"
+    devices: Annotated[int, Field(strict=True, ge=1, le=MAX_DEVICES)] = 1
+    num_nodes: Annotated[int, Field(strict=True, ge=1, le=MAX_DEVICES)] = 1
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
         return asdict(self) | {"se": dict(self.se)}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> RunSettings:
-        """Undo ``to_dict``."""
-        known = {field.name for field in fields(cls)}
-        if not {"data", "model"} <= set(values) <= known:
-            raise InputError("the run's settings are damaged or of another version; begin it anew with --overwrite")
-        return cls(**values | {"se": tuple(values.get("se", {}).items())})
 
 
 @dataclass(frozen=True)
 class RunResult:
     """What came out: errors in percent, of the last epoch unless it says best."""
 
-    model: str
-    seed: int
-    epochs: int
-    val_error: float
-    val_top5_error: float | None
-    val_loss: float
-    train_error: float
-    best_val_error: float
-    best_epoch: int
-    seconds: float
-    val_images: int
-    folder: str
+    __pydantic_config__ = CLOSED
+
+    model: Text
+    seed: Annotated[int, Field(strict=True)]
+    epochs: Annotated[int, Field(strict=True, ge=1)]
+    val_error: Percent
+    val_top5_error: Percent | None
+    val_loss: Annotated[float, Field(strict=True)]
+    train_error: Percent
+    best_val_error: Percent
+    best_epoch: Annotated[int, Field(strict=True, ge=1)]
+    seconds: Annotated[float, Field(strict=True, ge=0)]
+    val_images: Annotated[int, Field(strict=True, ge=1)]
+    folder: Text
 
 
 def default_recipe(data: str, model: str) -> str:
@@ -91,10 +94,12 @@ def se_config(model: str, values: Sequence[tuple[str, Any]]) -> SEConfig | None:
 
 def load_result(folder: Path) -> RunResult:
     """The result of a finished run."""
-    values = folders.read_json(folder / folders.RESULT)
-    if set(values) != {field.name for field in fields(RunResult)}:
-        raise InputError(f"{folder / folders.RESULT} is damaged or of another version; use --overwrite")
-    return replace(RunResult(**values), folder=str(folder))
+    return replace(read(folder / folders.RESULT, RunResult), folder=str(folder))
+
+
+def load_settings(folder: Path) -> RunSettings:
+    """The settings of the run in a folder."""
+    return read(folder / folders.SETTINGS, RunSettings, pairs_of_se)
 
 
 def load_run(folder: str | Path) -> tuple[RunSettings, Recipe]:
@@ -102,39 +107,58 @@ def load_run(folder: str | Path) -> tuple[RunSettings, Recipe]:
     folder = Path(folder)
     if not (folder / folders.SETTINGS).is_file():
         raise InputError(f"{folder} holds no run; give the folder that was the --output of `senet train`")
-    return RunSettings.from_dict(folders.read_json(folder / folders.SETTINGS)), load_recipe(folder / "recipe.yaml")
+    return load_settings(folder), load_recipe(folder / "recipe.yaml")
+
+
+def pairs_of_se(values: Any) -> Any:
+    """Undo ``to_dict``, as far as the values are what it wrote."""
+    if isinstance(values, dict) and isinstance(values.get("se"), dict):
+        return values | {"se": tuple(values["se"].items())}
+    return values
 
 
 def resumed(settings: RunSettings, recipe: Recipe, output: Path) -> tuple[RunSettings, Recipe]:
-    """The saved run, in today's place; another data set, model or recipe would be another run."""
+    """The saved run, in today's place; another model, seed or recipe would be another run."""
     saved, saved_recipe = load_run(output)
-    here = replace(saved, **{name: getattr(settings, name) for name in _PLACE})
+    same_run(settings, recipe, saved, saved_recipe, output)
+    return replace(saved, **{name: getattr(settings, name) for name in _PLACE}), saved_recipe
+
+
+def same_run(
+    settings: RunSettings,
+    recipe: Recipe,
+    saved: RunSettings,
+    saved_recipe: Recipe,
+    output: Path,
+    ignore: Sequence[str] = (),
+) -> None:
+    """Refuse to go on in ``output`` with other settings, besides the place and ``ignore``, or another recipe."""
     for field in fields(RunSettings):
-        if getattr(here, field.name) != getattr(settings, field.name):
-            raise InputError(
-                f"{output} was started with {field.name}={getattr(here, field.name)!r}, not "
-                f"{getattr(settings, field.name)!r}; resume it as it was, or give another --output"
-            )
+        if field.name in (*_PLACE, *ignore) or getattr(saved, field.name) == getattr(settings, field.name):
+            continue
+        raise InputError(
+            f"{output} was started with {field.name}={getattr(saved, field.name)!r}, not "
+            f"{getattr(settings, field.name)!r}; resume it as it was, or give another --output"
+        )
     for key, value in recipe.model_dump(exclude={"name", "about"}).items():
         if saved_recipe.model_dump()[key] != value:
             raise InputError(
                 f"{output} was started with another recipe ({key}: {saved_recipe.model_dump()[key]}); "
                 "resume it as it was, or give another --output"
             )
-    return here, saved_recipe
 
 
 def check(settings: RunSettings, recipe: Recipe) -> None:
     """Find what is wrong with the settings before a folder is touched; raises InputError."""
+    checked(RunSettings, {field.name: getattr(settings, field.name) for field in fields(RunSettings)})
     model_spec(settings.model)
     se_config(settings.model, settings.se)
     device = pick_device(settings.device)
     if recipe.precision == "16-mixed" and device.type != "cuda":
         raise InputError("precision 16-mixed needs a CUDA device; use bf16-mixed or 32 on the CPU")
-    if settings.devices < 1 or settings.num_nodes < 1:
-        raise InputError(f"devices={settings.devices}, num_nodes={settings.num_nodes}: give at least 1 of each")
-    if settings.limit_batches is not None and settings.limit_batches < 1:
-        raise InputError(f"limit_batches is {settings.limit_batches}; give at least 1")
+    there = {"cuda": torch.cuda.device_count(), "mps": 1}.get(device.type, settings.devices)
+    if settings.devices > there:
+        raise InputError(f"devices={settings.devices}, but there are {there} {device.type} devices here")
     processes = settings.devices * settings.num_nodes
     if recipe.batch_size // recipe.accumulate % processes:
         raise InputError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
@@ -15,9 +15,9 @@ from senet.errors import InputError
 from senet.training import folder as folders
 
 T = TypeVar("T")
-# Only whole types: a true is no number, a text is none, an unknown name is a mistake; a dataclass names it as its
-# ``__pydantic_config__``.
-STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+# For ``__pydantic_config__`` of a dataclass: an unknown name is a mistake. What its fields take says their types; with
+# ``strict=True`` a number is one, and neither a true nor a text.
+CLOSED = ConfigDict(extra="forbid", allow_inf_nan=False)
 _SIDES = (("gt", "above"), ("ge", "at least"), ("lt", "below"), ("le", "at most"))
 
 
@@ -33,17 +33,18 @@ Text = Annotated[str, PlainValidator(_text)]
 
 def checked(kind: type[T], values: Any) -> T:
     """``values`` as a ``kind``; raises InputError that names the field (and no file: the caller knows which)."""
+    adapters: Callable[[Any], TypeAdapter[T]] = _adapter
     try:
-        return _adapter(kind).validate_python(values)
+        return adapters(kind).validate_python(values)
     except ValidationError as error:
         raise InputError(first_problem(error, kind)) from None
 
 
-def read(path: Path, kind: type[T]) -> T:
-    """A JSON file of ours as a ``kind``; raises InputError that names file and field."""
+def read(path: Path, kind: type[T], prepare: Callable[[Any], Any] = lambda values: values) -> T:
+    """A JSON file of ours as a ``kind``, ``prepare`` first; raises InputError that names file and field."""
     values = folders.read_json(path)
     try:
-        return checked(kind, values)
+        return checked(kind, prepare(values))
     except InputError as error:
         raise InputError(
             f"{path} is damaged or of another version ({error}); give another folder, or begin anew with --overwrite"
@@ -56,6 +57,8 @@ def first_problem(error: ValidationError, kind: type[Any]) -> str:
     place = first["loc"]
     message = first["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
+    if first["type"] in ("dataclass_type", "model_type", "model_attributes_type"):
+        message = "input should be a mapping of names to values"
     said = first["type"] in ("missing", "missing_argument", "value_error")
     given = "" if said else f", got {shown(first['input'])}"
     allowed = bounds(kind, place)
@@ -78,9 +81,9 @@ def bounds(kind: Any, place: Sequence[int | str]) -> str:
         hints = get_type_hints(kind, include_extras=True) if isinstance(kind, type) and isinstance(part, str) else {}
         if part not in hints:
             return ""
-        metadata = getattr(hints[part], "__metadata__", ())
+        metadata = [m for hint in (hints[part], *get_args(hints[part])) for m in getattr(hint, "__metadata__", ())]
         if issubclass(kind, BaseModel):
-            metadata = (*metadata, kind.model_fields[part])
+            metadata.append(kind.model_fields[part])
         limits = [limit for field in metadata for limit in getattr(field, "metadata", ())]
         found = {name: getattr(limit, name) for limit in limits for name, _ in _SIDES if hasattr(limit, name)}
         kind = next((k for k in (hints[part], *get_args(hints[part])) if isinstance(k, type)), None)
@@ -88,7 +91,7 @@ def bounds(kind: Any, place: Sequence[int | str]) -> str:
 
 
 @functools.cache
-def _adapter(kind: type[T]) -> TypeAdapter[T]:
+def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 

@@ -1,0 +1,82 @@
+"""What a comparison is: kept as ``compare.json``, and what a resume must not change."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from senet.errors import InputError
+from senet.training import folder as folders
+from senet.training.data_record import DataRecord, check_classes, load_record
+from senet.training.recipe import Recipe
+from senet.training.settings import RunSettings, load_result, pairs_of_se, same_run
+from senet.training.validation import CLOSED, Text, read
+
+MARKER = "compare.json"
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """``compare.json``; the version before wrote the first three."""
+
+    __pydantic_config__ = CLOSED
+
+    plain: Text
+    se: Text
+    data: Text
+    settings: RunSettings | None = None
+    recipe: Recipe | None = None
+    images: DataRecord | None = None
+
+
+def save(output: Path, plain: str, settings: RunSettings, recipe: Recipe, images: DataRecord) -> None:
+    """Write ``compare.json``; ``settings`` are those of the SE side."""
+    values = {"plain": plain, "se": settings.model, "data": settings.data, "settings": settings.to_dict()}
+    folders.write_json(output / MARKER, values | {"recipe": recipe.model_dump(mode="json"), "images": asdict(images)})
+
+
+def check_same(output: Path, plain: str, settings: RunSettings, recipe: Recipe) -> None:
+    """Refuse to resume another comparison than the one in ``output``; the first seed and the place may differ."""
+    saved = read(output / MARKER, _Saved, _prepared)
+    if (saved.plain, saved.se) != (plain, settings.model):
+        raise InputError(f"{output} compares {saved.se} with {saved.plain}; resume that, or give another --output")
+    if saved.settings is not None and saved.recipe is not None:
+        same_run(settings, recipe, saved.settings, saved.recipe, output, ignore=("seed",))
+
+
+def _prepared(values: Any) -> Any:
+    if isinstance(values, dict) and "settings" in values:
+        return values | {"settings": pairs_of_se(values["settings"])}
+    return values
+
+
+def on_other_data(runs: Sequence[Path], now: DataRecord, settings: RunSettings, allow_changed: bool) -> set[Path]:
+    """Those of the runs that were trained on other images than today's, to be trained anew with ``allow_changed``.
+
+    A verdict never pools runs on different data, so without it, and for other classes always, InputError.
+    """
+    others: dict[Path, str] = {}
+    for run in runs:
+        if not (run / folders.SETTINGS).is_file():
+            continue
+        record = load_record(run)
+        if record is not None:
+            check_classes(record, now, run, settings.data)
+            if not record.same_images(now):
+                others[run] = record.counted()
+        elif (run / folders.RESULT).is_file() and settings.limit_batches is None:
+            # Of the version before, which kept no record but the number of validation images.
+            seen = load_result(run).val_images
+            if seen != sum(now.val.counts):
+                others[run] = f"{seen} images to validate"
+    if others and not allow_changed:
+        first, counted = next(iter(others.items()))
+        more = f" (and {len(others) - 1} more)" if len(others) > 1 else ""
+        raise InputError(
+            f"runs on different data are not compared: {first}{more} had {counted}, "
+            f"{settings.data} has {now.counted()} now; "
+            "give another --output, --overwrite to begin anew, or --allow-changed-data to train those runs again"
+        )
+    return set(others)
