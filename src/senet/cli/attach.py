@@ -21,12 +21,18 @@ def command(
     model: Annotated[str, typer.Argument(help=MODEL_HELP)],
     sites: opt.SitesOption = "auto",
     se: opt.SEOption = None,
-    min_channels: Annotated[int | None, typer.Option(help="Only maps of at least so many channels.")] = None,
-    last_stages: Annotated[int | None, typer.Option(help="Only the last so many stages.")] = None,
-    max_parameters: Annotated[int | None, typer.Option(help="Add at most so many parameters.")] = None,
-    max_milliseconds: Annotated[float | None, typer.Option(help="Add at most so much time, an image.")] = None,
-    size: Annotated[int | None, typer.Option(help="Side of the image in pixels. Default: the network's own.")] = None,
-    num_classes: Annotated[int, typer.Option(help="Outputs of the classifier.")] = 1000,
+    min_channels: Annotated[
+        int | None, typer.Option(max=2**31 - 1, help="Only maps of at least so many channels.")
+    ] = None,
+    last_stages: Annotated[int | None, typer.Option(max=2**31 - 1, help="Only the last so many stages.")] = None,
+    max_parameters: Annotated[int | None, typer.Option(max=2**31 - 1, help="Add at most so many parameters.")] = None,
+    max_milliseconds: Annotated[
+        float | None, typer.Option(callback=opt.finite, help="Add at most so much time, an image.")
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(max=opt.MAX_SIDE, help="Side of the image in pixels. Default: the network's own.")
+    ] = None,
+    num_classes: Annotated[int, typer.Option(min=1, max=1_000_000, help="Outputs of the classifier.")] = 1000,
     pretrained: Annotated[str | None, typer.Option(help="Weights to start from: a file, or default.")] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Save the network: a .safetensors file.")

@@ -18,15 +18,21 @@ FILES = ("tax.csv", "tax.json", "tax.png")
 
 def command(
     model: Annotated[str, typer.Argument(help="The SE network (or its plain twin) from `senet list`.")] = "se_resnet50",
-    batch: Annotated[list[int] | None, typer.Option(help="Images at a time; repeatable. Default: 8")] = None,
-    size: Annotated[int | None, typer.Option(help="Side of the images in pixels. Default: the network's own.")] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(max=opt.MAX_BATCH, help="Images at a time; repeatable. Default: 8")
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(max=opt.MAX_SIDE, help="Side of the images in pixels. Default: the network's own.")
+    ] = None,
     dtype: Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Type of the maps.")] = "float32",
     layout: Annotated[Literal["channels_last", "contiguous"], typer.Option(help="Of the maps.")] = "channels_last",
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = "auto",
     mode: Annotated[Literal["train", "inference", "both"], typer.Option(help="What to time.")] = "both",
-    rounds: Annotated[int, typer.Option(help="How often everybody's turn comes.")] = 15,
+    rounds: Annotated[int, typer.Option(max=100_000, help="How often everybody's turn comes.")] = 15,
     candidates: Annotated[str, typer.Option(help="Names or patterns, with commas: 'se-fast,timm-*'.")] = "*",
-    threads: Annotated[int | None, typer.Option(help="Processor threads of every engine. Default: PyTorch's.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(max=4096, help="Processor threads of every engine. Default: PyTorch's.")
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for tax.csv, .json and .png.")] = None,
     overwrite: opt.OverwriteOption = False,
 ) -> None:

@@ -22,7 +22,9 @@ def command(
     every: Annotated[bool, typer.Option("--all", help="Every network (counts only, no memory).")] = False,
     vs_paper: Annotated[bool, typer.Option("--vs-paper", help="The published figures beside ours.")] = False,
     per: Annotated[Literal["stage", "block"] | None, typer.Option(help="Divide the network as well.")] = None,
-    input_size: Annotated[int | None, typer.Option(help="Side of the image. Default: the network's own.")] = None,
+    input_size: Annotated[
+        int | None, typer.Option(max=opt.MAX_SIDE, help="Side of the image. Default: the network's own.")
+    ] = None,
     form: Annotated[Format, typer.Option("--format", help="What to print or write.")] = "table",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="A file, for csv or json.")] = None,
     overwrite: opt.OverwriteOption = False,

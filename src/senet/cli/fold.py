@@ -23,21 +23,24 @@ def command(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for folded.safetensors and the report.")],
     sites: Annotated[str, typer.Option(help="Which gates, as a pattern: 'layer4.*'.")] = "*",
     stage: Annotated[
-        int | None, typer.Option(help="Only the gates of this stage; 5 is the last of a ResNet-50.")
+        int | None, typer.Option(max=2**31 - 1, help="Only the gates of this stage; 5 is the last of a ResNet-50.")
     ] = None,
     max_drop: Annotated[
         float | None,
-        typer.Option(help="Percentage points of accuracy to lose at most. Default: 0.1, unless gates are named."),
+        typer.Option(
+            callback=opt.finite,
+            help="Percentage points of accuracy to lose at most. Default: 0.1, unless gates are named.",
+        ),
     ] = None,
     constants: Annotated[bool, typer.Option("--constants", help="Make gates that cannot fold fixed factors.")] = False,
     excitations: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Of `senet inspect`, instead of recording the gates.")
     ] = None,
-    record_images: Annotated[int, typer.Option(help="Images to record the gates on, at most.")] = 1024,
+    record_images: Annotated[int, typer.Option(max=2**31 - 1, help="Images to record the gates on, at most.")] = 1024,
     images: Annotated[
-        int | None, typer.Option(help="Images to measure the accuracy on, at most. Default: all.")
+        int | None, typer.Option(max=2**31 - 1, help="Images to measure the accuracy on, at most. Default: all.")
     ] = None,
-    rounds: Annotated[int, typer.Option(help="Rounds of timing a step; 0: no timing.")] = 15,
+    rounds: Annotated[int, typer.Option(max=100_000, help="Rounds of timing a step; 0: no timing.")] = 15,
     size: opt.SizeOption = None,
     batch_size: opt.BatchOption = 64,
     device: opt.DeviceOption = "auto",

@@ -33,7 +33,7 @@ def command(
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="Move a line of the gate doctor: dead=0.1. Repeatable."),
     ] = None,
-    top: Annotated[int, typer.Option(help="Images to keep that open, or close, each channel most.")] = 8,
+    top: Annotated[int, typer.Option(max=10_000, help="Images to keep that open, or close, each channel most.")] = 8,
     size: opt.SizeOption = None,
     batch_size: opt.BatchOption = 64,
     device: opt.DeviceOption = "auto",

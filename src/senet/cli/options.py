@@ -18,6 +18,9 @@ def finite(value: float | None) -> float | None:
     return value
 
 
+MAX_SIDE = 8192  # as senet.data.transforms has it; a module too heavy to be imported here
+MAX_BATCH = 65536
+
 Device = Literal["auto", "cpu", "cuda", "mps"]
 OnBad = Literal["skip", "fail"]
 Crops = Literal["center", "ten"]
@@ -71,9 +74,9 @@ OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what
 CheckpointOption = Annotated[Path, typer.Option("--checkpoint", "-c", help="Weights: RUN/best.safetensors.")]
 CropsOption = Annotated[Crops, typer.Option(help="One centre crop, or the mean over ten crops.")]
 SizeOption = Annotated[
-    int | None, typer.Option(min=1, max=8192, help="Side of the crop in pixels. Default: as in training.")
+    int | None, typer.Option(min=1, max=MAX_SIDE, help="Side of the crop in pixels. Default: as in training.")
 ]
-BatchOption = Annotated[int, typer.Option("--batch-size", min=1, max=65536, help="Images at a time.")]
+BatchOption = Annotated[int, typer.Option("--batch-size", min=1, max=MAX_BATCH, help="Images at a time.")]
 
 
 _YES_NO = {"yes": True, "on": True, "no": False, "off": False}

@@ -13,7 +13,7 @@ from senet.cli import options as opt
 def command(
     files: Annotated[list[Path], typer.Argument(help="Image files, or folders of images.")],
     checkpoint: opt.CheckpointOption,
-    top_k: Annotated[int, typer.Option("--top-k", "-k", help="Classes to name for each image.")] = 1,
+    top_k: Annotated[int, typer.Option("--top-k", "-k", max=2**31 - 1, help="Classes to name for each image.")] = 1,
     csv: Annotated[str | None, typer.Option(metavar="FILE", help="Write CSV to a file, or to - (the output).")] = None,
     crops: opt.CropsOption = "center",
     size: opt.SizeOption = None,

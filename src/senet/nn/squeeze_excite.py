@@ -1,6 +1,5 @@
 """The one Squeeze-and-Excitation block, and the configuration of every variant that the paper studies."""
 
-import math
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -11,6 +10,7 @@ from senet.errors import InputError
 from senet.ops import reference
 
 GATE_NAMES = tuple(name for name in reference.GATES if not name.startswith("identity_"))
+MAX_WIDTH = 65536  # of a bottleneck
 PLACEMENTS = ("standard", "pre", "post", "identity", "3x3")
 
 
@@ -54,8 +54,11 @@ class SEConfig:
 
     def __post_init__(self) -> None:
         number = isinstance(self.reduction, (int, float)) and not isinstance(self.reduction, bool)
-        if not (number and math.isfinite(self.reduction) and self.reduction > 0):
-            raise InputError(f"SEConfig: reduction={self.reduction!r} is not allowed; it must be a number above 0")
+        if not (number and 1 / MAX_WIDTH <= self.reduction <= MAX_WIDTH):
+            raise InputError(
+                f"SEConfig: reduction={self.reduction!r} is not allowed; it must be a number above 0, "
+                f"from 1/{MAX_WIDTH} to {MAX_WIDTH}"
+            )
         _one_of("squeeze", self.squeeze, reference.SQUEEZES)
         _one_of("gate", self.gate, GATE_NAMES)
         _one_of("placement", self.placement, PLACEMENTS)
@@ -66,8 +69,11 @@ class SEConfig:
             value = getattr(self, name)
             if optional and value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InputError(f"SEConfig: {name}={value!r} is not allowed; it must be an integer of at least 1")
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_WIDTH:
+                raise InputError(
+                    f"SEConfig: {name}={value!r} is not allowed; it must be an integer of at least 1, "
+                    f"at most {MAX_WIDTH}"
+                )
         if self.stages is not None:
             object.__setattr__(self, "stages", _checked_stages(self.stages))
 
@@ -98,7 +104,7 @@ class SEConfig:
 
 def _checked_stages(stages: Any) -> tuple[int, ...]:
     message = f"SEConfig: stages={stages!r} is not allowed; give stage numbers, 2 for the first after the stem, or None"
-    if isinstance(stages, (int, str)):
+    if not isinstance(stages, (list, tuple)):
         raise InputError(message)
     checked = tuple(stages)
     if not checked or any(isinstance(s, bool) or not isinstance(s, int) or s < 1 for s in checked):

@@ -20,9 +20,8 @@ from senet.measure.cost import Cost, model_cost, module_cost
 from senet.measure.timing import Ratio
 from senet.models.elsewhere import ATTACHED
 from senet.models.registry import model_spec
-from senet.training import comparison_file
 from senet.training import folder as folders
-from senet.training.comparison_file import MARKER
+from senet.training.comparison_file import MARKER, check_same, on_other_data, save_comparison
 from senet.training.curves import plot_curves, read_csv
 from senet.training.data_record import record_of
 from senet.training.feed import transform_for
@@ -137,7 +136,7 @@ def compare(
     check(replace(settings, seed=settings.seed + seeds - 1), recipe)
     resuming = folders.examine(output, MARKER, resume=resume, overwrite=overwrite)
     if resuming:
-        comparison_file.check_same(output, plain, settings, recipe)
+        check_same(output, plain, settings, recipe)
     source = open_source(settings.data, root=settings.root, val_fraction=settings.val_fraction, seed=0)
     if not resuming:
         for model in (plain, se):  # whatever does not fit is found before an old comparison is removed
@@ -147,9 +146,8 @@ def compare(
     results: dict[str, list[RunResult]] = {plain: [], se: []}
     plan = [(seed, model) for seed in range(settings.seed, settings.seed + seeds) for model in (plain, se)]
     homes = [output / "runs" / f"{model.replace(':', '_')}-seed{seed}" for seed, model in plan]
-    images = record_of(source)
-    stale = comparison_file.on_other_data(homes, images, settings, allow_changed_data) if resuming else set()
-    comparison_file.save(output, plain, settings, recipe, images)
+    stale = on_other_data(homes, record_of(source), settings, allow_changed_data) if resuming else set()
+    save_comparison(output, plain, settings, recipe)
     with stop.listening():
         for number, ((seed, model), home) in enumerate(zip(plan, homes, strict=True), 1):
             result = train(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,12 @@ class _Saved:
     data: Text
     settings: RunSettings | None = None
     recipe: Recipe | None = None
-    images: DataRecord | None = None
 
 
-def save(output: Path, plain: str, settings: RunSettings, recipe: Recipe, images: DataRecord) -> None:
+def save_comparison(output: Path, plain: str, settings: RunSettings, recipe: Recipe) -> None:
     """Write ``compare.json``; ``settings`` are those of the SE side."""
     values = {"plain": plain, "se": settings.model, "data": settings.data, "settings": settings.to_dict()}
-    folders.write_json(output / MARKER, values | {"recipe": recipe.model_dump(mode="json"), "images": asdict(images)})
+    folders.write_json(output / MARKER, values | {"recipe": recipe.model_dump(mode="json")})
 
 
 def check_same(output: Path, plain: str, settings: RunSettings, recipe: Recipe) -> None:

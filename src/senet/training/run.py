@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from rich.console import Console
 
 from senet.data.sources import DataSource, open_source
+from senet.errors import InputError
 from senet.gates.attach import attach
 from senet.gates.policies import sites_from
 from senet.models.elsewhere import ATTACHED
@@ -91,6 +92,8 @@ def train(
         settings, recipe = resumed(settings, recipe, output)
         if (output / folders.RESULT).is_file():
             return load_result(output)
+        if Path(settings.data).is_absolute() and not Path(settings.data).exists():
+            raise InputError(f"{output}: its data {settings.data} are gone; if they have moved, give --data NEW-FOLDER")
     source = source or open_source(settings.data, root=settings.root, val_fraction=settings.val_fraction, seed=0)
     record = record_of(source)
     moved = known != settings.data
