@@ -1,28 +1,124 @@
-"""Files on disk: written whole or not at all."""
+"""Files on disk: written whole or not at all.
+
+What is not finished yet has a name of its own, ``.senet.<host>.<process>.<token>.tmp``, beside the file that it will
+become. A process that is killed leaves it there; the next command that writes into the folder removes it.
+"""
+
+from __future__ import annotations
 
 import os
-import tempfile
+import re
+import secrets
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
+
+_TEMPORARY = re.compile(r"\.senet\.(?P<host>.+)\.(?P<process>\d+)\.[0-9a-f]{8}\.tmp")
+_SECONDS_TO_WRITE = 24 * 3600  # what is older belongs to no living process, on whatever machine
+_HOST = re.sub(r"[^\w-]", "_", socket.gethostname())[:64] or "unknown"
+_being_written: set[Path] = set()
+_swept: set[Path] = set()
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     """Write a file so that a reader, or a crash, finds the old content or the new, never a part."""
+    with replacing(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A file to write that takes the place of ``path`` at the end, on disk; an exception leaves ``path`` as it was."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = _temporary(path.parent)
     try:
+        # The kernel applies the umask, which a process cannot read without changing it under its other threads.
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        _sync_folder(path.parent)
+    except OSError as error:
+        if error.errno is not None and error.filename in (None, str(temporary)):
+            error.filename, error.filename2 = str(path), None  # "No space left on device" alone names nothing
         raise
+    finally:
+        temporary.unlink(missing_ok=True)
+        _being_written.discard(temporary)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+@contextmanager
+def temporary_folder(parent: Path) -> Iterator[Path]:
+    """A folder in ``parent`` that is gone at the end, with what is still in it."""
+    parent.mkdir(parents=True, exist_ok=True)
+    folder = _temporary(parent)
+    try:
+        folder.mkdir()
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        _being_written.discard(folder)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what processes that no longer live had begun to write in a folder."""
+    with os.scandir(folder) as entries:
+        left = [Path(entry.path) for entry in entries if is_temporary(entry.name)]
+    for path in left:
+        if _lives(path):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file of this name is one that is being written, or was when its process was killed."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+def _temporary(folder: Path) -> Path:
+    if folder not in _swept:
+        _swept.add(folder)
+        remove_leftovers(folder)
+    path = folder / f".senet.{_HOST}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+    _being_written.add(path)
+    return path
+
+
+def _lives(path: Path) -> bool:
+    """Whether the process that writes ``path`` may still be there."""
+    known = _TEMPORARY.fullmatch(path.name)
+    try:
+        if known is None or time.time() - path.lstat().st_mtime > _SECONDS_TO_WRITE:
+            return False
+        process = int(known["process"])
+        if known["host"] != _HOST:
+            return True  # nobody here knows
+        if process == os.getpid():  # a container gives the same number to each of its processes in turn
+            return path in _being_written
+        os.kill(process, 0)
+    except (ProcessLookupError, FileNotFoundError, OverflowError):
+        return False
+    except PermissionError:
+        return True  # another user's
+    return True
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the file's new name on disk, too; a file system that cannot do that has its own way."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass
+    finally:
+        os.close(handle)

@@ -51,8 +51,12 @@ def command(
     """
     from senet.cli.console import to_errors, to_output
     from senet.cli.tables import comparison_table
+    from senet.training.processes import check_processes
+
+    check_processes(devices=1, num_nodes=1)
     from senet.training.compare import compare
     from senet.training.interrupt import Interrupted
+    from senet.training.outputs import refuse_inside
     from senet.training.recipe import load_recipe
     from senet.training.settings import RunSettings, default_recipe
 
@@ -70,6 +74,8 @@ def command(
         device=device,
     )
     chosen = load_recipe(recipe or default_recipe(data, model), opt.recipe_changes(epochs, changes))
+    if overwrite:
+        refuse_inside(output, {"--recipe": recipe})
     keep_freed_memory()
     try:
         comparison = compare(

@@ -48,8 +48,12 @@ def command(
     from senet.cli.console import to_errors, to_output
     from senet.cli.tables import run_summary
     from senet.training.interrupt import Interrupted
+    from senet.training.outputs import refuse_inside
+    from senet.training.processes import check_processes, is_first_process
+
+    check_processes(devices, num_nodes)
     from senet.training.recipe import load_recipe
-    from senet.training.run import is_first_process, train
+    from senet.training.run import train
     from senet.training.settings import RunSettings, default_recipe, load_run
 
     if run is not None and (not resume or output is not None):
@@ -89,6 +93,8 @@ def command(
             num_nodes=num_nodes,
         )
         chosen = load_recipe(recipe or default_recipe(data, model), opt.recipe_changes(epochs, changes))
+        if overwrite:
+            refuse_inside(folder, {"--recipe": recipe})
     keep_freed_memory()
     try:
         result = train(

@@ -8,9 +8,9 @@ has been updated because it comes behind it.
 from __future__ import annotations
 
 import math
-import os
 import random
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ class Recorder(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where the checkpoint was saved; files written later are written again."""
-        self.rows = [dict(row) for row in state_dict["rows"]]
+        self.rows = [{column: row[column] for column in COLUMNS} for row in state_dict["rows"]]
         self.best, self._seconds = state_dict["best"], state_dict["seconds"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -106,8 +106,9 @@ class Recorder(Callback):
         self.draw(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """An interrupted run is drawn as far as it came."""
-        self.draw(trainer)
+        """An interrupted run is drawn as far as it came, if there is room for it on the disk."""
+        with suppress(OSError):
+            self.draw(trainer)
 
     def draw(self, trainer: pl.Trainer) -> None:
         """Write ``curves.png`` of the epochs so far, if there are any."""
@@ -133,6 +134,7 @@ class StateSaver(Callback):
         self._saved_at = time.monotonic()
         self._before_validation = False
         self._random: dict[str, Any] | None = None
+        self.is_restored = False
 
     def state_dict(self) -> dict[str, Any]:
         """The random generators' states as tensors and integers."""
@@ -150,6 +152,7 @@ class StateSaver(Callback):
             if trainer.global_rank:  # the checkpoint holds the first process's states; the others must not copy them
                 torch.manual_seed(self.seed + 1_000_003 * trainer.global_rank + trainer.global_step)
             self._random = None
+        self.is_restored = True
         self._saved_at = time.monotonic()
 
     def on_train_batch_end(
@@ -200,14 +203,7 @@ class StateSaver(Callback):
         self._check_loss(trainer, _classifier(pl_module).last_loss)
         if not all(bool(torch.isfinite(parameter).all()) for parameter in pl_module.parameters()):
             raise _non_finite(trainer, "a weight")
-        temporary = self.path.with_name(f".{self.path.name}.new")
-        try:
-            trainer.save_checkpoint(temporary, weights_only=False)
-            if trainer.is_global_zero:
-                os.replace(temporary, self.path)
-        finally:
-            if trainer.is_global_zero:
-                temporary.unlink(missing_ok=True)
+        trainer.save_checkpoint(self.path, weights_only=False)  # whole or not at all: see senet.training.state
         self._saved_at = time.monotonic()
 
     def _stop_if_asked(self, trainer: pl.Trainer) -> None:

@@ -8,6 +8,7 @@ optimistic, more so for the noisier network. The best epoch's error is stored be
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ from senet.measure.timing import Ratio
 from senet.models.elsewhere import ATTACHED
 from senet.models.registry import model_spec
 from senet.training import folder as folders
-from senet.training.comparison_file import MARKER, check_same, on_other_data, save_comparison
+from senet.training import outputs
+from senet.training.comparison_file import check_same, on_other_data, save_comparison
 from senet.training.curves import plot_curves, read_csv
 from senet.training.data_record import record_of
 from senet.training.feed import transform_for
 from senet.training.interrupt import Interrupted, StopRequest
+from senet.training.processes import check_processes
 from senet.training.recipe import Recipe
 from senet.training.run import build_classifier, threads_for, train
 from senet.training.settings import RunResult, RunSettings, check, se_config
@@ -41,6 +44,7 @@ from senet.training.statistics import (
 )
 from senet.training.step_time import StepTimes, time_steps
 
+KIND = outputs.COMPARISON
 MAX_SEEDS = 1000
 _CSV_COLUMNS = (
     "row",
@@ -127,6 +131,7 @@ def compare(
         InputError: bad settings or data.
         Interrupted: asked to stop; ``resume=True`` continues.
     """
+    check_processes(devices=1, num_nodes=1)
     if not 1 <= seeds <= MAX_SEEDS:
         raise InputError(f"--seeds is {seeds}; give 1 to {MAX_SEEDS}")
     plain, se = twins(settings.model)
@@ -134,21 +139,22 @@ def compare(
     settings = replace(settings, model=se)  # the side that takes SE options
     check(settings, recipe)
     check(replace(settings, seed=settings.seed + seeds - 1), recipe)
-    resuming = folders.examine(output, MARKER, resume=resume, overwrite=overwrite)
+    inputs = {"--data": settings.data, "--pretrained": settings.pretrained}
+    examined = partial(outputs.examine, output, KIND, resume=resume, overwrite=overwrite)
+    resuming = examined()
     if resuming:
         check_same(output, plain, settings, recipe)
     source = open_source(settings.data, root=settings.root, val_fraction=settings.val_fraction, seed=0)
     if not resuming:
         for model in (plain, se):  # whatever does not fit is found before an old comparison is removed
             build_classifier(_side(settings, model), recipe, source)
-        folders.renew(output)
     stop = StopRequest()
     results: dict[str, list[RunResult]] = {plain: [], se: []}
     plan = [(seed, model) for seed in range(settings.seed, settings.seed + seeds) for model in (plain, se)]
     homes = [output / "runs" / f"{model.replace(':', '_')}-seed{seed}" for seed, model in plan]
     stale = on_other_data(homes, record_of(source), settings, allow_changed_data) if resuming else set()
-    save_comparison(output, plain, settings, recipe)
-    with stop.listening():
+    with outputs.taken(output, KIND, examined, resuming, inputs), stop.listening():
+        save_comparison(output, plain, settings, recipe)
         for number, ((seed, model), home) in enumerate(zip(plan, homes, strict=True), 1):
             result = train(
                 replace(_side(settings, model), seed=seed),
@@ -167,8 +173,8 @@ def compare(
                 raise Interrupted(stop.signal)
         with threads_for(transform_for(recipe, source, model_spec(se).input_size).size, settings.device):
             times = time_steps(settings, recipe, source, plain, se, stop)
-    comparison = _summary(settings, recipe, source, results, times, output)
-    _write(comparison, output)
+        comparison = _summary(settings, recipe, source, results, times, output)
+        _write(comparison, output)
     return comparison
 
 

@@ -10,11 +10,12 @@ from typing import Any
 from senet.errors import InputError
 from senet.training import folder as folders
 from senet.training.data_record import DataRecord, check_classes, load_record
+from senet.training.outputs import COMPARISON
 from senet.training.recipe import Recipe
 from senet.training.settings import RunSettings, load_result, pairs_of_se, same_run
 from senet.training.validation import CLOSED, Text, read
 
-MARKER = "compare.json"
+MARKER = COMPARISON.marker
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ def fold_checkpoint(
         InputError: files are there already; no gates, or none of that name; excitations of another network; …
     """
     output, checkpoint = Path(output), Path(checkpoint)
-    check_output(output, overwrite, FILES)
+    check_output(output, overwrite, FILES, {"--checkpoint": checkpoint, "--excitations": excitations})
     _check_counts(record_images, images, rounds)
     network, metadata, spec = load_network(checkpoint, size)
     network = network.to(pick_device(device))

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +20,7 @@ from senet.data.loaders import make_loader
 from senet.data.sources import open_eval
 from senet.data.transforms import TransformSpec
 from senet.errors import InputError
+from senet.files import temporary_folder
 from senet.gates.doctor import Diagnosis, Thresholds
 from senet.gates.record import record_excitations
 from senet.measure.report import FILES, write_report
@@ -156,13 +155,22 @@ def inspect(
         return write_report(folder, excitations, thresholds=thresholds, classes=classes, picture=subject.picture)
 
 
-def check_output(output: Path, overwrite: bool, files: Sequence[str] = FILES) -> None:
-    """Refuse a folder that holds one of these files, or that cannot be made or written into."""
+def check_output(
+    output: Path, overwrite: bool, files: Sequence[str] = FILES, inputs: Mapping[str, str | Path | None] | None = None
+) -> None:
+    """Refuse a folder that holds one of these files, or that cannot be made or written into.
+
+    ``inputs`` are options and the files that they name: they must not be among those to be replaced.
+    """
     there = next(path for path in (output, *output.absolute().parents) if path.exists())
     if not there.is_dir():
         raise InputError(f"{there} is a file; give a folder as --output")
     if not os.access(there, os.W_OK | os.X_OK):
         raise InputError(f"{there} cannot be written into; give another --output")
+    targets = {(output / name).resolve() for name in files}
+    for option, named in (inputs or {}).items():
+        if named and Path(named).resolve() in targets:
+            raise InputError(f"{option} {named} is a file that this command writes; give another --output")
     for name in files:
         if (output / name).exists() and not overwrite:
             raise InputError(f"{output / name} exists; choose another --output, or --overwrite")
@@ -171,13 +179,9 @@ def check_output(output: Path, overwrite: bool, files: Sequence[str] = FILES) ->
 @contextmanager
 def all_or_nothing(output: Path) -> Iterator[Path]:
     """A folder to write into, whose files move to ``output`` at the end, or vanish if there is no such end."""
-    output.parent.mkdir(parents=True, exist_ok=True)
     # Inside of the folder if it is there: it may be another disk than what is around it, or all that may be written.
-    folder = Path(tempfile.mkdtemp(dir=output if output.is_dir() else output.parent, prefix=f".{output.name}."))
-    try:
+    with temporary_folder(output if output.is_dir() else output.parent) as folder:
         yield folder
         output.mkdir(exist_ok=True)
         for path in sorted(folder.iterdir()):
             os.replace(path, output / path.name)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -5,37 +5,41 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.fabric.utilities import rank_zero
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from rich.console import Console
 
 from senet.data.sources import DataSource, open_source
 from senet.errors import InputError
+from senet.files import write_atomically
 from senet.gates.attach import attach
 from senet.gates.policies import sites_from
 from senet.models.elsewhere import ATTACHED
 from senet.models.known_weights import find_known
 from senet.models.registry import NetworkConfig, create_model, model_spec
-from senet.models.weights import write_atomically
 from senet.nn.attachment import described
 from senet.training import folder as folders
+from senet.training import outputs
 from senet.training.callbacks import Recorder, StateSaver, WarmAverage
 from senet.training.classifier import Classifier
 from senet.training.data_record import check_data, record_of, save_record
 from senet.training.evaluate import pick_device
 from senet.training.feed import Feed, transform_for
 from senet.training.interrupt import Interrupted, StopRequest
+from senet.training.processes import check_processes, environment_plugins, is_first_process
 from senet.training.progress import ProgressReport
 from senet.training.recipe import Recipe
 from senet.training.settings import RunResult, RunSettings, check, load_result, load_settings, resumed, se_config
+from senet.training.state import StateFile, checked_state, restoring
 
 _LOG = logging.getLogger("senet.training")
 TINY_SIDE = 16  # pixels
@@ -78,34 +82,41 @@ def train(
         NonFiniteError: the loss is infinite or NaN; the last good state stays in the folder.
     """
     output = Path(output)
+    check_processes(settings.devices, settings.num_nodes)
     if Path(settings.data).is_dir():  # the run can then be resumed from another working folder
         settings = replace(settings, data=str(Path(settings.data).resolve()))
     first_process = is_first_process()
     resuming = resume and (output / folders.SETTINGS).is_file()
-    if first_process:
-        # Everything that can be wrong with the settings is found before a folder is touched.
-        check(settings, recipe)
-        resuming = folders.examine(output, folders.SETTINGS, resume=resume, overwrite=overwrite)
-    known = settings.data
-    if resuming:
-        known = load_settings(output).data
-        settings, recipe = resumed(settings, recipe, output)
-        if (output / folders.RESULT).is_file():
-            return load_result(output)
-        if Path(settings.data).is_absolute() and not Path(settings.data).exists():
-            raise InputError(f"{output}: its data {settings.data} are gone; if they have moved, give --data NEW-FOLDER")
-    source = source or open_source(settings.data, root=settings.root, val_fraction=settings.val_fraction, seed=0)
-    record = record_of(source)
-    moved = known != settings.data
-    if resuming:
-        check_data(output, record, settings.data, moved=moved, allow_changed=allow_changed_data)
-    stop = stop or StopRequest()
-    with stop.listening(), _quiet_lightning(), folders.log_file() as log_to:
+    inputs = {"--data": settings.data, "--pretrained": settings.pretrained}
+    examined = partial(outputs.examine, output, outputs.RUN, resume=resume, overwrite=overwrite)
+    with ExitStack() as held:
+        if first_process:
+            # Everything that can be wrong with the settings is found before a folder is touched.
+            check(settings, recipe)
+            resuming = examined()
+        known = settings.data
+        if resuming:
+            known = load_settings(output).data
+            settings, recipe = resumed(settings, recipe, output)
+            if (output / folders.RESULT).is_file():
+                return load_result(output)
+            if Path(settings.data).is_absolute() and not Path(settings.data).exists():
+                raise InputError(
+                    f"{output}: its data {settings.data} are gone; if they have moved, give --data NEW-FOLDER"
+                )
+        source = source or open_source(settings.data, root=settings.root, val_fraction=settings.val_fraction, seed=0)
+        record, moved = record_of(source), known != settings.data
+        if resuming:
+            check_data(output, record, settings.data, moved=moved, allow_changed=allow_changed_data)
+        stop = stop or StopRequest()
+        held.enter_context(stop.listening())
+        held.enter_context(_quiet_lightning())
+        log_to = held.enter_context(folders.log_file())
         # Whatever does not fit (transform, weights, the network's options) is found before an old run is removed.
         classifier, metadata = build_classifier(settings, recipe, source)
         if first_process:
+            held.enter_context(outputs.taken(output, outputs.RUN, examined, resuming, inputs))
             if not resuming:
-                folders.renew(output)
                 write_atomically(output / "recipe.yaml", recipe.to_yaml().encode())
             save_record(output, record)
             if not resuming or moved:
@@ -113,14 +124,9 @@ def train(
             folders.write_json(output / "environment.json", folders.environment(settings.device))
             log_to(output / "log.txt")
         # Not "if it exists": another process may not have removed an old run yet.
-        state = folders.checked_state(output / folders.CHECKPOINT) if resuming else None
+        state = checked_state(output / folders.CHECKPOINT) if resuming else None
         label = label or settings.model
         return _fit(settings, recipe, output, source, classifier, metadata, console, label, loggers, stop, state)
-
-
-def is_first_process() -> bool:
-    """Whether this process writes and prints; the others only compute."""
-    return getattr(rank_zero.rank_zero_only, "rank", 0) == 0
 
 
 def _fit(
@@ -147,11 +153,12 @@ def _fit(
         limit_batches=settings.limit_batches,
     )
     recorder = Recorder(output, metadata, f"{settings.model} on {Path(source.name).name}")
-    callbacks = _callbacks(recorder, StateSaver(output, stop, settings.seed), recipe, console, label)
+    saver = StateSaver(output, stop, settings.seed)
+    callbacks = _callbacks(recorder, saver, recipe, console, label)
     trainer = _trainer(settings, recipe, output, callbacks, loggers, feed)
     _LOG.info("%s; %s", source.split, "resuming" if state else "starting")
     try:
-        with threads_for(spec.size, settings.device):
+        with threads_for(spec.size, settings.device), restoring(state, lambda: saver.is_restored):
             trainer.fit(classifier, datamodule=feed, ckpt_path=state, weights_only=True)
     except SystemExit as error:
         # Lightning turns the second Ctrl-C into an exit of its own.
@@ -225,26 +232,30 @@ def _trainer(
     if loggers:
         logs = [TensorBoardLogger(output, name="", version="tensorboard"), CSVLogger(output, name="steps")]
     limit: Any = 1.0 if settings.limit_batches is None else settings.limit_batches
-    return pl.Trainer(
-        accelerator={"cuda": "gpu"}.get(settings.device, settings.device),
-        devices=settings.devices,
-        num_nodes=settings.num_nodes,
-        precision=_PRECISION[recipe.precision],  # type: ignore[arg-type]
-        max_epochs=recipe.epochs,
-        limit_train_batches=limit,
-        limit_val_batches=limit,
-        accumulate_grad_batches=recipe.accumulate,
-        gradient_clip_val=recipe.clip_grad_norm,
-        callbacks=callbacks,
-        logger=logs or False,
-        default_root_dir=output,
-        use_distributed_sampler=False,  # our sampler knows its rank
-        num_sanity_val_steps=0,
-        log_every_n_steps=1,  # Recorder decides; this only keeps Lightning from complaining about short epochs
-        enable_checkpointing=False,  # StateSaver's work
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    try:
+        return pl.Trainer(
+            accelerator={"cuda": "gpu"}.get(settings.device, settings.device),
+            devices=settings.devices,
+            num_nodes=settings.num_nodes,
+            precision=_PRECISION[recipe.precision],  # type: ignore[arg-type]
+            max_epochs=recipe.epochs,
+            limit_train_batches=limit,
+            limit_val_batches=limit,
+            accumulate_grad_batches=recipe.accumulate,
+            gradient_clip_val=recipe.clip_grad_norm,
+            callbacks=callbacks,
+            logger=logs or False,
+            default_root_dir=output,
+            use_distributed_sampler=False,  # our sampler knows its rank
+            num_sanity_val_steps=0,
+            log_every_n_steps=1,  # Recorder decides; this only keeps Lightning from complaining about short epochs
+            enable_checkpointing=False,  # StateSaver's work
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            plugins=[StateFile(), *environment_plugins(settings.devices, settings.num_nodes)],
+        )
+    except (MisconfigurationException, RuntimeError, ValueError) as error:  # devices that are not there, a launcher
+        raise InputError(" ".join(str(error).split())) from None
 
 
 def _result(settings: RunSettings, recorder: Recorder, val_images: int, output: Path) -> RunResult:
@@ -279,6 +290,8 @@ def _quiet_lightning() -> Iterator[None]:
             warnings.filterwarnings("ignore", message=".*does not have many workers")
             # Feed skips the batches that the interrupted epoch has had.
             warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch")
+            # Where srun is installed and not used, that is how the user wants it.
+            warnings.filterwarnings("ignore", message="The `srun` command is available")
             # Lightning's own use of PyTorch's pytree.
             warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated", category=FutureWarning)
             yield
