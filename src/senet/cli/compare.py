@@ -56,7 +56,6 @@ def command(
     check_processes(devices=1, num_nodes=1)
     from senet.training.compare import compare
     from senet.training.interrupt import Interrupted
-    from senet.training.outputs import refuse_inside
     from senet.training.recipe import load_recipe
     from senet.training.settings import RunSettings, default_recipe
 
@@ -74,8 +73,7 @@ def command(
         device=device,
     )
     chosen = load_recipe(recipe or default_recipe(data, model), opt.recipe_changes(epochs, changes))
-    if overwrite:
-        refuse_inside(output, {"--recipe": recipe})
+    opt.check_recipe(recipe, output, overwrite)
     keep_freed_memory()
     try:
         comparison = compare(

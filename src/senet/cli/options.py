@@ -104,6 +104,14 @@ def recipe_changes(epochs: int | None, changes: list[str] | None) -> list[str]:
     return ([] if epochs is None else [f"epochs={epochs}"]) + list(changes or [])
 
 
+def check_recipe(recipe: str | None, output: Path, overwrite: bool) -> None:
+    """Refuse a recipe that lies in the folder to be overwritten."""
+    from senet.training.outputs import refuse_inside
+
+    if overwrite:
+        refuse_inside(output, {"--recipe": recipe})
+
+
 def attached_name(model: str) -> str:
     """The name of a plain network with gates attached; raises ``InputError`` for one that has SE already."""
     from senet.models.elsewhere import ATTACHED

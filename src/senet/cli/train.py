@@ -48,7 +48,6 @@ def command(
     from senet.cli.console import to_errors, to_output
     from senet.cli.tables import run_summary
     from senet.training.interrupt import Interrupted
-    from senet.training.outputs import refuse_inside
     from senet.training.processes import check_processes, is_first_process
 
     check_processes(devices, num_nodes)
@@ -93,8 +92,7 @@ def command(
             num_nodes=num_nodes,
         )
         chosen = load_recipe(recipe or default_recipe(data, model), opt.recipe_changes(epochs, changes))
-        if overwrite:
-            refuse_inside(folder, {"--recipe": recipe})
+        opt.check_recipe(recipe, folder, overwrite)
     keep_freed_memory()
     try:
         result = train(

@@ -36,7 +36,10 @@ class StateFile(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Save a state, or leave the one that is there."""
         with replacing(path) as file:
-            torch.save(checkpoint, file)
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as error:  # the writer's, about the file's length, when the disk is full
+                raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def checked_state(path: Path) -> Path | None:
