@@ -1,4 +1,4 @@
-"""Batches depend on (seed, epoch, index) alone; bad images are named, counted and dropped."""
+"""Batches depend on (seed, epoch, index) alone; bad images are named, counted, and replaced or left out."""
 
 import logging
 import pickle
@@ -159,14 +159,15 @@ def spoil(folder: Path) -> None:
     (folder / "009.jpg").unlink()
 
 
+@pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_bad_images_are_named_once_counted_and_dropped(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, workers: int
+def test_bad_images_are_named_once_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, workers: int, train: bool
 ) -> None:
     data = file_set(tmp_path)
-    good = epoch(make_loader(data, 5, train=True))
+    good = epoch(make_loader(data, 5, train=train))
     spoil(tmp_path)
-    loader = make_loader(data, 5, train=True, workers=workers, max_bad_fraction=0.2)
+    loader = make_loader(data, 5, train=train, workers=workers, max_bad_fraction=0.2)
     with caplog.at_level(logging.WARNING, "senet.data"):
         batches = epoch(loader)
         epoch(loader, 1)
@@ -181,7 +182,41 @@ def test_bad_images_are_named_once_counted_and_dropped(
     for batch in batches:
         for index, image in zip(batch.indices, batch.images, strict=True):
             assert torch.equal(image, seen[int(index)]), "the other images are as if nothing was wrong"
-    assert sum(len(batch.targets) for batch in batches) == 16
+    assert sum(len(batch.targets) for batch in batches) == (20 if train else 16)
+
+
+def test_training_replaces_bad_images_and_touches_nothing_else(tmp_path: Path) -> None:
+    data = file_set(tmp_path)
+    whole = torch.cat([batch.indices for batch in epoch(make_loader(data, 1, train=True))]).tolist()
+    spoil(tmp_path)
+    loader = make_loader(data, 1, train=True, max_bad_fraction=0.2)
+    batches = epoch(loader)
+    assert [len(batch.targets) for batch in batches] == [1] * 20 == [1] * len(loader)
+    mended = torch.cat([batch.indices for batch in batches]).tolist()
+    assert all((old in {0, 3, 7, 9}) == (old != new) for old, new in zip(whole, mended, strict=True))
+    assert not {0, 3, 7, 9} & set(mended)
+    other = torch.cat([batch.indices for batch in epoch(loader, 1)]).tolist()
+    assert sorted(other) != sorted(mended), "another epoch, other replacements"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_replacements_depend_neither_on_workers_nor_on_an_interruption(tmp_path: Path, workers: int) -> None:
+    data = file_set(tmp_path)
+    spoil(tmp_path)
+    whole = epoch(make_loader(data, 3, train=True, seed=2, max_bad_fraction=0.2), 5)
+    rest = make_loader(data, 3, train=True, seed=2, max_bad_fraction=0.2, workers=workers, skip=2)
+    assert_same(whole[2:], epoch(rest, 5))
+    alone = {tuple(batch.indices.tolist()) for batch in epoch(make_loader(data, 1, train=True, max_bad_fraction=1))}
+    ranks = [make_loader(data, 1, train=True, max_bad_fraction=1, rank=rank, world_size=2) for rank in (0, 1)]
+    assert {tuple(b.indices.tolist()) for rank in ranks for b in epoch(rank)} == alone
+
+
+def test_a_batch_that_nothing_can_fill_stops_with_the_list(tmp_path: Path) -> None:
+    data = file_set(tmp_path, count=4)
+    for path in tmp_path.iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(InputError, match=r"fill a batch.*001\.jpg \(empty file\)"):
+        epoch(make_loader(data, 2, train=True, max_bad_fraction=1))
 
 
 def test_too_many_bad_images_stop_with_the_list(tmp_path: Path) -> None:
@@ -204,12 +239,24 @@ def test_fail_stops_at_the_first_bad_image(tmp_path: Path, workers: int) -> None
         epoch(make_loader(data, 5, train=False, on_bad_image="fail", workers=workers))
 
 
-def test_a_batch_of_bad_images_alone_is_left_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_evaluation_gives_an_empty_batch_where_all_images_are_bad(tmp_path: Path, workers: int) -> None:
     data = file_set(tmp_path, count=6)
     for index in (2, 3):
         (tmp_path / f"{index:03d}.jpg").write_bytes(b"")
-    batches = epoch(make_loader(data, 2, train=False, max_bad_fraction=0.5))
-    assert [batch.indices.tolist() for batch in batches] == [[0, 1], [4, 5]]
+    loader = make_loader(data, 2, train=False, max_bad_fraction=0.5, workers=workers)
+    assert [batch.indices.tolist() for batch in loader] == [[0, 1], [], [4, 5]]
+
+
+@pytest.mark.parametrize(("count", "world"), [(21, 2), (5, 4), (2, 4)])
+def test_every_process_evaluates_as_many_batches(count: int, world: int) -> None:
+    loaders = [make_loader(array_set(count), 2, train=False, rank=rank, world_size=world) for rank in range(world)]
+    shares = [list(loader) for loader in loaders]
+    assert {len(share) for share in shares} == {len(loader) for loader in loaders} == {-(-count // (2 * world))}
+    numbers = torch.cat([batch.indices for share in shares for batch in share])
+    assert sorted(numbers.tolist()) == list(range(count))
+    loaders[-1].skip_batches(1)
+    assert len(list(loaders[-1])) == len(loaders[-1]) - 1
 
 
 def test_files_that_are_no_images_are_said_once_and_do_not_use_up_the_limit(

@@ -1,6 +1,7 @@
 """Batches: which images, in which order, and what happens to those that cannot be read."""
 
 import logging
+import random
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -15,6 +16,7 @@ from senet.errors import InputError
 log = logging.getLogger("senet.data")
 MAX_BAD_FRACTION = 0.01  # more unreadable images than this, and the data are not what they were taken for
 _LISTED = 20  # bad images named in an error message
+_CANDIDATES = 32  # images tried in place of a bad one
 
 
 class Batch(NamedTuple):
@@ -30,6 +32,21 @@ class BadImage(NamedTuple):
 
     number: int
     reason: str
+
+
+class _Loaded(NamedTuple):
+    """What became of one place in a batch: the image (None: none could be read), and the bad ones met for it."""
+
+    sample: Sample | None
+    bad: list[BadImage]
+
+
+class _Collated(NamedTuple):
+    """A batch, the bad images met for it, and the number of its places."""
+
+    batch: Batch
+    bad: list[BadImage]
+    places: int
 
 
 class EpochSampler(DistributedSampler[tuple[int, int]]):
@@ -73,7 +90,10 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
 
 
 class ImageLoader(DataLoader[Batch]):
-    """A DataLoader of :class:`Batch` that drops, names and counts bad images; made by :func:`make_loader`.
+    """A DataLoader of :class:`Batch` that names and counts bad images; made by :func:`make_loader`.
+
+    It always gives ``len`` batches, as many on every process. In training each has its full size, since bad images are
+    replaced; in evaluation they are left out, and a batch in which no image is left is empty.
 
     Attributes:
         images: the image set.
@@ -93,23 +113,45 @@ class ImageLoader(DataLoader[Batch]):
         self.images = images
         self.on_bad_image, self.max_bad_fraction = on_bad_image, max_bad_fraction
         self.bad: dict[str, str] = {}
-        super().__init__(_Guarded(images), sampler=sampler, collate_fn=_collate, **options)  # type: ignore[arg-type]  # bad images too
+        self._order = sampler
+        guarded = _Guarded(images, replace=sampler.shuffle)
+        super().__init__(guarded, sampler=sampler, collate_fn=_collate, **options)  # type: ignore[arg-type]  # bad images too
         self._add_non_images()
 
+    def __len__(self) -> int:
+        """Batches of each process in an epoch; in evaluation, of the process that has the most images."""
+        if self._order.shuffle:
+            return super().__len__()
+        return -(-self._order.count // (self._order.num_replicas * (self.batch_size or 1)))
+
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # a generator
-        for batch, bad in super().__iter__():
+        given = self._order.start // (self.batch_size or 1)
+        for batch, bad, places in self._collated():
             for image in bad:
                 self._add_bad(self.images.names[image.number], image.reason)
-            if batch is not None:
-                yield batch
+            if self._order.shuffle and len(batch.targets) < places:
+                raise InputError(
+                    f"too few images can be read to fill a batch; repair or remove these: {self._listed()}"
+                )
+            yield batch
+            given += 1
+        for _ in range(given, len(self)):
+            yield _collate([]).batch
+
+    def _collated(self) -> Iterator[_Collated]:
+        try:
+            batches: Iterator[Any] = super().__iter__()
+        except OSError as error:  # there is no room for a process, or in /dev/shm for its locks
+            raise RuntimeError(f"DataLoader worker cannot be started: {error}") from error
+        yield from batches
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order and the augmentation of the next iteration."""
-        self.sampler.set_epoch(epoch)  # type: ignore[attr-defined]  # an EpochSampler
+        self._order.set_epoch(epoch)
 
     def skip_batches(self, count: int) -> None:
         """Leave out the first ``count`` batches of the next iteration, to resume within an epoch."""
-        self.sampler.start = count * (self.batch_size or 1)  # type: ignore[attr-defined]  # likewise
+        self._order.start = count * (self.batch_size or 1)
 
     def _add_bad(self, name: str, reason: str) -> None:
         if name in self.bad:
@@ -120,12 +162,14 @@ class ImageLoader(DataLoader[Batch]):
         if self.on_bad_image == "fail":
             raise InputError(f"{name}: {reason}; repair or remove it, or use --on-bad-image skip")
         if damaged > self.max_bad_fraction * len(self.images):
-            unreadable = [f"{n} ({r})" for n, r in self.bad.items() if n not in self.images.non_images]
-            listed = ", ".join(unreadable[:_LISTED]) + (", ..." if damaged > _LISTED else "")
             raise InputError(
                 f"more than {self.max_bad_fraction:.3g} of the {len(self.images)} images cannot be read, "
-                f"{damaged} so far; repair or remove them: {listed}"
+                f"{damaged} so far; repair or remove them: {self._listed()}"
             )
+
+    def _listed(self) -> str:
+        unreadable = [f"{n} ({r})" for n, r in self.bad.items() if n not in self.images.non_images]
+        return ", ".join(unreadable[:_LISTED]) + (", ..." if len(unreadable) > _LISTED else "")
 
     def _add_non_images(self) -> None:
         names = self.images.non_images
@@ -155,7 +199,8 @@ def make_loader(
 
     Every batch depends on (seed, epoch) and the image set alone, never on ``workers`` or on what came before; the
     global random generators are left untouched. The last, smaller batch is kept, except in training when it would hold
-    a single image, which batch normalisation cannot train on.
+    a single image, which batch normalisation cannot train on. Bad images are replaced in training, by others that
+    (seed, epoch, index) alone decide, and left out in evaluation.
 
     Args:
         images: the set, with its transform.
@@ -165,7 +210,8 @@ def make_loader(
         seed: of the order. Augmentation has its own seed, in the image set.
         rank: number of this process, from 0.
         world_size: number of processes.
-        on_bad_image: "skip" drops a bad image and names it once in the log "senet.data"; "fail" stops at the first.
+        on_bad_image: "skip" replaces a bad image or leaves it out, and names it once in the log "senet.data"; "fail"
+            stops at the first.
         max_bad_fraction: more bad images than this fraction of the set stop the run with the list.
         skip: batches to leave out of the first iteration, to resume within an epoch.
     """
@@ -194,34 +240,50 @@ def make_loader(
     )
 
 
-class _Guarded(Dataset[Sample | BadImage]):
-    """Turns the exception of a bad image into a value that travels from a worker to the main process."""
+class _Guarded(Dataset[_Loaded]):
+    """Turns the exception of a bad image into a value that travels from a worker to the main process.
 
-    def __init__(self, images: ImageSet) -> None:
-        self.images = images
+    With ``replace``, another image of the epoch takes the place of a bad one, so that every batch keeps its size.
+    """
+
+    def __init__(self, images: ImageSet, *, replace: bool) -> None:
+        self.images, self.replace = images, replace
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample | BadImage:
-        try:
-            return self.images[key]
-        except BadImageError as error:
-            return BadImage(key[1], str(error))
+    def __getitem__(self, key: tuple[int, int]) -> _Loaded:
+        epoch, index = key
+        bad: list[BadImage] = []
+        for candidate in self._candidates(epoch, index):
+            try:
+                return _Loaded(self.images[epoch, candidate], bad)
+            except BadImageError as error:
+                bad.append(BadImage(candidate, str(error)))
+        return _Loaded(None, bad)
+
+    def _candidates(self, epoch: int, index: int) -> Iterator[int]:
+        yield index
+        if self.replace:
+            # Not what the image's augmentation draws from, and the same in every process and after a resume.
+            draw = random.Random(f"{self.images.seed}/{epoch}/{index}/instead")
+            yield from draw.sample(range(len(self)), min(_CANDIDATES, len(self)))
 
 
-def _collate(samples: list[Sample | BadImage]) -> tuple[Batch | None, list[BadImage]]:
-    bad = [sample for sample in samples if isinstance(sample, BadImage)]
-    good = [sample for sample in samples if isinstance(sample, Sample)]
-    if not good:
-        return None, bad
-    first = good[0].image
-    if get_worker_info() is not None:
-        # Stacked straight into the shared memory in which the batch travels to the main process.
-        size = first.numel() * len(good)
-        images = first.new(first.untyped_storage()._new_shared(size)).resize_(len(good), *first.shape)
-    else:
-        images = first.new_empty((len(good), *first.shape))
-    torch.stack([sample.image for sample in good], out=images)
-    targets = torch.tensor([sample.target for sample in good])
-    return Batch(images, targets, torch.tensor([sample.number for sample in good])), bad
+def _collate(loaded: list[_Loaded]) -> _Collated:
+    samples = [one.sample for one in loaded if one.sample is not None]
+    targets = torch.tensor([sample.target for sample in samples], dtype=torch.int64)
+    numbers = torch.tensor([sample.number for sample in samples], dtype=torch.int64)
+    batch = Batch(_stacked([sample.image for sample in samples]), targets, numbers)
+    return _Collated(batch, [bad for one in loaded for bad in one.bad], len(loaded))
+
+
+def _stacked(images: list[Tensor]) -> Tensor:
+    if not images:
+        return torch.empty((0, 0, 0, 0), dtype=torch.uint8)
+    first = images[0]
+    if get_worker_info() is None:
+        return torch.stack(images)
+    # Stacked straight into the shared memory in which the batch travels to the main process.
+    shared = first.new(first.untyped_storage()._new_shared(first.numel() * len(images)))
+    return torch.stack(images, out=shared.resize_(len(images), *first.shape))

@@ -10,10 +10,11 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, SumMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from senet.data.transforms import TransformSpec
+from senet.errors import InputError
 from senet.nn.attachment import attached
 from senet.training.evaluate import TOP5_CLASSES
 from senet.training.recipe import Recipe, ScheduleRecipe
@@ -40,7 +41,7 @@ class Classifier(pl.LightningModule):
         self.spec = spec
         self.num_classes = num_classes
         self.train_correct, self.train_loss = _accuracy(num_classes), _mean()
-        self.val_correct, self.val_loss = _accuracy(num_classes), _mean()
+        self.val_correct, self.val_loss, self.val_seen = _accuracy(num_classes), _mean(), SumMetric("disable")
         self.val_top5 = _accuracy(num_classes, 5) if num_classes >= TOP5_CLASSES else None
         for metric in (self.train_correct, self.train_loss):
             metric.persistent(True)  # an epoch that is resumed in its middle reports all of its images
@@ -102,10 +103,16 @@ class Classifier(pl.LightningModule):
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Count one validation batch; the loss is plain cross-entropy, without smoothing."""
+        """Count one validation batch; the loss is plain cross-entropy, without smoothing.
+
+        A batch is empty when none of its images could be read.
+        """
+        if not len(batch.targets):
+            return
         logits = self(batch.images).float()
         self.val_loss.update(F.cross_entropy(logits, batch.targets), weight=len(batch.targets))
         self.val_correct.update(logits, batch.targets)
+        self.val_seen.update(len(batch.targets))
         if self.val_top5 is not None:
             self.val_top5.update(logits, batch.targets)
 
@@ -118,6 +125,8 @@ class Classifier(pl.LightningModule):
 
     def take_val_metrics(self) -> dict[str, float | None]:
         """Top-1 and top-5 error in percent (None below six classes) and mean loss; the counters start anew."""
+        if not _value(self.val_seen):
+            raise InputError("none of the validation images can be read; repair them, or give another --data")
         values = {
             "val_error": _error(self.val_correct),
             "val_top5_error": _error(self.val_top5) if self.val_top5 is not None else None,
@@ -128,7 +137,7 @@ class Classifier(pl.LightningModule):
 
     def reset_val_metrics(self) -> None:
         """Forget what was counted, also of a validation that was broken off."""
-        for metric in (self.val_correct, self.val_top5, self.val_loss):
+        for metric in (self.val_correct, self.val_top5, self.val_loss, self.val_seen):
             if metric is not None:
                 metric.reset()
 
@@ -225,7 +234,7 @@ def _error(metric: MulticlassAccuracy) -> float:
     return round(100.0 * (1.0 - _value(metric)), 4)
 
 
-def _value(metric: MulticlassAccuracy | MeanMetric) -> float:
+def _value(metric: MulticlassAccuracy | MeanMetric | SumMetric) -> float:
     with warnings.catch_warnings():
         # A resumed epoch restores the counts but not torchmetrics' note that it has counted.
         warnings.filterwarnings("ignore", message="The ``compute`` method of metric")

@@ -240,6 +240,8 @@ def _forward(
 ) -> Iterator[tuple[Batch, Tensor]]:
     """Batches with class probabilities (N, classes) on the CPU, averaged over crops where there are ten."""
     for batch in loader:
+        if not len(batch.targets):  # none of its images could be read
+            continue
         images = batch.images.to(device, non_blocking=True)
         crops = images.shape[1] if images.dim() == 5 else 1
         # A context around `yield` would stay in force in the caller's code.
