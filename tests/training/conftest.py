@@ -34,6 +34,16 @@ def pictures(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def spoiled(tmp_path_factory):
+    """150 images to train on and 20 to validate on, with one bad file among the former."""
+    folder = tmp_path_factory.mktemp("spoiled")
+    draw_classes(folder / "train", 50, seed=1)
+    draw_classes(folder / "val", 8, seed=2)
+    (folder / "train" / "bar" / "7.png").write_bytes(b"")
+    return folder
+
+
 @pytest.fixture
 def quick_recipe():
     """33 images in 5 batches of 8 (the last is 1 image, which training leaves out: 4), two epochs."""

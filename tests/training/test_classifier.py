@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from senet.data.transforms import TransformSpec
+from senet.errors import InputError
 from senet.models.registry import create_model
 from senet.training.callbacks import WarmAverage, random_state, set_random_state
 from senet.training.classifier import Classifier, LrFactor, build_optimizer
@@ -86,10 +87,14 @@ def test_errors_count_in_percent():
     # Ties after the first: torch ranks the equal logits somehow, so the targets are the first class or the true one.
     classifier.validation_step(Batch(images, torch.tensor([0, 1, 2, 0]), torch.arange(4)), 0)
     classifier.validation_step(Batch(images[:2], torch.tensor([4, 4]), torch.arange(2)), 1)
+    nothing = Batch(images[:0], torch.tensor([], dtype=torch.int64), torch.tensor([], dtype=torch.int64))
+    classifier.validation_step(nothing, 2)
     values = classifier.take_val_metrics()
     assert values["val_error"] == pytest.approx(100 * 2 / 6, abs=1e-4)
     assert 0 <= values["val_top5_error"] <= values["val_error"]
-    assert classifier.take_val_metrics()["val_loss"] != values["val_loss"]
+    classifier.validation_step(nothing, 0)
+    with pytest.raises(InputError, match="none of the validation images"):
+        classifier.take_val_metrics()  # the counters have started anew
 
 
 def test_no_top5_below_six_classes():

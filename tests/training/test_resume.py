@@ -1,10 +1,12 @@
 """A run that is broken off anywhere and resumed ends, bit for bit, as an unbroken one."""
 
 import csv
+import shutil
 
 import pytest
 import torch
 
+from senet.errors import InputError
 from senet.models.weights import load_weights
 from senet.training.interrupt import Interrupted, StopRequest
 from senet.training.run import train
@@ -118,6 +120,29 @@ def test_accumulated_gradients_are_not_lost(pictures, quick_recipe, tmp_path):
     assert torch.load(broken_folder / "last.ckpt", weights_only=True)["global_step"] == 1
     train(settings, recipe, broken_folder, resume=True, loggers=False)
     assert_same_run(tmp_path / "whole", broken_folder)
+
+
+def test_a_bad_image_takes_no_batch_and_resumes_alike(spoiled, quick_recipe, tmp_path):
+    """Batches of one image: without a replacement, an epoch would end one batch early, and without a validation."""
+    recipe = quick_recipe("epochs=2", "accumulate=8")
+    settings = RunSettings(str(spoiled), "se_resnet8")
+    train(settings, recipe, tmp_path / "whole", loggers=False)
+    assert len(rows(tmp_path / "whole")) == 2
+    assert "7.png" in (tmp_path / "whole" / "log.txt").read_text()
+    with pytest.raises(Interrupted):
+        train(settings, recipe, tmp_path / "broken", stop=StopAtLook(7), loggers=False)
+    train(settings, recipe, tmp_path / "broken", resume=True, loggers=False)
+    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+
+
+def test_a_validation_without_an_image_is_said(spoiled, pictures, quick_recipe, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(spoiled / "train", data / "train")
+    shutil.copytree(spoiled / "train", data / "val")
+    (data / "val" / "bar" / "0.png").write_bytes(b"")
+    settings = RunSettings(str(data), "se_resnet8", limit_batches=1)
+    with pytest.raises(InputError, match="none of the validation images"):
+        train(settings, quick_recipe("accumulate=8"), tmp_path / "run", loggers=False)
 
 
 def test_same_seed_same_run_and_other_seed_other_run(pictures, quick_recipe, tmp_path):
