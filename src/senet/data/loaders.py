@@ -157,19 +157,24 @@ class ImageLoader(DataLoader[Batch]):
         if name in self.bad:
             return
         self.bad[name] = reason
-        log.warning("skipped %s: %s", name, reason)
-        damaged = len(self.bad) - len(self.images.non_images)
         if self.on_bad_image == "fail":
             raise InputError(f"{name}: {reason}; repair or remove it, or use --on-bad-image skip")
+        log.warning("skipped %s: %s", name, reason)
+        damaged = len(self.bad) - len(self.images.non_images)
         if damaged > self.max_bad_fraction * len(self.images):
             raise InputError(
                 f"more than {self.max_bad_fraction:.3g} of the {len(self.images)} images cannot be read, "
                 f"{damaged} so far; repair or remove them: {self._listed()}"
             )
 
+    @property
+    def unreadable(self) -> dict[str, str]:
+        """``bad`` without the files that are no images."""
+        return {name: reason for name, reason in self.bad.items() if name not in self.images.non_images}
+
     def _listed(self) -> str:
-        unreadable = [f"{n} ({r})" for n, r in self.bad.items() if n not in self.images.non_images]
-        return ", ".join(unreadable[:_LISTED]) + (", ..." if len(unreadable) > _LISTED else "")
+        listed = [f"{name} ({reason})" for name, reason in self.unreadable.items()]
+        return ", ".join(listed[:_LISTED]) + (", ..." if len(listed) > _LISTED else "")
 
     def _add_non_images(self) -> None:
         names = self.images.non_images

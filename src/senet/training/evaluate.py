@@ -108,7 +108,7 @@ def evaluate(
         model=metadata["model"],
         data=sentence,
         images=counted,
-        skipped={name: why for name, why in loader.bad.items() if name not in images.non_images},
+        skipped=loader.unreadable,
         crops=crops,
         size=spec.size,
         top1_error=_percent(counted - top1, counted),
@@ -152,7 +152,7 @@ def predict(
             values, numbers = probabilities.topk(min(top_k, len(classes)))
             for index, number, value in zip(batch.indices.tolist(), numbers.tolist(), values.tolist(), strict=True):
                 yield Prediction(images.names[index], tuple(classes[n] for n in number), tuple(value))
-        result.bad |= {name: why for name, why in loader.bad.items() if name not in images.non_images}
+        result.bad |= loader.unreadable
 
     result.rows = rows()
     return result

@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 from senet.data.images import ImageSet
 from senet.data.loaders import ImageLoader, make_loader
 from senet.data.transforms import TransformSpec
+from senet.training.interrupt import end_others
 from senet.training.recipe import Recipe
 from senet.training.settings import OnBadImage
 from senet.training.workers import default_workers
@@ -126,6 +127,16 @@ class Feed(pl.LightningDataModule):
         """The validation images, each once, in order."""
         assert self.val_loader is not None
         return self.val_loader
+
+    def on_exception(self, exception: BaseException) -> None:
+        """A failure here, an unreadable image say, must not leave other processes waiting."""
+        end_others(self._trainer, exception)
+
+    def teardown(self, stage: str) -> None:
+        """Say once, at the end of the run, how many images were bad."""
+        bad = {name for loader in (self.train_loader, self.val_loader) if loader for name in loader.unreadable}
+        if bad:
+            _LOG.warning("could not be read: %d of the images; training took others instead, validation none", len(bad))
 
     @property
     def _trainer(self) -> pl.Trainer:
