@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -87,12 +86,6 @@ def command(
             console=to_errors(),
         )
     except Interrupted as stop:
-        print(f"{stop}; continue with: {_resume_command()}", file=sys.stderr)
+        print(f"{stop}; continue with: {opt.resume_command(sys.argv[1:])}", file=sys.stderr)
         raise
     comparison_table(comparison, to_output())
-
-
-def _resume_command() -> str:
-    """The command as it was given, with --resume in place of --overwrite."""
-    words = [word for word in sys.argv[1:] if word not in ("--overwrite", "--resume")]
-    return shlex.join(["senet", *words, "--resume"])

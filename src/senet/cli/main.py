@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import errno
 import logging
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -13,7 +13,8 @@ import typer
 
 from senet import __version__
 from senet.cli import attach, bench, compare, cost, evaluate, fold, inspect, list_models, predict, train
-from senet.cli.terminal import prepare_streams
+from senet.cli.options import resume_command
+from senet.cli.streams import ReaderGone, steady_streams
 from senet.errors import InputError
 
 EXTRAS = frozenset(
@@ -22,6 +23,17 @@ EXTRAS = frozenset(
         *("sklearn", "scipy", "simplejpeg", "PIL"),
     }
 )
+_RUNS = ("train", "compare")  # commands that leave a state to go on from
+_OUT_OF_MEMORY = (
+    *("DefaultCPUAllocator", "not enough memory", "bad_alloc", "out of memory", "Cannot allocate memory"),
+    *("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
+)
+_OUT_OF_SHARED_MEMORY = (
+    *("</torch_", "killed by signal: Bus error", "insufficient shared memory", "shared memory limit"),
+    "DataLoader worker cannot be started: [Errno 28]",
+)
+_LOADER_ENDED = ("DataLoader worker (pid", "DataLoader worker cannot be started", "ancdata", "Pin memory thread exited")
+_PROCESS_LOST = ("gloo/transport", "by peer", "remote process exited")
 
 app = typer.Typer(
     name="senet",
@@ -60,29 +72,31 @@ def _root(
 
 
 def run(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 1 done in part, 2 an error (one line), 130 or 143 stopped by a signal."""
+    """Run the command line and exit: 0 done, 1 done in part, 2 an error (one line), 128 + n stopped by signal n."""
     sys.exit(main(arguments))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code and never lets a traceback of a user's mistake through."""
-    prepare_streams()
-    _show_warnings()
-    try:
-        result = app(args=None if arguments is None else list(arguments), prog_name="senet", standalone_mode=False)
-        sys.stdout.flush()
-    except Exception as error:
-        code, message = describe(error)
-        if message:
-            print(message, file=sys.stderr)
-        return code
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 128 + signal.SIGINT
-    return result if isinstance(result, int) else 0
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    # Who trains for hours does not want to lose it because a pager was closed.
+    with steady_streams(finish=words[:1] in ([name] for name in _RUNS)):
+        _show_warnings()
+        try:
+            result = app(args=None if arguments is None else words, prog_name="senet", standalone_mode=False)
+            sys.stdout.flush()
+        except Exception as error:
+            code, message = describe(error, words)
+            if message:
+                print(message, file=sys.stderr)
+            return code
+        except KeyboardInterrupt:
+            print("stopped", file=sys.stderr)
+            return 128 + signal.SIGINT
+        return result if isinstance(result, int) else 0
 
 
-def describe(error: Exception) -> tuple[int, str]:
+def describe(error: Exception, words: Sequence[str] = ()) -> tuple[int, str]:
     """(exit code, message) of an error that is the user's or the machine's; any other is raised again."""
     kind = type(error).__name__
     if kind == "NoArgsIsHelpError":
@@ -97,16 +111,44 @@ def describe(error: Exception) -> tuple[int, str]:
         return 128 + signal.SIGINT, "stopped"
     if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] in EXTRAS:
         return 2, f"error: this command needs {error.name.partition('.')[0]!r}: pip install 'senet[train]'"
-    if isinstance(error, BrokenPipeError):
-        # The reader (`| head`) has gone; Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, ReaderGone):
         return 0, ""
+    fault = _fault_of_machine(error, words)
+    if fault:
+        return 2, f"error: {fault}"
     if isinstance(error, OSError):
         where = f": {error.filename}" if error.filename else ""
-        return 2, f"error: {error.strerror or error}{where}"
-    if kind == "OutOfMemoryError":
-        return 2, "error: the device is out of memory; use a smaller --set batch_size=, or --set accumulate=2"
+        return 2, f"error: {error.strerror or _last_line(error)}{where}"
     raise error
+
+
+def _fault_of_machine(error: Exception, words: Sequence[str]) -> str | None:
+    """Memory that ran out, a process that was killed, with the remedy; PyTorch tells them apart by their text alone."""
+    if not isinstance(error, (RuntimeError, MemoryError, OSError)):
+        return None
+    text, command = str(error), words[0] if words else "train"
+    go_on = f"; continue with: {resume_command(words, '--workers', '0')}" if words and command in _RUNS else ""
+
+    def says(marks: Sequence[str]) -> bool:
+        return not isinstance(error, OSError) and any(mark in text for mark in marks)
+
+    if isinstance(error, MemoryError) or says(_OUT_OF_MEMORY) or getattr(error, "errno", None) == errno.ENOMEM:
+        if command in _RUNS:
+            return "out of memory; use a smaller --set batch_size=, or --set accumulate=2"
+        return "out of memory; use a smaller batch or smaller images"
+    if says(_OUT_OF_SHARED_MEMORY):
+        return f"no shared memory is left to load images; use --workers 0, or a container's --shm-size=1g{go_on}"
+    if says(_LOADER_ENDED):
+        reason = _last_line(error).rstrip(". ")
+        return f"a process that loads images has ended ({reason}); use fewer --workers, or --workers 0{go_on}"
+    if says(_PROCESS_LOST):
+        return "the connection to another process of this run was lost; its own message says why"
+    return None
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
 
 
 class _StderrHandler(logging.StreamHandler):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -126,3 +128,9 @@ def check_file(output: Path | None, overwrite: bool) -> None:
         raise InputError(f"{output} is a folder; --output names a file")
     if output is not None and output.exists() and not overwrite:
         raise InputError(f"{output} exists; choose another --output, or --overwrite")
+
+
+def resume_command(words: Sequence[str], *more: str) -> str:
+    """The command as it was given, with --resume in place of --overwrite."""
+    kept = [word for word in words if word not in ("--overwrite", "--resume")]
+    return shlex.join(["senet", *kept, "--resume", *more])
