@@ -290,7 +290,7 @@ def test_tiny_images_are_decoded_once(tmp_path: Path, monkeypatch: pytest.Monkey
     def forbidden(data: bytes) -> None:
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(images_module, "open_picture", forbidden)
+    monkeypatch.setattr(images_module, "read_picture", forbidden)
     assert_same(epoch(make_loader(data, 5, train=True), 1), epoch(loader, 1))
 
 

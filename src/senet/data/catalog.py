@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from senet.data.decode import MAX_PIXELS
 from senet.data.images import ArrayStore, FileStore, ImageSet, Store
 from senet.errors import InputError
 
@@ -59,16 +60,16 @@ DATASETS = {
 }
 
 
-def open_dataset(name: str, root: Path) -> tuple[ImageSet, ImageSet | None]:
+def open_dataset(name: str, root: Path, max_pixels: int = MAX_PIXELS) -> tuple[ImageSet, ImageSet | None]:
     """Open, and where needed download, a dataset: (train, val); val is None when the dataset has no split of its own.
 
     Raises InputError, in one line, when it is neither in ``root`` nor can be downloaded.
     """
     entry = DATASETS[name]
-    train = _image_set(name, "train", _fetch(name, root, entry.train))
+    train = _image_set(name, "train", _fetch(name, root, entry.train), max_pixels)
     if entry.val is None:
         return train, None
-    return train, _image_set(name, entry.val.get("split", "test"), _fetch(name, root, entry.val))
+    return train, _image_set(name, entry.val.get("split", "test"), _fetch(name, root, entry.val), max_pixels)
 
 
 def _fetch(name: str, root: Path, arguments: dict[str, Any]) -> Any:
@@ -93,9 +94,9 @@ def _fetch(name: str, root: Path, arguments: dict[str, Any]) -> Any:
         socket.setdefaulttimeout(old_timeout)
 
 
-def _image_set(name: str, part: str, dataset: Any) -> ImageSet:
+def _image_set(name: str, part: str, dataset: Any, max_pixels: int) -> ImageSet:
     targets = [int(target) for target in _targets(dataset)]
-    store, names = _store(dataset, f"{name}/{part}")
+    store, names = _store(dataset, f"{name}/{part}", max_pixels)
     classes = getattr(dataset, "classes", None) or range(max(targets) + 1)
     # Imagenette's are tuples of synonyms.
     known = tuple(c[0] if isinstance(c, tuple) else str(c) for c in classes)
@@ -109,7 +110,7 @@ def _targets(dataset: Any) -> Any:
     return [target for _, target in dataset._samples]
 
 
-def _store(dataset: Any, prefix: str) -> tuple[Store, list[str]]:
+def _store(dataset: Any, prefix: str, max_pixels: int) -> tuple[Store, list[str]]:
     """Take the pixels or the file names out of a torchvision dataset, so that files go through our own decoder."""
     if getattr(dataset, "data", None) is not None:
         arrays = np.asarray(dataset.data)
@@ -118,4 +119,4 @@ def _store(dataset: Any, prefix: str) -> tuple[Store, list[str]]:
         return ArrayStore(arrays), [f"{prefix}/{index:05d}" for index in range(len(arrays))]
     samples = getattr(dataset, "samples", None) or getattr(dataset, "_samples", None)
     paths = [str(path) for path, _ in samples] if samples else [str(path) for path in dataset._image_files]
-    return FileStore(paths), paths
+    return FileStore(paths, max_pixels), paths

@@ -1,4 +1,4 @@
-"""From the bytes of one image file to uint8 pixels, the way a person would expect to see them.
+"""From one image file to uint8 pixels, the way a person would expect to see them.
 
 A :class:`Picture` knows its height and width before anything is decoded. A transform therefore chooses its crop first
 and then asks for pixels at the smallest resolution that the crop can stand. Only JPEG can be decoded small:
@@ -7,34 +7,29 @@ measured slower than the full size.) At full size the pixels are bit-equal to Pi
 """
 
 import io
-import struct
+import os
+import stat
 import warnings
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-from PIL import Image, ImageOps
+from PIL import Image
 
+from senet.data.formats import HEAD_BYTES, formats, recognized, what_it_is
+from senet.data.orientation import image_orientation, jpeg_orientation, upright
 from senet.errors import InputError
 
 Pixels = npt.NDArray[np.uint8]
 
-# libjpeg-turbo's words for "part of the picture is lost". Anything else that it complains about (stray bytes between
-# segments, odd headers) is left to Pillow, which shows such files.
-_LOST_DATA = ("premature end", "huffman", "progression")
-# As many decoded pixels as Pillow accepts before it speaks of a decompression bomb attack.
-MAX_PIXELS = 2 * 89_478_485
-# How EXIF orientation k is undone on an (H, W, C) array; 5 to 8 exchange height and width.
-_UPRIGHT = {
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.swapaxes(0, 1),
-    6: lambda a: a[::-1].swapaxes(0, 1),
-    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
-    8: lambda a: a[:, ::-1].swapaxes(0, 1),
-}
+MAX_PIXELS = 100_000_000  # larger images are refused, unless the caller allows more
+# In libjpeg-turbo's words for a part that is lost; it also complains about what is merely unusual.
+_LOST_DATA = ("corrupt", "premature end", "progression", "huffman")
+_END_OF_JPEG = b"\xff\xd9"
+_BLOCK = 24  # no block of a JPEG, with what is interpolated from it, has a longer side
+# A grey image of whole numbers or floats has no scale of its own. The first line that its largest value fits decides.
+_SCALES = ((1, 255.0), (255, 1.0), (65535, 1 / 257))
 
 
 class BadImageError(InputError):
@@ -42,16 +37,20 @@ class BadImageError(InputError):
 
 
 class Picture(Protocol):
-    """An image that may not be decoded yet; ``height`` and ``width`` are those of the upright, full-size image."""
+    """An image that may not be decoded yet; ``height`` and ``width`` are those of the upright, full-size image.
+
+    ``damage``, known once pixels were asked for, says what was wrong with a file that could be decoded all the same.
+    """
 
     height: int
     width: int
+    damage: str | None
 
     def pixels(self, channels: int, reduce: int = 1) -> tuple[Pixels, int]:
         """Decode to (H, W, channels) uint8 at 1/reduce of the size, if the format can.
 
         Returns the pixels and the reduction that was really applied: ``reduce`` or 1. Sizes round up.
-        Raises :class:`BadImageError` when the image is damaged.
+        Raises :class:`BadImageError` when nothing of the image can be decoded.
         """
         ...
 
@@ -59,8 +58,9 @@ class Picture(Protocol):
 class ArrayPicture:
     """Pixels in memory: (H, W) or (H, W, C) uint8 with 1 or 3 channels."""
 
-    def __init__(self, array: Pixels) -> None:
+    def __init__(self, array: Pixels, damage: str | None = None) -> None:
         self.array = array
+        self.damage = damage
         self.height, self.width = array.shape[:2]
 
     def pixels(self, channels: int, reduce: int = 1) -> tuple[Pixels, int]:
@@ -69,11 +69,13 @@ class ArrayPicture:
 
 
 class JpegPicture:
-    """A JPEG file of grey or colour pixels (not CMYK), decoded by libjpeg-turbo at the size asked for."""
+    """A JPEG file, decoded by libjpeg-turbo at the size asked for."""
 
-    def __init__(self, data: bytes, height: int, width: int) -> None:
+    def __init__(self, data: bytes, height: int, width: int, *, cmyk: bool = False) -> None:
         self.data = data
-        self.orientation = _jpeg_orientation(data)
+        self.cmyk = cmyk
+        self.damage: str | None = None
+        self.orientation = jpeg_orientation(data)
         self.raw_size = (height, width)
         self.height, self.width = (width, height) if self.orientation >= 5 else (height, width)
 
@@ -82,69 +84,103 @@ class JpegPicture:
         if self.orientation != 1 and any(side % reduce for side in self.raw_size):
             reduce = 1  # the incomplete last pixels would come first and shift the image
         height, width = (-(-side // reduce) for side in self.raw_size)
-        _check_pixel_count(height, width)
-        space = "RGB" if channels == 3 else "GRAY"
+        space = "CMYK" if self.cmyk else "RGB" if channels == 3 else "GRAY"
         try:
             array = simplejpeg.decode_jpeg(self.data, space, min_height=height, min_width=width)
         except ValueError as error:
-            if any(word in str(error).lower() for word in _LOST_DATA):
-                raise BadImageError(f"damaged JPEG ({str(error)[:80]})") from error
-            return pillow_pixels(self.data, channels), 1
-        if self.orientation != 1:
-            array = np.ascontiguousarray(_UPRIGHT[self.orientation](array))
-        return array, reduce
+            grey = np.full((height, width, 4 if self.cmyk else channels), 128, dtype=np.uint8)  # stays where data end
+            try:
+                array = simplejpeg.decode_jpeg(
+                    self.data, space, min_height=height, min_width=width, buffer=grey, strict=False
+                )
+            except ValueError:
+                pixels, self.damage = _by_pillow(self.data, channels, str(error), self.height * self.width)
+                return pixels, 1
+            self.damage = _damage(str(error), array, _BLOCK // reduce)
+        if self.cmyk:  # inverted, as Adobe writes it and Pillow reads it
+            colours = Image.frombuffer("CMYK", array.shape[1::-1], (255 - array).tobytes(), "raw", "CMYK", 0, 1)
+            array = with_channels(np.array(colours.convert("RGB")), channels)
+        return upright(array, self.orientation), reduce
 
 
-def open_picture(data: bytes) -> Picture:
-    """Open the bytes of a file. A JPEG is only looked at, everything else is decoded at once by Pillow.
+def read_picture(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Picture:
+    """Open an image file. What is no image is known by its first bytes, and the rest of it is not read.
 
-    Raises :class:`BadImageError` for an empty, damaged or non-image file.
+    Raises :class:`BadImageError`; see :func:`open_picture`.
     """
-    if not data:
+    try:
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode):
+            raise BadImageError(f"{kind_of_node(mode)}, not a file")  # and opening it might wait forever
+        with open(path, "rb") as file:
+            return open_picture(file, max_pixels, name=os.fspath(path))
+    except OSError as error:
+        raise BadImageError(f"cannot be read ({error.strerror or error})") from error
+
+
+def open_picture(source: bytes | io.BufferedReader, max_pixels: int = MAX_PIXELS, *, name: str = "") -> Picture:
+    """Open the bytes of a file, or the open file. A JPEG is only looked at, everything else is decoded by Pillow.
+
+    Raises :class:`BadImageError` for an empty, damaged or non-image file, and for one of more than ``max_pixels``.
+    """
+    head = source[:HEAD_BYTES] if isinstance(source, bytes) else source.peek(HEAD_BYTES)[:HEAD_BYTES]
+    if not head:
         raise BadImageError("empty file")
-    if data.startswith(b"\xff\xd8"):
-        try:
-            height, width, space, _ = simplejpeg.decode_jpeg_header(data)
-        except ValueError:
-            space = "unknown"  # Pillow may still read it, and names the damage otherwise
-        if space in ("YCbCr", "RGB", "Gray"):
-            return JpegPicture(data, height, width)
-    return ArrayPicture(pillow_pixels(data))
+    form = recognized(head, name)
+    if form is None:
+        raise BadImageError(what_it_is(head))
+    if form != "JPEG":
+        file = io.BytesIO(source) if isinstance(source, bytes) else source
+        return ArrayPicture(pillow_pixels(file, max_pixels=max_pixels, form=form))
+    data = source if isinstance(source, bytes) else source.read()
+    try:
+        height, width, space, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError as error:
+        return ArrayPicture(*_by_pillow(data, None, str(error), max_pixels))
+    _check_pixel_count(height, width, max_pixels)
+    return JpegPicture(data, height, width, cmyk=space in ("CMYK", "YCCK"))
 
 
-def pillow_pixels(data: bytes, channels: int | None = None) -> Pixels:
-    """Decode any format Pillow knows to upright (H, W, C) uint8.
+def pillow_pixels(
+    source: bytes | BinaryIO, channels: int | None = None, *, max_pixels: int = MAX_PIXELS, form: str | None = None
+) -> Pixels:
+    """Decode an image by Pillow to upright (H, W, C) uint8; ``form`` is its format where that is known.
 
     First frame of animations; transparency over white; 16-bit values scaled to 8 bits; CMYK converted (Adobe's inverted
     files included); EXIF orientation applied. ``channels`` None keeps grey images at one channel.
     """
+    if Image.MAX_IMAGE_PIXELS is not None and max_pixels > 2 * Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = max_pixels  # else Pillow would refuse what the caller allows
     with warnings.catch_warnings():
         # Odd metadata, transparency kept as bytes and size warnings are no reason to stop; real damage raises.
         warnings.simplefilter("ignore")
         try:
-            with Image.open(io.BytesIO(data)) as image:
+            file = io.BytesIO(source) if isinstance(source, bytes) else source
+            with Image.open(file, formats=[form] if form else formats()) as image:
+                _check_pixel_count(image.height, image.width, max_pixels)
                 return image_pixels(image, channels)
         except BadImageError:
             raise
+        except Image.DecompressionBombError as error:
+            raise BadImageError(_too_large("more", max_pixels)) from error
         except Image.UnidentifiedImageError as error:
-            raise BadImageError("not an image") from error
+            raise BadImageError("damaged image (its header cannot be read)" if form else "not an image") from error
         except Exception as error:  # Pillow's many format plugins raise nearly anything on damaged bytes
             raise BadImageError(f"damaged image ({type(error).__name__}: {str(error)[:80]})") from error
 
 
 def image_pixels(image: Image.Image, channels: int | None = None) -> Pixels:
     """Turn an open Pillow image into upright (H, W, C) uint8; see :func:`pillow_pixels`."""
-    _check_pixel_count(image.height, image.width)
     image.load()
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I") or upright.mode == "F":
-        upright = _eight_bit(upright)
-    elif upright.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in upright.info:
-        colours = upright.convert("RGBA")
-        upright = Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours).convert("RGB")
-    if upright.mode not in ("L", "RGB"):
-        upright = upright.convert("L" if upright.mode == "1" else "RGB")
-    array = np.array(upright)
+    orientation = image_orientation(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _eight_bit(image)
+    elif image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        colours = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours).convert("RGB")
+    if image.mode not in ("L", "RGB"):
+        image = image.convert("L" if image.mode == "1" else "RGB")
+    array = upright(np.array(image), orientation)
     return with_channels(array, channels or (1 if array.ndim == 2 else 3))
 
 
@@ -161,32 +197,54 @@ def with_channels(array: Pixels, channels: int) -> Pixels:
     return np.array(Image.fromarray(np.ascontiguousarray(array)).convert("L"))[:, :, None]
 
 
+def kind_of_node(mode: int) -> str:
+    """What a path that is no regular file is."""
+    kinds = (
+        (stat.S_ISDIR, "a folder"),
+        (stat.S_ISFIFO, "a pipe"),
+        (stat.S_ISSOCK, "a socket"),
+        (stat.S_ISLNK, "a broken link"),
+    )
+    return next((name for test, name in kinds if test(mode)), "a device")
+
+
+def _by_pillow(data: bytes, channels: int | None, why: str, max_pixels: int) -> tuple[Pixels, str | None]:
+    """Pixels and damage of a JPEG that simplejpeg does not take: one of stray bytes between segments, above all."""
+    # With an end, what lies before it is shown as far as it goes; without, Pillow refuses a truncated file.
+    array = pillow_pixels(data + _END_OF_JPEG, channels, max_pixels=max_pixels)
+    lost = any(word in why.lower() for word in _LOST_DATA)
+    return array, _damage(why, array, _BLOCK) if lost else None
+
+
+def _damage(why: str, array: Pixels, block: int) -> str:
+    """Say what was wrong. Where all is grey but the first block, which libjpeg makes up, no picture is left."""
+    rest = [part for part in (array[block:], array[:block, block:]) if part.size] or [array]
+    if all(part.min() >= 127 and part.max() <= 128 for part in rest):
+        raise BadImageError(f"damaged JPEG, of which nothing can be decoded ({why[:80]})")
+    return f"decoded with damage ({why[:80]})"
+
+
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """Scale 16-bit (and float) grey values to 0..255. Floats up to 1 count as 0..1, other floats as 0..255."""
+    """Scale grey values of more than 8 bits to 0..255: 16 bits by their range, others by what they hold."""
     values = np.asarray(image, dtype=np.float64)
-    if image.mode != "F":
-        values = values / 257  # 65535 / 255
-    elif values.max() <= 1:
-        values = values * 255
-    return Image.fromarray(np.rint(values).clip(0, 255).astype(np.uint8))
+    if image.mode.startswith("I;16") or (image.mode == "I" and getattr(image, "format", "") in ("PNG", "PPM")):
+        factor = 1 / 257  # 65535 / 255
+    else:
+        unfit = int(np.count_nonzero(~np.isfinite(values)))
+        if unfit:
+            raise BadImageError(f"{unfit} of {values.size} pixels are NaN or infinite")
+        low, high = values.min(), values.max()
+        fitting = [factor for limit, factor in _SCALES if high <= limit and low >= 0]
+        if not fitting:
+            raise BadImageError(f"values from {low:g} to {high:g}: scale them to 0..1, 0..255 or 0..65535")
+        factor = fitting[0]
+    return Image.fromarray(np.rint(values * factor).clip(0, 255).astype(np.uint8))
 
 
-def _jpeg_orientation(data: bytes) -> int:
-    """Read the EXIF orientation, 1 to 8; 1 when there is none or when the metadata is broken."""
-    start = data.find(b"Exif\0\0", 0, 65536)
-    if start < 0:
-        return 1
-    exif = Image.Exif()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # "Corrupt EXIF data" must not cost the image
-        try:
-            exif.load(data[start : start + 65536])
-            orientation = exif.get(0x0112, 1)
-        except (SyntaxError, ValueError, TypeError, KeyError, IndexError, OSError, struct.error):
-            return 1
-    return orientation if orientation in _UPRIGHT else 1
+def _check_pixel_count(height: int, width: int, most: int) -> None:
+    if height * width > most:
+        raise BadImageError(_too_large(f"{width}x{height} pixels are more", most))
 
 
-def _check_pixel_count(height: int, width: int) -> None:
-    if height * width > MAX_PIXELS:
-        raise BadImageError(f"{width}x{height} pixels are more than the {MAX_PIXELS:,} that are decoded")
+def _too_large(what: str, most: int) -> str:
+    return f"{what} than the {most:,} pixels that are decoded; --max-pixels allows more"

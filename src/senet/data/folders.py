@@ -2,34 +2,41 @@
 
 import dataclasses
 import hashlib
+import logging
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from PIL import Image
-
-from senet.data.decode import BadImageError, open_picture
+from senet.data.decode import MAX_PIXELS
+from senet.data.formats import stranger
 from senet.data.images import FileStore, ImageSet
+from senet.data.walk import Found, Walk, asked, system_folder
 from senet.errors import InputError
+from senet.text import shown
 
-VAL_FOLDERS = ("val", "valid", "validation", "test")
+TRAIN_FOLDERS = ("train", "training")
+VAL_FOLDERS = ("val", "valid", "validation", "test", "testing")
+_NAMED = 5  # files or folders named in a message
+log = logging.getLogger("senet.data")
 
 
 @dataclasses.dataclass
 class Listing:
-    """The files of one folder of class folders, in sorted order."""
+    """The files of one folder of class folders, in sorted order; ``left_out`` is no data (path → what it is)."""
 
     root: Path
     paths: list[str] = dataclasses.field(default_factory=list)
     classes_of: list[str] = dataclasses.field(default_factory=list)
     classes: list[str] = dataclasses.field(default_factory=list)
     non_images: list[str] = dataclasses.field(default_factory=list)
+    left_out: dict[str, str] = dataclasses.field(default_factory=dict)
 
-    def image_set(self, classes: Sequence[str], names_from: Path) -> ImageSet:
+    def image_set(self, classes: Sequence[str], names_from: Path, max_pixels: int = MAX_PIXELS) -> ImageSet:
         """Make the image set, with the targets counted in ``classes`` and names relative to ``names_from``."""
         number = {name: i for i, name in enumerate(classes)}
         return ImageSet(
-            store=FileStore(self.paths),
+            store=FileStore(self.paths, max_pixels),
             positions=list(range(len(self.paths))),
             classes=tuple(classes),
             targets=[number[name] for name in self.classes_of],
@@ -37,49 +44,105 @@ class Listing:
             non_images=tuple(os.path.relpath(path, names_from) for path in self.non_images),
         )
 
-
-def image_extensions() -> frozenset[str]:
-    """Return the file extensions that Pillow can open as images, lower case with the dot."""
-    Image.init()
-    documents = {".pdf", ".mpg", ".mpeg", ".h5", ".hdf", ".bufr", ".grib", ".fits"}
-    return frozenset(ext for ext, name in Image.registered_extensions().items() if name in Image.OPEN) - documents
-
-
-def list_files(folder: Path, extensions: frozenset[str]) -> tuple[list[str], list[str]]:
-    """List a folder recursively: (images, other files), each sorted; hidden files and folders are left out.
-
-    A file whose extension is no image's is opened: it counts as an image when it is one.
-    """
-    images: list[str] = []
-    others: list[str] = []
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            if name.startswith("."):
-                continue
-            path = os.path.join(parent, name)
-            is_image = os.path.splitext(name)[1].lower() in extensions or _opens(path)
-            (images if is_image else others).append(path)
-    return sorted(images), sorted(others)
+    def without(self) -> str:
+        """The end of a sentence on the images: what was left out, or nothing."""
+        return f"; left out: {few(self.left_out)}" if self.left_out else ""
 
 
 def list_classes(root: Path) -> Listing:
     """List ``root/<class>/*``. Raises InputError for a folder without class folders or without images."""
-    class_folders = visible_folders(root)
-    if not class_folders:
-        loose = any(entry.is_file() and not entry.name.startswith(".") for entry in root.iterdir())
-        has = "has files but no class folders" if loose else "is empty"
-        raise InputError(f"{root} {has}: put the images of each class into a folder of its own, {root}/<class>/*")
-    listing, extensions = Listing(root), image_extensions()
-    for folder in class_folders:
-        images, others = list_files(folder, extensions)
+    listing, walk = Listing(root), Walk()
+    folders = class_folders(root, walk, listing.left_out)
+    for folder in folders:
+        found = walk.files(folder)
+        report(found)
+        listing.left_out |= found.left_out
+        if str(folder) in found.left_out:
+            continue
+        if str(folder) in found.unreadable:
+            raise InputError(f"class folder {folder} {_unreadable(found.unreadable[str(folder)])}")
         listing.classes.append(folder.name)
-        listing.paths += images
-        listing.classes_of += [folder.name] * len(images)
-        listing.non_images += others
+        listing.paths += found.images
+        listing.classes_of += [folder.name] * len(found.images)
+        listing.non_images += found.others
+    say_left_out(listing.left_out)
+    if not listing.classes:
+        loose = any(entry.is_file() and not entry.name.startswith(".") for entry in root.iterdir())
+        has = "has files but no class folders" if loose else "has no class folders" if folders else "is empty"
+        raise InputError(f"{root} {has}: put the images of each class into a folder of its own, {root}/<class>/*")
     if not listing.paths:
-        raise InputError(f"no images in the {len(class_folders)} class folders of {root}: check the path")
+        where = f"in the {len(listing.classes)} class folders of {root}"
+        raise InputError(f"no images {where}: {unsupported(listing.non_images) or 'check the path'}")
     return listing
+
+
+def class_folders(root: Path, walk: Walk, left_out: dict[str, str]) -> list[Path]:
+    """The folders in ``root`` that may be classes, each real folder once; what is none is put into ``left_out``."""
+    candidates = visible_folders(root)
+    walk.mark(root)
+    names: dict[Path, Path] = {}
+    for folder in candidates:
+        if system_folder(folder.name) is not None:
+            left_out[str(folder)] = str(system_folder(folder.name))
+        elif _marked(walk, folder):
+            names[folder.resolve()] = folder
+        elif folder.resolve() in names:
+            raise InputError(f"{folder} and {names[folder.resolve()].name} are one folder: remove the link")
+        else:
+            left_out[str(folder)] = "a link to the data folder itself"
+    return list(names.values())
+
+
+def list_files(folder: Path) -> Found:
+    """List a folder that the user has named recursively."""
+    walk = Walk()
+    walk.mark(folder)
+    found = walk.files(folder, chosen=True)
+    if str(folder) in found.unreadable:
+        raise InputError(f"{folder} {_unreadable(found.unreadable[str(folder)])}")
+    report(found)
+    say_left_out(found.left_out)
+    return found
+
+
+def report(found: Found) -> None:
+    """Name folders that nobody could look into: their images are missing without another word."""
+    if found.unreadable:
+        count = len(found.unreadable)
+        log.warning("cannot read %d folder%s: %s", count, "s" * (count > 1), few(found.unreadable))
+
+
+def say_left_out(left_out: Mapping[str, str]) -> None:
+    """Name once what lies among the data and is none."""
+    if left_out:
+        log.warning("left out, as no data: %s", few(left_out))
+
+
+def few(reasons: Mapping[str, str]) -> str:
+    """Some paths with their reasons."""
+    named = [f"{shown(path)} ({shown(why)})" for path, why in list(reasons.items())[:_NAMED]]
+    return ", ".join(named) + (f" and {len(reasons) - _NAMED} more" if len(reasons) > _NAMED else "")
+
+
+def unsupported(paths: Iterable[str]) -> str:
+    """What the files are that people take for images, and what to do; nothing where there are none."""
+    kinds = Counter(kind for kind in map(stranger, paths) if kind not in (None, "system"))
+    if not kinds:
+        return ""
+    counts = ", ".join(f"{count} {kind} file{'s' * (count > 1)}" for kind, count in kinds.most_common())
+    return f"there {'is' if counts.startswith('1 ') else 'are'} {counts}, which cannot be read; convert to JPEG or PNG"
+
+
+def require_classes(listing: Listing) -> None:
+    """Raise InputError when there is one class alone, so nothing to tell apart; the data may lie a level deeper."""
+    if len(listing.classes) > 1:
+        return
+    only = listing.root / listing.classes[0]
+    inner = [folder.name for folder in visible_folders(only) if system_folder(folder.name) is None]
+    if inner:
+        names = ", ".join(inner[:_NAMED]) + (", ..." if len(inner) > _NAMED else "")
+        raise InputError(f"{listing.root} has one class folder, {only.name}, which holds {names}: give {only}?")
+    raise InputError(f"{listing.root} has one class folder, {only.name}: there must be two at least to tell apart")
 
 
 def require_images_per_class(listing: Listing) -> None:
@@ -101,9 +164,42 @@ def check_classes(listing: Listing, classes: Sequence[str], of: str) -> None:
 
 def visible_folders(root: Path) -> list[Path]:
     """Return the sorted folders in ``root`` that are not hidden. Raises InputError when ``root`` is no folder."""
-    if not root.is_dir():
-        raise InputError(f"{root} is {'a file, not a folder' if root.exists() else 'missing'}: check the path")
-    return sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not os.path.isdir(root):
+        raise InputError(f"{root} is {'a file, not a folder' if os.path.exists(root) else 'missing'}: check the path")
+    try:
+        with os.scandir(root) as entries:
+            folders = sorted(Path(entry.path) for entry in entries if asked(entry.is_dir))
+    except OSError as error:
+        raise InputError(f"{root} {_unreadable(error.strerror)}") from error
+    # Hidden ones are passed over in silence, except where a system is known to put images into them.
+    return [path for path in folders if not path.name.startswith(".") or system_folder(path.name) is not None]
+
+
+def halves(folder: Path) -> tuple[Path, Path | None]:
+    """Return the folder to train on and the one to validate on, which may be missing.
+
+    ``train`` is a half by its name. Another spelling (``Train``, ``Training``) may be a class, of vehicles say, and is
+    a half when it holds folders.
+    """
+    present = visible_folders(folder)
+    trains = [path for path in _named(present, TRAIN_FOLDERS) if path.name == "train" or _holds_folders(path)]
+    vals = _named(present, VAL_FOLDERS)
+    if trains:
+        return trains[0], next(iter(vals), None)
+    if vals and len(vals) == len(present) and all(map(_holds_folders, vals)):
+        raise InputError(f"{folder} has {vals[0].name}/ and no train/: add it, or give {vals[0]} itself")
+    return folder, None
+
+
+def _named(present: Sequence[Path], names: Sequence[str]) -> list[Path]:
+    """The folders of these names, in the order of the names, the spelling with lower-case letters first."""
+    rank = {name: place for place, name in enumerate(names)}
+    chosen = [path for path in present if path.name.lower() in rank]
+    return sorted(chosen, key=lambda path: (rank[path.name.lower()], path.name != path.name.lower()))
+
+
+def _holds_folders(path: Path) -> bool:
+    return any(system_folder(inner.name) is None for inner in visible_folders(path))
 
 
 def stratified_split(
@@ -128,13 +224,15 @@ def stratified_split(
     return [i for i in range(len(names)) if i not in chosen], sorted(val)
 
 
-def _opens(path: str) -> bool:
+def _marked(walk: Walk, folder: Path) -> bool:
     try:
-        with open(path, "rb") as file:
-            open_picture(file.read())
-    except (OSError, BadImageError):
-        return False
-    return True
+        return walk.mark(folder)
+    except OSError as error:
+        raise InputError(f"class folder {folder} {_unreadable(error.strerror)}") from error
+
+
+def _unreadable(why: str | None) -> str:
+    return f"cannot be read ({why}): change its permissions, or remove it"
 
 
 def _more(names: Sequence[str]) -> str:

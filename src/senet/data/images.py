@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from senet.data.decode import ArrayPicture, BadImageError, Picture, Pixels, open_picture
+from senet.data.decode import MAX_PIXELS, ArrayPicture, BadImageError, Picture, Pixels, read_picture
 from senet.data.transforms import Transform
 from senet.errors import InputError
 
@@ -23,11 +23,15 @@ _SIZE_SAMPLE = 64
 
 
 class Sample(NamedTuple):
-    """One image: uint8 (C, H, W) (ten crops: (10, C, H, W)), its class (-1: unknown) and its number in the set."""
+    """One image: uint8 (C, H, W) (ten crops: (10, C, H, W)), its class (-1: unknown) and its number in the set.
+
+    ``damage`` says what was wrong with a file that could be decoded all the same.
+    """
 
     image: Tensor
     target: int
     number: int
+    damage: str | None = None
 
 
 class Store(Protocol):
@@ -55,10 +59,11 @@ class ArrayStore:
 
 
 class FileStore:
-    """Image files. Tiny ones of one size are decoded once and then kept as pixels."""
+    """Image files. Tiny ones of one size are decoded once and then kept; above ``max_pixels``, an image is bad."""
 
-    def __init__(self, paths: Sequence[str | Path]) -> None:
+    def __init__(self, paths: Sequence[str | Path], max_pixels: int = MAX_PIXELS) -> None:
         self.paths = [str(path) for path in paths]
+        self.max_pixels = max_pixels
         self.tiny_size = self._uniform_tiny_size()
         self.cache: PixelCache | None = None
         if self.tiny_size and len(self) * math.prod(self.tiny_size) * 3 <= CACHE_BYTES:
@@ -72,15 +77,12 @@ class FileStore:
         cached = self.cache.get(index) if self.cache else None
         if cached is not None:
             return ArrayPicture(cached)
-        try:
-            with open(self.paths[index], "rb") as file:
-                picture = open_picture(file.read())
-        except OSError as error:
-            raise BadImageError(f"cannot be read ({error.strerror or error})") from error
+        picture = read_picture(self.paths[index], self.max_pixels)
         if self.cache and (picture.height, picture.width) == self.tiny_size:
             pixels = picture.pixels(3)[0]
-            self.cache.put(index, pixels)
-            return ArrayPicture(pixels)
+            if picture.damage is None:  # which would be forgotten in the cache
+                self.cache.put(index, pixels)
+            return ArrayPicture(pixels, picture.damage)
         return picture
 
     def _uniform_tiny_size(self) -> tuple[int, int] | None:
@@ -89,9 +91,8 @@ class FileStore:
         sizes = set()
         for path in self.paths[::step]:
             try:
-                with open(path, "rb") as file:
-                    picture = open_picture(file.read())
-            except (OSError, BadImageError):
+                picture = read_picture(path, self.max_pixels)
+            except BadImageError:
                 continue  # reported when it is its turn to be loaded
             sizes.add((picture.height, picture.width))
             if len(sizes) > 1 or max(picture.height, picture.width) > TINY_SIDE:
@@ -182,7 +183,7 @@ class ImageSet(Dataset[Sample]):
         else:
             # Text seeds are hashed with SHA-512: neighbouring seeds, epochs and indices share nothing.
             image = self.transform(picture, random.Random(f"{self.seed}/{epoch}/{index}"))
-        return Sample(image, self.targets[index], index)
+        return Sample(image, self.targets[index], index, picture.damage)
 
     def with_transform(self, transform: Transform | None, seed: int = 0) -> "ImageSet":
         """Return the same images under another transform; pixels in memory are shared."""

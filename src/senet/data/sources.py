@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from senet.data import catalog, folders
+from senet.data.decode import MAX_PIXELS
 from senet.data.images import ArrayStore, FileStore, ImageSet
 from senet.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from senet.errors import InputError
@@ -47,7 +48,12 @@ class DataSource:
 
 
 def open_source(
-    data: str | Path, *, root: str | Path | None = None, val_fraction: float = 0.2, seed: int = 0
+    data: str | Path,
+    *,
+    root: str | Path | None = None,
+    val_fraction: float = 0.2,
+    seed: int = 0,
+    max_pixels: int = MAX_PIXELS,
 ) -> DataSource:
     """Open data to train on.
 
@@ -57,6 +63,7 @@ def open_source(
         root: where torchvision datasets are, or are downloaded to; default ``data``.
         val_fraction: share of each class that validates, where the data has no split of its own.
         seed: of that split.
+        max_pixels: images of more pixels are bad images; they are not decoded.
 
     Raises InputError, in one line, when there is nothing (or nothing sensible) to train on.
     """
@@ -64,19 +71,23 @@ def open_source(
     if not _is_folder(name):
         if name == DIGITS:
             return _digits(val_fraction, seed)
-        return _torchvision(_dataset_key(name), Path(root or "data"), val_fraction, seed)
+        return _torchvision(_dataset_key(name), Path(root or "data"), val_fraction, seed, max_pixels)
     folder = Path(data)
-    train_root, val_root = _halves(folder)
+    train_root, val_root = folders.halves(folder)
     listing = folders.list_classes(train_root)
+    folders.require_classes(listing)
     folders.require_images_per_class(listing)
-    train = listing.image_set(listing.classes, folder)
+    train = listing.image_set(listing.classes, folder, max_pixels)
     if val_root is not None:
         val_listing = folders.list_classes(val_root)
         folders.check_classes(val_listing, listing.classes, str(train_root))
-        val = val_listing.image_set(listing.classes, folder)
+        val = val_listing.image_set(listing.classes, folder, max_pixels)
         split = f"{len(train)} images of {train_root} to train, {len(val)} of {val_root} to validate"
-        return _source(name, train, val, split)
-    return _own_split(name, train, f"{train_root} has no val/ or test/ beside it", val_fraction, seed)
+        listing.left_out |= val_listing.left_out
+        return _source(name, train, val, split + listing.without())
+    why = f"{train_root} has no val/ or test/ beside it"
+    source = _own_split(name, train, why, val_fraction, seed)
+    return dataclasses.replace(source, split=source.split + listing.without())
 
 
 def open_eval(
@@ -87,6 +98,7 @@ def open_eval(
     seed: int = 0,
     classes: Sequence[str] | None = None,
     part: Literal["auto", "val"] = "auto",
+    max_pixels: int = MAX_PIXELS,
 ) -> tuple[ImageSet, str]:
     """Open data to evaluate on: the images and a sentence that says which they are.
 
@@ -97,17 +109,17 @@ def open_eval(
     InputError. A class of the model without images is fine.
     """
     folder = Path(data)
-    if part == "auto" and _is_folder(str(data)) and _halves(folder) == (folder, None):
+    if part == "auto" and _is_folder(str(data)) and folders.halves(folder) == (folder, None):
         listing = folders.list_classes(folder)
         if classes is not None:
             folders.check_classes(listing, classes, "the model")
-        images = listing.image_set(classes or listing.classes, folder)
-        return images, f"all {len(images)} images of {folder}"
-    source = open_source(data, root=root, val_fraction=val_fraction, seed=seed)
+        images = listing.image_set(classes or listing.classes, folder, max_pixels)
+        return images, f"all {len(images)} images of {folder}{listing.without()}"
+    source = open_source(data, root=root, val_fraction=val_fraction, seed=seed, max_pixels=max_pixels)
     return _in_classes(source.val, classes, str(data)), f"the validation images of {data}: {source.split}"
 
 
-def open_files(paths: Sequence[str | Path]) -> ImageSet:
+def open_files(paths: Sequence[str | Path], *, max_pixels: int = MAX_PIXELS) -> ImageSet:
     """Open image files and folders of images (searched recursively) to predict on: no classes, all targets -1.
 
     A file named here is always taken, whatever its extension. Raises InputError for a path that does not exist or when
@@ -117,16 +129,19 @@ def open_files(paths: Sequence[str | Path]) -> ImageSet:
     others: list[str] = []
     for path in map(Path, paths):
         if path.is_dir():
-            found, rest = folders.list_files(path, folders.image_extensions())
-            files += found
-            others += rest
+            found = folders.list_files(path)
+            files += found.images
+            others += found.others
         elif path.exists():
             files.append(str(path))
         else:
             raise InputError(f"{path} is missing: give image files or folders of images")
     if not files:
-        raise InputError(f"no images in {', '.join(map(str, paths)) or 'an empty list'}: give image files or folders")
-    return ImageSet(FileStore(files), list(range(len(files))), (), [-1] * len(files), files, non_images=tuple(others))
+        where = ", ".join(map(str, paths)) or "an empty list"
+        raise InputError(f"no images in {where}: {folders.unsupported(others) or 'give image files or folders'}")
+    return ImageSet(
+        FileStore(files, max_pixels), list(range(len(files))), (), [-1] * len(files), files, non_images=tuple(others)
+    )
 
 
 def _source(name: str, train: ImageSet, val: ImageSet, split: str) -> DataSource:
@@ -159,8 +174,8 @@ def _digits(val_fraction: float, seed: int) -> DataSource:
     return _with_statistics(source)
 
 
-def _torchvision(key: str, root: Path, val_fraction: float, seed: int) -> DataSource:
-    train, val = catalog.open_dataset(key, root)
+def _torchvision(key: str, root: Path, val_fraction: float, seed: int, max_pixels: int) -> DataSource:
+    train, val = catalog.open_dataset(key, root, max_pixels)
     if val is None:
         source = _own_split(key, train, f"{key} has no split of its own", val_fraction, seed)
     else:
@@ -199,16 +214,10 @@ def _in_classes(images: ImageSet, classes: Sequence[str] | None, name: str) -> I
     return dataclasses.replace(images, classes=tuple(classes), targets=targets)
 
 
-def _halves(folder: Path) -> tuple[Path, Path | None]:
-    """Return the folder to train on and the one to validate on, which may be missing."""
-    present = {path.name: path for path in folders.visible_folders(folder)}
-    if "train" not in present:
-        return folder, None
-    return present["train"], next((present[name] for name in folders.VAL_FOLDERS if name in present), None)
-
-
 def _is_folder(name: str) -> bool:
     """Tell a folder from a dataset's name: names never contain a separator, and win over a folder of the same name."""
+    if not name.strip():
+        raise InputError("--data is empty: give a folder or the name of a data set")  # for Path(""), it is all of "."
     return _known(name) is None and (os.sep in name or "." in name or os.path.exists(name))
 
 
