@@ -1,19 +1,25 @@
 """Folders, digits and torchvision datasets: what is found, how it is split, and what is said when it is wrong."""
 
 import hashlib
+import json
+import os
 import pickle
+import socket
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from senet.data import catalog, images
+from senet.data import catalog, images, walk
+from senet.data.decode import BadImageError
 from senet.data.images import ArrayStore
 from senet.data.sources import open_eval, open_files, open_source
 from senet.errors import InputError
+from senet.text import json_text, shown
 
 
 def fill(folder: Path, count: int, size: tuple[int, int] = (12, 12), ext: str = "png") -> Path:
@@ -162,6 +168,236 @@ def test_files_that_are_no_images_are_left_out_and_listed(halves: Path) -> None:
     assert [Path(name).name for name in source.train.non_images] == ["Thumbs.db", "notes.txt"]
     assert {"upper.PNG", "photo"} <= {Path(name).name for name in source.train.names}
     assert len(source.train) == 9
+
+
+OURS = ("run.json", "compare.json", "fold.json", "tax.json", "excitations.npz")
+SYSTEMS = ("@eaDir", "__MACOSX", "lost+found", ".ipynb_checkpoints", "$RECYCLE.BIN", "System Volume Information")
+
+
+@pytest.mark.parametrize("name", [*SYSTEMS, "#recycle"])
+@pytest.mark.parametrize("where", ["", "cat", "cat/deeper"])
+def test_folders_of_systems_are_no_data(
+    tmp_path: Path, where: str, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for label in ("cat", "dog"):
+        fill(tmp_path / label, 3)
+    fill(tmp_path / where / name / "inner", 2)
+    source = open_source(tmp_path)
+    assert (source.classes, len(source.train) + len(source.val)) == (("cat", "dog"), 6)
+    assert [record.message.count(name) for record in caplog.records] == [1]
+    assert name in source.split
+    assert name in open_eval(tmp_path)[1]
+    assert len(open_files([tmp_path])) == 6
+
+
+@pytest.mark.parametrize("marker", OURS)
+@pytest.mark.parametrize("where", ["", "cat"])
+def test_folders_of_this_package_are_no_data(
+    tmp_path: Path, where: str, marker: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for label in ("cat", "dog"):
+        fill(tmp_path / label, 3)
+    fill(tmp_path / where / "out" / "figures", 2)
+    (tmp_path / where / "out" / marker).write_text("{}")
+    source = open_source(tmp_path)
+    assert (source.classes, len(source.train) + len(source.val)) == (("cat", "dog"), 6)
+    assert marker in caplog.text
+    assert marker in source.split
+    assert len(open_files([tmp_path])) == 6
+    assert len(open_files([tmp_path / where / "out"])) == 2, "a folder that the user names is searched"
+
+
+def test_own_files_are_those_that_the_package_writes() -> None:
+    from senet.cli.bench import FILES as BENCH
+    from senet.measure.report import FILES as REPORT
+    from senet.training import compare, fold, folder
+
+    written = {folder.SETTINGS, compare.MARKER, *BENCH, *REPORT, *fold.FILES}
+    assert set(OURS) == set(walk.OWN_FILES) <= written
+
+
+def test_pipes_sockets_and_devices_are_named_and_not_opened(tmp_path: Path) -> None:
+    for label in ("cat", "dog"):
+        fill(tmp_path / label, 3)
+    os.mkfifo(tmp_path / "cat" / "pipe.jpg")
+    os.mkfifo(tmp_path / "cat" / "pipe")
+    here = Path.cwd()
+    with socket.socket(socket.AF_UNIX) as plug:
+        os.chdir(tmp_path / "dog")  # a socket's path must be short
+        try:
+            plug.bind("plug.png")
+        finally:
+            os.chdir(here)
+        source = open_source(tmp_path)
+    assert len(source.train) + len(source.val) == 6
+    assert sorted(Path(name).name for name in source.train.non_images) == ["pipe", "pipe.jpg", "plug.png"]
+    data = open_files([tmp_path / "cat" / "pipe.jpg", tmp_path / "dog" / "000.png"])
+    with pytest.raises(BadImageError, match="a pipe"):
+        data[0]
+
+
+def test_links_that_loop_give_each_image_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for label in ("cat", "dog"):
+        fill(tmp_path / label, 3)
+    for link, target in (("cat/a", "cat"), ("cat/b", "cat"), ("dog/up", "."), ("dog/cats", "cat"), ("self", ".")):
+        (tmp_path / link).symlink_to(tmp_path / target)
+    (tmp_path / "cat" / "again.png").symlink_to(tmp_path / "cat" / "001.png")
+    (tmp_path / "dog" / "me").symlink_to(tmp_path / "dog" / "me")
+    source = open_source(tmp_path)
+    assert source.classes == ("cat", "dog")
+    assert sorted(Path(n).as_posix() for n in source.train.names + source.val.names) == [
+        f"{label}/00{i}.png" for label in ("cat", "dog") for i in range(3)
+    ]
+    assert "again.png" in source.split
+    assert "self" in caplog.text
+    assert len(open_files([tmp_path])) == 6
+
+
+def test_links_to_images_elsewhere_are_images(tmp_path: Path) -> None:
+    store = fill(tmp_path / "store", 4)
+    for label, numbers in (("cat", (0, 1, 1)), ("dog", (2, 3))):
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for place, number in enumerate(numbers):
+            (tmp_path / "data" / label / f"{place}.png").symlink_to(store / f"{number:03d}.png")
+    source = open_source(tmp_path / "data")
+    assert len(source.train) + len(source.val) == 4
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for label in ("cat", "dog"):
+        (linked / label).symlink_to(tmp_path / "data" / label)
+    assert open_source(linked).classes == ("cat", "dog")
+    (linked / "kitty").symlink_to(tmp_path / "data" / "cat")
+    assert "are one folder" in error_of(open_source, linked)
+
+
+def test_strangers_are_left_out_unread_and_a_broken_link_is_a_bad_image(tmp_path: Path) -> None:
+    for label in ("cat", "dog"):
+        fill(tmp_path / label, 3)
+    for name in ("originals.zip", "dump"):
+        with (tmp_path / "cat" / name).open("wb") as file:
+            file.truncate(3 << 30)
+    (tmp_path / "cat" / "page.txt").write_text("%!PS-Adobe-3.0 EPSF-3.0\n")
+    (tmp_path / "cat" / "list.txt").write_text("P5 is a format\n")
+    (tmp_path / "cat" / "raw.nef").write_bytes((tmp_path / "cat" / "000.png").read_bytes())
+    (tmp_path / "dog" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    source = open_source(tmp_path)
+    left = sorted(Path(name).name for name in source.train.non_images)
+    assert left == ["dump", "list.txt", "originals.zip", "page.txt", "raw.nef"]
+    assert "gone.png" in {Path(name).name for name in source.train.names + source.val.names}
+
+
+def test_images_of_too_many_pixels_are_bad_images(tmp_path: Path) -> None:
+    for label in ("cat", "dog"):
+        fill(tmp_path / label, 3, (120, 100))
+    source = open_source(tmp_path, max_pixels=11_999)
+    for images_of in (source.train, open_eval(tmp_path, max_pixels=11_999)[0], open_files([tmp_path], max_pixels=9)):
+        with pytest.raises(BadImageError, match="120x100"):
+            images_of[0]
+    assert open_source(tmp_path, max_pixels=12_000).train[0].image.shape == (3, 100, 120)
+
+
+def test_data_one_level_too_high_and_a_single_class_are_refused(tmp_path: Path) -> None:
+    for label in ("cat", "dog"):
+        fill(tmp_path / "photos" / label, 2)
+    message = error_of(open_source, tmp_path)
+    assert f"give {tmp_path / 'photos'}" in message
+    assert "cat, dog" in message
+    assert open_source(tmp_path / "photos").classes == ("cat", "dog")
+    assert "one class folder, cat" in error_of(open_source, fill(tmp_path / "alone" / "cat", 3).parent)
+    fill(tmp_path / "halved" / "train" / "cat", 3)
+    fill(tmp_path / "halved" / "val" / "cat", 3)
+    assert "one class folder, cat" in error_of(open_source, tmp_path / "halved")
+    assert len(open_eval(tmp_path / "alone")[0]) == 3, "one class can be evaluated"
+
+
+@pytest.mark.parametrize(("train", "val"), [("Train", "Val"), ("TRAIN", "TEST"), ("Training", "Validation")])
+def test_halves_in_any_spelling(halves: Path, train: str, val: str) -> None:
+    (halves / "train").rename(halves / train)
+    (halves / "val").rename(halves / val)
+    source = open_source(halves)
+    assert (source.classes, len(source.train), len(source.val)) == (("cat", "dog"), 7, 4)
+    assert str(halves / train) in source.split
+    assert str(halves / val) in source.split
+    images_of, sentence = open_eval(halves)
+    assert len(images_of) == 4
+    assert val in sentence
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    for label in ("Car", "Plane", "Train"):
+        fill(tmp_path / label, 2)
+    assert open_source(tmp_path).classes == ("Car", "Plane", "Train")
+
+
+def test_validation_alone_is_refused(halves: Path) -> None:
+    (halves / "train").rename(halves / "test")
+    message = error_of(open_source, halves)
+    assert "no train/" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("a.heic", "3 HEIC files"), ("a.CR2", "3 camera RAW"), ("a.dng", "3 camera RAW"), ("a.svg", "3 SVG"),
+     ("a.mp4", "3 video"), ("a.npy", "3 NumPy")],
+)  # fmt: skip
+def test_files_that_are_no_images_to_us_are_called_what_they_are(tmp_path: Path, name: str, kind: str) -> None:
+    for label in ("cat", "dog", "emu"):
+        (tmp_path / label).mkdir()
+        (tmp_path / label / name).write_bytes(b"\0\0\0\x18ftypheic")
+        (tmp_path / label / "Thumbs.db").write_bytes(b"\xd0\xcf")
+    for call, data in ((open_source, tmp_path), (open_eval, tmp_path), (open_files, [tmp_path])):
+        message = error_of(call, data)
+        assert kind in message
+        assert "convert" in message
+
+
+def test_an_empty_name_is_not_the_current_folder() -> None:
+    for call in (open_source, open_eval):
+        assert "is empty" in error_of(call, "")
+        assert "is empty" in error_of(call, " ")
+
+
+def test_unreadable_folders_are_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for label in ("cat", "cat/locked", "dog"):
+        fill(tmp_path / label, 3)
+    locked, scandir = [str(tmp_path / "cat" / "locked")], os.scandir
+
+    def guarded(path: Any) -> Any:
+        if os.fspath(path) in locked:
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    source = open_source(tmp_path)
+    assert len(source.train) + len(source.val) == 6
+    assert "cannot read 1 folder" in caplog.text
+    assert locked[0] in caplog.text
+    for folder in (tmp_path / "dog", tmp_path):
+        locked.append(str(folder))
+        message = error_of(open_source, tmp_path)
+        assert str(folder) in message
+        assert "Permission denied" in message
+
+
+def test_names_that_are_no_utf_8_open_and_are_shown_replaced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = os.fsencode(fill(tmp_path / "cat", 3).parent)
+    fill(tmp_path / "dog", 3)
+    os.rename(root + b"/dog", root + b"/chi\xe9n")
+    os.rename(root + b"/cat/000.png", root + b"/cat/caf\xe9.png")
+    Path(os.fsdecode(root + b"/cat/note\x1b[31m\n\xe9.txt")).write_text("none")
+    fill(tmp_path / "cat" / "#recycle" / "x", 1).parent.rename(os.fsdecode(root + b"/@eaDir"))
+    source = open_source(tmp_path)
+    assert source.classes == ("cat", os.fsdecode(b"chi\xe9n"))
+    assert tuple(json.loads(json_text(source.classes).encode())) == source.classes
+    assert {tuple(one[i].image.shape) for one in (source.train, source.val) for i in range(len(one))} == {(3, 12, 12)}
+    assert shown(source.classes[1]) == "chi\ufffdn"
+    assert shown(source.train.non_images[0]) == str(Path("cat/note\ufffd[31m\ufffd\ufffd.txt"))
+    message = error_of(open_eval, tmp_path, classes=("cat",))
+    assert "chi\ufffdn" in message
+    message.encode()
+    caplog.text.encode()
 
 
 def test_native_size_only_for_tiny_images_of_one_size(tmp_path: Path) -> None:

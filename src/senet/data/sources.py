@@ -14,6 +14,7 @@ from senet.data.decode import MAX_PIXELS
 from senet.data.images import ArrayStore, FileStore, ImageSet
 from senet.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from senet.errors import InputError
+from senet.text import shown
 
 __all__ = ["DataSource", "ImageSet", "open_eval", "open_files", "open_source"]
 
@@ -84,10 +85,10 @@ def open_source(
         val = val_listing.image_set(listing.classes, folder, max_pixels)
         split = f"{len(train)} images of {train_root} to train, {len(val)} of {val_root} to validate"
         listing.left_out |= val_listing.left_out
-        return _source(name, train, val, split + listing.without())
+        return _source(name, train, val, shown(split) + listing.without())
     why = f"{train_root} has no val/ or test/ beside it"
     source = _own_split(name, train, why, val_fraction, seed)
-    return dataclasses.replace(source, split=source.split + listing.without())
+    return dataclasses.replace(source, split=shown(source.split) + listing.without())
 
 
 def open_eval(
@@ -114,9 +115,9 @@ def open_eval(
         if classes is not None:
             folders.check_classes(listing, classes, "the model")
         images = listing.image_set(classes or listing.classes, folder, max_pixels)
-        return images, f"all {len(images)} images of {folder}{listing.without()}"
+        return images, f"all {len(images)} images of {shown(folder)}{listing.without()}"
     source = open_source(data, root=root, val_fraction=val_fraction, seed=seed, max_pixels=max_pixels)
-    return _in_classes(source.val, classes, str(data)), f"the validation images of {data}: {source.split}"
+    return _in_classes(source.val, classes, str(data)), f"the validation images of {shown(data)}: {source.split}"
 
 
 def open_files(paths: Sequence[str | Path], *, max_pixels: int = MAX_PIXELS) -> ImageSet:
