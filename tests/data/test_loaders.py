@@ -219,6 +219,29 @@ def test_a_batch_that_nothing_can_fill_stops_with_the_list(tmp_path: Path) -> No
         epoch(make_loader(data, 2, train=True, max_bad_fraction=1))
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_damaged_images_are_taken_named_once_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, workers: int
+) -> None:
+    data = file_set(tmp_path / "photos", 30)
+    for index in range(25):
+        path = Path(data.store.paths[index])
+        path.write_bytes(path.read_bytes()[:-60])
+    loader = make_loader(data, 10, train=False, workers=workers)
+    with caplog.at_level("WARNING", "senet.data"):
+        for _ in range(2):
+            assert sum(len(batch.targets) for batch in loader) == 30
+    assert list(loader.damaged) == data.names[:25]
+    assert loader.bad == {}
+    named = [record.message for record in caplog.records if "decoded with damage (" in record.message]
+    assert len(named) == 20
+    assert all(any(name in message for message in named) for name in data.names[:20])
+    assert [record.message for record in caplog.records if "25 images" in record.message]
+    with pytest.raises(InputError, match="decoded with damage") as caught:
+        list(make_loader(data, 10, train=False, workers=workers, on_bad_image="fail"))
+    assert data.names[0] in str(caught.value)
+
+
 def test_too_many_bad_images_stop_with_the_list(tmp_path: Path) -> None:
     data = file_set(tmp_path)
     spoil(tmp_path)

@@ -89,6 +89,8 @@ def evaluation_table(result: Evaluation, console: Console) -> None:
     console.print(f"{escape(result.data)}; {crops} of {result.size} pixels", style="dim", highlight=False)
     if result.skipped:
         console.print(f"{len(result.skipped)} unreadable images were left out", highlight=False)
+    if result.damaged:
+        console.print(f"{len(result.damaged)} images were decoded with damage", highlight=False)
 
 
 def _range(interval: tuple[float, float]) -> str:

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker
 from senet.data.decode import BadImageError
 from senet.data.images import ImageSet, Sample
 from senet.errors import InputError
+from senet.text import shown
 
 log = logging.getLogger("senet.data")
 MAX_BAD_FRACTION = 0.01  # more unreadable images than this, and the data are not what they were taken for
@@ -42,11 +43,12 @@ class _Loaded(NamedTuple):
 
 
 class _Collated(NamedTuple):
-    """A batch, the bad images met for it, and the number of its places."""
+    """A batch, the bad images met for it, the number of its places, and those in it that are damaged."""
 
     batch: Batch
     bad: list[BadImage]
     places: int
+    damaged: list[BadImage]
 
 
 class EpochSampler(DistributedSampler[tuple[int, int]]):
@@ -99,6 +101,7 @@ class ImageLoader(DataLoader[Batch]):
         images: the image set.
         sampler: the :class:`EpochSampler`; call ``sampler.set_epoch`` (or ``set_epoch`` here) before every epoch.
         bad: name → reason, of every bad image met so far and of files among the images that are none.
+        damaged: name → what was wrong, of every image so far that could be decoded all the same.
     """
 
     def __init__(
@@ -113,6 +116,7 @@ class ImageLoader(DataLoader[Batch]):
         self.images = images
         self.on_bad_image, self.max_bad_fraction = on_bad_image, max_bad_fraction
         self.bad: dict[str, str] = {}
+        self.damaged: dict[str, str] = {}
         self._order = sampler
         guarded = _Guarded(images, replace=sampler.shuffle)
         super().__init__(guarded, sampler=sampler, collate_fn=_collate, **options)  # type: ignore[arg-type]  # bad images too
@@ -126,7 +130,10 @@ class ImageLoader(DataLoader[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # a generator
         given = self._order.start // (self.batch_size or 1)
-        for batch, bad, places in self._collated():
+        damaged_before = max(len(self.damaged), _LISTED)
+        for batch, bad, places, damaged in self._collated():
+            for image in damaged:
+                self._add_damaged(self.images.names[image.number], image.reason)
             for image in bad:
                 self._add_bad(self.images.names[image.number], image.reason)
             if self._order.shuffle and len(batch.targets) < places:
@@ -135,6 +142,8 @@ class ImageLoader(DataLoader[Batch]):
                 )
             yield batch
             given += 1
+        if len(self.damaged) > damaged_before:
+            log.warning("%d images so far were decoded with damage", len(self.damaged))
         for _ in range(given, len(self)):
             yield _collate([]).batch
 
@@ -159,7 +168,7 @@ class ImageLoader(DataLoader[Batch]):
         self.bad[name] = reason
         if self.on_bad_image == "fail":
             raise InputError(f"{name}: {reason}; repair or remove it, or use --on-bad-image skip")
-        log.warning("skipped %s: %s", name, reason)
+        log.warning("skipped %s: %s", shown(name), shown(reason))
         damaged = len(self.bad) - len(self.images.non_images)
         if damaged > self.max_bad_fraction * len(self.images):
             raise InputError(
@@ -172,6 +181,15 @@ class ImageLoader(DataLoader[Batch]):
         """``bad`` without the files that are no images."""
         return {name: reason for name, reason in self.bad.items() if name not in self.images.non_images}
 
+    def _add_damaged(self, name: str, reason: str) -> None:
+        if name in self.damaged:
+            return
+        self.damaged[name] = reason
+        if self.on_bad_image == "fail":
+            raise InputError(f"{name}: {reason}; repair or remove it, or use --on-bad-image skip")
+        if len(self.damaged) <= _LISTED:  # they are taken, so there may be any number of them
+            log.warning("%s: %s", shown(name), shown(reason))
+
     def _listed(self) -> str:
         listed = [f"{name} ({reason})" for name, reason in self.unreadable.items()]
         return ", ".join(listed[:_LISTED]) + (", ..." if len(listed) > _LISTED else "")
@@ -181,7 +199,7 @@ class ImageLoader(DataLoader[Batch]):
         if not names:
             return
         self.bad.update(dict.fromkeys(names, "not an image"))
-        few = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        few = ", ".join(map(shown, names[:5])) + (", ..." if len(names) > 5 else "")
         if self.on_bad_image == "fail":
             raise InputError(f"{len(names)} files among the images are none; remove them: {few}")
         log.warning("left out %d files that are not images: %s", len(names), few)
@@ -215,8 +233,8 @@ def make_loader(
         seed: of the order. Augmentation has its own seed, in the image set.
         rank: number of this process, from 0.
         world_size: number of processes.
-        on_bad_image: "skip" replaces a bad image or leaves it out, and names it once in the log "senet.data"; "fail"
-            stops at the first.
+        on_bad_image: "skip" replaces a bad image or leaves it out, and names it once in the log "senet.data"; one that
+            is decoded with damage is taken, named and counted. "fail" stops at the first of either.
         max_bad_fraction: more bad images than this fraction of the set stop the run with the list.
         skip: batches to leave out of the first iteration, to resume within an epoch.
     """
@@ -280,7 +298,8 @@ def _collate(loaded: list[_Loaded]) -> _Collated:
     targets = torch.tensor([sample.target for sample in samples], dtype=torch.int64)
     numbers = torch.tensor([sample.number for sample in samples], dtype=torch.int64)
     batch = Batch(_stacked([sample.image for sample in samples]), targets, numbers)
-    return _Collated(batch, [bad for one in loaded for bad in one.bad], len(loaded))
+    damaged = [BadImage(sample.number, sample.damage) for sample in samples if sample.damage]
+    return _Collated(batch, [bad for one in loaded for bad in one.bad], len(loaded), damaged)
 
 
 def _stacked(images: list[Tensor]) -> Tensor:

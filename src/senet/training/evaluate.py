@@ -40,6 +40,7 @@ class Evaluation:
     top5_error: float | None
     top5_interval: tuple[float, float] | None
     seconds: float
+    damaged: dict[str, str] = field(default_factory=dict)  # images that could be decoded all the same
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -116,6 +117,7 @@ def evaluate(
         top5_error=_percent(counted - top5, counted) if has_top5 else None,
         top5_interval=_percent_interval(counted - top5, counted) if has_top5 else None,
         seconds=time.perf_counter() - start,
+        damaged=dict(loader.damaged),
     )
 
 
