@@ -51,6 +51,23 @@ def test_predict_names_bad_files_and_does_the_rest(senet, photos, trained, tmp_p
     assert "broken.jpg" in err
 
 
+@pytest.mark.parametrize("command", ["train", "compare", "eval", "inspect", "fold", "predict"])
+def test_images_above_max_pixels_are_named_and_not_taken(senet, photos, trained, tmp_path, command):
+    weights, new = ("--checkpoint", trained / "best.safetensors"), ("--output", tmp_path / "out")
+    words = {
+        "train": ("--data", photos, "--model", "se_resnet8", "--epochs", 1, *new),
+        "compare": ("--data", photos, "--model", "se_resnet8", "--epochs", 1, "--seeds", 1, *new),
+        "eval": ("--data", photos, *weights),
+        "inspect": ("--data", photos, *weights, *new),
+        "fold": ("--data", photos, *weights, *new, "--rounds", 0),
+        "predict": (photos / "cold", *weights),
+    }
+    code, _, err = senet(command, *words[command], "--workers", 0, "--max-pixels", 143)
+    assert code == (1 if command == "predict" else 2)
+    assert "12x12 pixels are more than the 143" in err
+    assert "png" in err
+
+
 def test_compare_prints_table_and_verdict(senet, photos, tmp_path, monkeypatch):
     monkeypatch.setattr("senet.training.step_time.BUDGET", 0.1)
     words = ("compare", "--data", photos, "--model", "resnet8", "--seeds", 1, "--epochs", 1, "--set", "batch_size=8")

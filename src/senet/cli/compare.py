@@ -10,6 +10,7 @@ import typer
 
 from senet.allocator import keep_freed_memory
 from senet.cli import options as opt
+from senet.data import MAX_PIXELS
 
 DEFAULT_MODEL = "se_resnet14"
 DEFAULT_OUTPUT = Path("comparison")
@@ -42,6 +43,7 @@ def command(
     root: opt.RootOption = None,
     val_fraction: opt.FractionOption = 0.2,
     on_bad_image: opt.OnBadOption = "skip",
+    max_pixels: opt.MaxPixelsOption = MAX_PIXELS,
     limit_batches: opt.LimitOption = None,
 ) -> None:
     """Train an SE network and its plain twin alike, and say whether SE helps.
@@ -67,6 +69,7 @@ def command(
         val_fraction=val_fraction,
         limit_batches=limit_batches,
         on_bad_image=on_bad_image,
+        max_pixels=max_pixels,
         root=root,
         workers=workers,
         device=device,

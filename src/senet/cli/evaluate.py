@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from senet.cli import options as opt
+from senet.data import MAX_PIXELS
 
 
 def command(
@@ -20,6 +21,7 @@ def command(
     workers: opt.WorkersOption = None,
     root: opt.RootOption = None,
     on_bad_image: opt.OnBadOption = "skip",
+    max_pixels: opt.MaxPixelsOption = MAX_PIXELS,
 ) -> None:
     """Top-1 and top-5 error with 95 % confidence intervals.
 
@@ -43,6 +45,7 @@ def command(
         device=device,
         root=root,
         on_bad_image=on_bad_image,
+        max_pixels=max_pixels,
     )
     if as_json:
         print(json.dumps(result.to_dict(), indent=2, ensure_ascii=False))

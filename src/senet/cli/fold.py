@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from senet.cli import options as opt
+from senet.data import MAX_PIXELS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -47,6 +48,7 @@ def command(
     workers: opt.WorkersOption = None,
     root: opt.RootOption = None,
     on_bad_image: opt.OnBadOption = "skip",
+    max_pixels: opt.MaxPixelsOption = MAX_PIXELS,
     overwrite: opt.OverwriteOption = False,
 ) -> None:
     """Replace gates by their mean, folded into other weights, and see what accuracy, parameters and time become.
@@ -82,6 +84,7 @@ def command(
             workers=workers,
             root=root,
             on_bad_image=on_bad_image,
+            max_pixels=max_pixels,
             overwrite=overwrite,
             progress=lambda what, done, total: show(what.partition(" ")[0], what, done, total),
         )

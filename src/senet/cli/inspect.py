@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from senet.cli import options as opt
+from senet.data import MAX_PIXELS
 from senet.errors import InputError
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def command(
     workers: opt.WorkersOption = None,
     root: opt.RootOption = None,
     on_bad_image: opt.OnBadOption = "skip",
+    max_pixels: opt.MaxPixelsOption = MAX_PIXELS,
     overwrite: opt.OverwriteOption = False,
 ) -> None:
     """See what every SE gate does: by class, with the gate doctor's findings, as a page, figures and tables.
@@ -59,9 +61,9 @@ def command(
     check_output(output, overwrite)
     lines = _thresholds(threshold)
     if checkpoint is not None:
-        subject = open_checkpoint(checkpoint, data, size=size, root=root)
+        subject = open_checkpoint(checkpoint, data, size=size, root=root, max_pixels=max_pixels)
     else:
-        subject = open_model(str(model), pretrained, data, size=size, root=root)
+        subject = open_model(str(model), pretrained, data, size=size, root=root, max_pixels=max_pixels)
     total = len(subject.images)
     with bars() as show:
         found = inspect(

@@ -40,6 +40,9 @@ WorkersOption = Annotated[
 ]
 RootOption = Annotated[str | None, typer.Option(help="Where torchvision data sets are kept. Default: data")]
 OnBadOption = Annotated[OnBad, typer.Option("--on-bad-image", help="Skip and name unreadable images, or fail.")]
+MaxPixelsOption = Annotated[
+    int, typer.Option(min=1, max=10**10, help="Larger images count as unreadable and are not decoded.")
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe: lr=0.1, schedule.name=cosine. Repeatable."),

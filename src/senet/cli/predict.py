@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from senet.cli import options as opt
+from senet.data import MAX_PIXELS
 
 
 def command(
@@ -20,6 +21,7 @@ def command(
     batch_size: opt.BatchOption = 64,
     device: opt.DeviceOption = "auto",
     workers: opt.WorkersOption = None,
+    max_pixels: opt.MaxPixelsOption = MAX_PIXELS,
 ) -> int:
     """Name the classes of images; unreadable files are named and the rest is done (exit code 1).
 
@@ -38,6 +40,7 @@ def command(
         batch_size=batch_size,
         device=device,
         workers=workers,
+        max_pixels=max_pixels,
     )
     if csv is None:
         prediction_table(predictions, to_output())

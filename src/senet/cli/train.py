@@ -11,6 +11,7 @@ import typer
 
 from senet.allocator import keep_freed_memory
 from senet.cli import options as opt
+from senet.data import MAX_PIXELS
 from senet.errors import InputError
 
 
@@ -37,6 +38,7 @@ def command(
     root: opt.RootOption = None,
     val_fraction: opt.FractionOption = 0.2,
     on_bad_image: opt.OnBadOption = "skip",
+    max_pixels: opt.MaxPixelsOption = MAX_PIXELS,
     limit_batches: opt.LimitOption = None,
 ) -> None:
     """Train a network; Ctrl-C saves, and [bold]--resume[/] goes on to the same result.
@@ -85,6 +87,7 @@ def command(
             val_fraction=val_fraction,
             limit_batches=limit_batches,
             on_bad_image=on_bad_image,
+            max_pixels=max_pixels,
             root=root,
             workers=workers,
             device=device,

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from senet.data.decode import MAX_PIXELS
+from senet.data import MAX_PIXELS
 from senet.data.images import ArrayStore, FileStore, ImageSet, Store
 from senet.errors import InputError
 

@@ -17,13 +17,13 @@ import numpy.typing as npt
 import simplejpeg
 from PIL import Image
 
+from senet.data import MAX_PIXELS
 from senet.data.formats import HEAD_BYTES, formats, recognized, what_it_is
 from senet.data.orientation import image_orientation, jpeg_orientation, upright
 from senet.errors import InputError
 
 Pixels = npt.NDArray[np.uint8]
 
-MAX_PIXELS = 100_000_000  # larger images are refused, unless the caller allows more
 # In libjpeg-turbo's words for a part that is lost; it also complains about what is merely unusual.
 _LOST_DATA = ("corrupt", "premature end", "progression", "huffman")
 _END_OF_JPEG = b"\xff\xd9"

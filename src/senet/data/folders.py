@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from senet.data.decode import MAX_PIXELS
+from senet.data import MAX_PIXELS
 from senet.data.formats import stranger
 from senet.data.images import FileStore, ImageSet
 from senet.data.walk import Found, Walk, asked, system_folder

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from senet.data.decode import MAX_PIXELS, ArrayPicture, BadImageError, Picture, Pixels, read_picture
+from senet.data import MAX_PIXELS
+from senet.data.decode import ArrayPicture, BadImageError, Picture, Pixels, read_picture
 from senet.data.transforms import Transform
 from senet.errors import InputError
 

@@ -9,8 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from senet.data import catalog, folders
-from senet.data.decode import MAX_PIXELS
+from senet.data import MAX_PIXELS, catalog, folders
 from senet.data.images import ArrayStore, FileStore, ImageSet
 from senet.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from senet.errors import InputError

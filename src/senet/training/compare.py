@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from senet.csv_file import write_csv
-from senet.data.sources import DataSource, open_source
+from senet.data.sources import DataSource
 from senet.errors import InputError
 from senet.measure.cost import Cost, model_cost, module_cost
 from senet.measure.timing import Ratio
@@ -30,7 +30,7 @@ from senet.training.feed import transform_for
 from senet.training.interrupt import Interrupted, StopRequest
 from senet.training.processes import check_processes
 from senet.training.recipe import Recipe
-from senet.training.run import build_classifier, threads_for, train
+from senet.training.run import build_classifier, open_data, threads_for, train
 from senet.training.settings import RunResult, RunSettings, check, se_config
 from senet.training.statistics import (
     HELPS,
@@ -144,7 +144,7 @@ def compare(
     resuming = examined()
     if resuming:
         check_same(output, plain, settings, recipe)
-    source = open_source(settings.data, root=settings.root, val_fraction=settings.val_fraction, seed=0)
+    source = open_data(settings)
     if not resuming:
         for model in (plain, se):  # whatever does not fit is found before an old comparison is removed
             build_classifier(_side(settings, model), recipe, source)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from senet.data import MAX_PIXELS
 from senet.data.images import ImageSet
 from senet.data.loaders import MAX_BAD_FRACTION, Batch, ImageLoader, make_loader
 from senet.data.sources import open_eval, open_files
@@ -78,6 +79,7 @@ def evaluate(
     device: str = "auto",
     root: str | None = None,
     on_bad_image: Literal["skip", "fail"] = "skip",
+    max_pixels: int = MAX_PIXELS,
 ) -> Evaluation:
     """Top-1 and top-5 error of a checkpoint.
 
@@ -90,12 +92,13 @@ def evaluate(
         device: "auto", "cpu", "cuda" or "mps".
         root: where torchvision data sets are.
         on_bad_image: "skip" leaves unreadable images out and names them, up to 1 % of them; "fail" stops at the first.
+        max_pixels: larger images count as unreadable and are not decoded.
 
     Raises:
         InputError: no such checkpoint or data, or classes that the network does not know.
     """
     network, metadata, spec = load_network(checkpoint, size)
-    images, sentence = unseen_images(Path(checkpoint), data, root, metadata)
+    images, sentence = unseen_images(Path(checkpoint), data, root, metadata, max_pixels)
     target = pick_device(device)
     shown = images.with_transform(spec.eval_transform(crops))
     loader = _loader(shown, batch_size, crops, workers, on_bad_image, MAX_BAD_FRACTION)
@@ -131,6 +134,7 @@ def predict(
     batch_size: int = 64,
     workers: int | None = None,
     device: str = "auto",
+    max_pixels: int = MAX_PIXELS,
 ) -> Predictions:
     """The likeliest classes of image files, or of all images in folders; results come as batches are done.
 
@@ -142,7 +146,7 @@ def predict(
     if top_k < 1:
         raise InputError(f"--top-k is {top_k}; give at least 1")
     network, metadata, spec = load_network(checkpoint, size)
-    images = open_files(paths)
+    images = open_files(paths, max_pixels=max_pixels)
     target = pick_device(device)
     # Each answer stands for itself: every bad image is named, however many there are.
     loader = _loader(images.with_transform(spec.eval_transform(crops)), batch_size, crops, workers, "skip", 1.0)
@@ -182,7 +186,9 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def unseen_images(checkpoint: Path, data: str, root: str | None, metadata: dict[str, Any]) -> tuple[ImageSet, str]:
+def unseen_images(
+    checkpoint: Path, data: str, root: str | None, metadata: dict[str, Any], max_pixels: int = MAX_PIXELS
+) -> tuple[ImageSet, str]:
     """The images to evaluate on, without those that the network was trained on: they would flatter it."""
     from senet.training.trained_on import trained_on  # whose settings need pick_device
 
@@ -194,6 +200,7 @@ def unseen_images(checkpoint: Path, data: str, root: str | None, metadata: dict[
         classes=metadata["classes"],
         val_fraction=known.val_fraction if known else 0.2,
         part="val" if seen else "auto",
+        max_pixels=max_pixels,
     )
     if seen and seen.differs(images):
         _LOG.warning(

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from senet._version import __version__
+from senet.data import MAX_PIXELS
 from senet.data.images import ImageSet
 from senet.data.loaders import make_loader
 from senet.data.sources import open_source
@@ -56,6 +57,7 @@ def fold_checkpoint(
     device: str = "auto",
     root: str | None = None,
     on_bad_image: Literal["skip", "fail"] = "skip",
+    max_pixels: int = MAX_PIXELS,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> tuple[FoldReport, dict[str, str]]:
@@ -73,7 +75,7 @@ def fold_checkpoint(
         record_images: how many images to record at most.
         images: how many validation images to measure the accuracy on at most; None: all.
         rounds: how often the networks' turn comes when each step is timed; 0 leaves the time out.
-        size, batch_size, workers, device, root, on_bad_image: as for ``senet.training.evaluate.evaluate``.
+        size, batch_size, workers, device, root, on_bad_image, max_pixels: as for ``senet.training.evaluate.evaluate``.
         progress: called as ``progress(what, done, total)``.
 
     Returns:
@@ -87,12 +89,12 @@ def fold_checkpoint(
     _check_counts(record_images, images, rounds)
     network, metadata, spec = load_network(checkpoint, size)
     network = network.to(pick_device(device))
-    unseen, sentence = unseen_images(checkpoint, data, root, metadata)
+    unseen, sentence = unseen_images(checkpoint, data, root, metadata, max_pixels)
     known = trained_on(checkpoint, metadata)
     tell = progress or _silent
     batches = functools.partial(_batches, spec=spec, size=batch_size, workers=workers, on_bad_image=on_bad_image)
     if excitations is None:
-        shown = _evenly(_to_record(known, data, root, unseen), record_images)
+        shown = _evenly(_to_record(known, data, root, unseen, max_pixels), record_images)
         found = _recorded(network, batches(shown), spec, len(shown), tell)
     else:
         found = Excitations.load(excitations)
@@ -148,11 +150,11 @@ def _recorded(
     return record_excitations(network, loader, preprocess=spec.normalize, top=0, progress=progress)
 
 
-def _to_record(known: TrainedOn | None, data: str, root: str | None, unseen: ImageSet) -> ImageSet:
+def _to_record(known: TrainedOn | None, data: str, root: str | None, unseen: ImageSet, max_pixels: int) -> ImageSet:
     """The training images that go with the images to be judged on; those themselves where all were taken for that."""
     fraction = known.val_fraction if known else 0.2
     try:
-        source = open_source(data, root=root, val_fraction=fraction)
+        source = open_source(data, root=root, val_fraction=fraction, max_pixels=max_pixels)
     except InputError:
         return unseen
     return source.train if source.val.names == unseen.names else unseen

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from senet._version import __version__
+from senet.data import MAX_PIXELS
 from senet.data.decode import BadImageError
 from senet.data.images import ImageSet
 from senet.data.loaders import make_loader
@@ -48,22 +49,30 @@ class Subject:
             return None
 
 
-def open_checkpoint(checkpoint: str | Path, data: str, *, size: int | None = None, root: str | None = None) -> Subject:
+def open_checkpoint(
+    checkpoint: str | Path, data: str, *, size: int | None = None, root: str | None = None, max_pixels: int = MAX_PIXELS
+) -> Subject:
     """A network of ``senet train``. Of the data that it was trained on, its validation images are taken."""
     network, metadata, spec = load_network(checkpoint, size)
-    images, sentence = unseen_images(Path(checkpoint), data, root, metadata)
+    images, sentence = unseen_images(Path(checkpoint), data, root, metadata, max_pixels)
     about = {"model": metadata["model"], "data": data, "images": sentence, "checkpoint": str(checkpoint)}
     return _subject(network, images, spec, about)
 
 
 def open_model(
-    model: str, pretrained: str | None, data: str, *, size: int | None = None, root: str | None = None
+    model: str,
+    pretrained: str | None,
+    data: str,
+    *,
+    size: int | None = None,
+    root: str | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Subject:
     """A network of the zoo with weights from a file or another source. Its classifier is not needed.
 
     Images are prepared as the weights' file says, or as is known of the weights; else as for ImageNet.
     """
-    images, sentence = open_eval(data, root=root)
+    images, sentence = open_eval(data, root=root, max_pixels=max_pixels)
     classes = 1000 if model.startswith("torchvision:") else 0  # torchvision's networks do not go without a classifier
     network = create_model(model, classes, pretrained=pretrained).eval()
     spec = _prepared_for(network, model, pretrained)

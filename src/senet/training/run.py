@@ -104,7 +104,7 @@ def train(
                 raise InputError(
                     f"{output}: its data {settings.data} are gone; if they have moved, give --data NEW-FOLDER"
                 )
-        source = source or open_source(settings.data, root=settings.root, val_fraction=settings.val_fraction, seed=0)
+        source = source or open_data(settings)
         record, moved = record_of(source), known != settings.data
         if resuming:
             check_data(output, record, settings.data, moved=moved, allow_changed=allow_changed_data)
@@ -127,6 +127,17 @@ def train(
         state = checked_state(output / folders.CHECKPOINT) if resuming else None
         label = label or settings.model
         return _fit(settings, recipe, output, source, classifier, metadata, console, label, loggers, stop, state)
+
+
+def open_data(settings: RunSettings) -> DataSource:
+    """The data of a run. The split has a seed of its own, so that all seeds train and validate on the same images."""
+    return open_source(
+        settings.data,
+        root=settings.root,
+        val_fraction=settings.val_fraction,
+        seed=0,
+        max_pixels=settings.max_pixels,
+    )
 
 
 def _fit(

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 
+from senet.data import MAX_PIXELS
 from senet.errors import InputError
 from senet.models.registry import model_spec
 from senet.nn.squeeze_excite import SEConfig
@@ -46,6 +47,7 @@ class RunSettings:
     limit_batches: Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)] | None = None
     sites: Text = "auto"
     on_bad_image: OnBadImage = "skip"
+    max_pixels: Annotated[int, Field(strict=True, ge=1)] = MAX_PIXELS
     root: Text | None = None
     workers: Annotated[int, Field(strict=True, ge=0, le=MAX_WORKERS)] | None = None
     device: Text = "auto"
