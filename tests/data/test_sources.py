@@ -170,7 +170,7 @@ def test_files_that_are_no_images_are_left_out_and_listed(halves: Path) -> None:
     assert len(source.train) == 9
 
 
-OURS = ("run.json", "compare.json", "fold.json", "tax.json", "excitations.npz")
+OURS = ("run.json", "compare.json", "fold.json", "tax.json", "excitations.npz", ".senet.lock")
 SYSTEMS = ("@eaDir", "__MACOSX", "lost+found", ".ipynb_checkpoints", "$RECYCLE.BIN", "System Volume Information")
 
 
@@ -213,7 +213,7 @@ def test_own_files_are_those_that_the_package_writes() -> None:
     from senet.training import compare, fold, folder
 
     written = {folder.SETTINGS, compare.MARKER, *BENCH, *REPORT, *fold.FILES}
-    assert set(OURS) == set(walk.OWN_FILES) <= written
+    assert set(OURS) == set(walk.OWN_FILES) <= written | {".senet.lock"}
 
 
 def test_pipes_sockets_and_devices_are_named_and_not_opened(tmp_path: Path) -> None:

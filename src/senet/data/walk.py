@@ -15,6 +15,7 @@ OWN_FILES = {
     "excitations.npz": "a report of senet inspect",
     "fold.json": "a report of senet fold",
     "tax.json": "a report of senet bench",
+    ".senet.lock": "what senet is writing",
 }
 # Folders that systems, network disks and programs make by themselves, in lower case.
 _SYSTEM_FOLDERS = {
