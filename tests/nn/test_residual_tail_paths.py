@@ -143,7 +143,7 @@ def test_modules_that_are_replaced_or_listened_to_are_called(taken):
         plain(u.as_subclass(Subclass), u)
         plain(u[:0], u[:0])
         plain(u, u[:, :, :1, :1])  # a shortcut that is broadcast
-    assert calls == ["norm", "BatchNorm2d", "SqueezeExcite", "ResidualTail", "Block"]
+    assert calls == ["norm", "BatchNorm2d", "Conv2d", "Conv2d", "SqueezeExcite", "ResidualTail", "Block"]
     assert taken == ["reference"] * 3 + ["fast"] + ["reference"] * 3
 
 

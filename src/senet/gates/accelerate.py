@@ -1,5 +1,6 @@
 """``senet.accelerate``: the inference form of a network, with the network's own keys and the way back to training."""
 
+import contextlib
 import copy
 import functools
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.nn.modules.module import _has_any_global_hook
 from torch.utils._pytree import tree_leaves
 
 from senet.errors import InputError
@@ -14,10 +16,12 @@ from senet.gates.acceleration import Acceleration, known_gates, own_names, produ
 from senet.gates.folding import folded
 from senet.gates.graph import required
 from senet.gates.microbatch import InCache
-from senet.gates.snapshot import Contents, Structure
+from senet.gates.recognise import find_gates
+from senet.gates.snapshot import Contents, Listeners, Structure
 from senet.gates.swept import Swept, hooks_of
 from senet.nn.attachment import in_line
 from senet.ops import early_gate
+from senet.ops.border import UnsuitedMapError
 
 _FORMS = ("_fast", "_tails")  # what is made from the network, and made anew when it changes
 _OWN = ("_requested", "_trainable", *_FORMS)
@@ -72,7 +76,11 @@ def _check(model: nn.Module) -> None:
         raise InputError("accelerate: the network is compiled; accelerate the ordinary one, then compile it")
     if isinstance(model, torch.jit.ScriptModule):
         raise InputError("accelerate: the network is TorchScript, which cannot be looked into; give the ordinary one")
+    gates = [gate.module for gate in find_gates(model)]
+    called = {part for gate in gates for part in gate.modules()}  # where somebody listens, the gate is called
     for name, module in model.named_modules():
+        if module in called:
+            continue
         if "forward" in vars(module):
             raise InputError(
                 f"accelerate: the forward of {name or 'the network'!r} was replaced, which the fast form would not "
@@ -93,9 +101,16 @@ class _Form:
 
     def __init__(self, model: nn.Module, watched: nn.Module, backend: str) -> None:
         self.structure, self.contents = Structure(watched), Contents(watched)
+        self.listeners = Listeners(part for gate in find_gates(watched) for part in gate.module.modules())
+        self.forms: dict[str, str] = {}
+        devices = _devices(watched)
+        if len(devices) > 1:
+            self.graph, self.left = None, {"the network": f"its tensors are on {' and '.join(devices)}"}
+            return
         network, names = in_line(model), own_names(model)
         known, left = known_gates(network)
-        self.graph, forms = folded(network, backend, {name: gate.fully_connected() for name, gate in known.items()})
+        excitations = {name: gate.fully_connected() for name, gate in known.items()}
+        self.graph, forms = folded(network, backend, excitations)
         self.forms = {names.get(name, name): form for name, form in forms.items()}
         self.left = products(self.graph.graph) | {names.get(name, name): reason for name, reason in left.items()}
         # What is in training mode, as dropout may be, looks at the batch as a whole or draws numbers for it.
@@ -104,7 +119,7 @@ class _Form:
 
     def is_stale(self) -> bool:
         """Whether the network has changed since."""
-        return not (self.contents.is_same() and self.structure.is_same())
+        return not (self.contents.is_same() and self.structure.is_same() and self.listeners.is_same())
 
     def __call__(self, *inputs: Any) -> Any:
         in_plain_operations = torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")
@@ -130,9 +145,13 @@ class Accelerated:
                     return graph(*inputs)
             else:
                 form = self._form()
-                if form is not None and not _wants_gradient(inputs, form):
+                if form is not None and form.graph is not None and not _wants_gradient(inputs, form):
                     with torch.no_grad():
-                        return form(*map(_channels_last, inputs))
+                        if torch.compiler.is_compiling():
+                            return form(*map(_channels_last, inputs))
+                        # What the form was not made for, the ordinary network takes, or says what is wrong with it.
+                        with contextlib.suppress(UnsuitedMapError):
+                            return form(*map(_channels_last, inputs))
         return super().forward(*args, **kwargs)  # type: ignore[misc]
 
     def train(self, mode: bool = True) -> Any:
@@ -170,6 +189,12 @@ class Accelerated:
 
     def _inference_form(self, network: nn.Module) -> _Form:
         weight = next(network.parameters(), torch.empty(0, device="cpu"))
+        devices = _devices(network)
+        if self._requested != "auto" and len(devices) > 1:
+            where = " and ".join(devices)
+            raise InputError(
+                f"accelerate: backend {self._requested!r} cannot run here: the network is on {where}; move it to one"
+            )
         watched: Any = self
         return _Form(network, watched, _backend(self._requested, weight))
 
@@ -275,10 +300,10 @@ def _channels_last(x: Any) -> Any:
 
 
 def _looks_at_operations(inputs: tuple[Any, ...]) -> bool:
-    """Whether somebody wants to see operations, or has tensors without memory; compilers get graphs of their own."""
+    """Whether somebody wants to see operations or calls, or has tensors without memory; compilers get own graphs."""
     if torch.compiler.is_compiling():
         return False
-    if torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0:
+    if torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0 or _has_any_global_hook():
         return True
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return True
@@ -303,6 +328,12 @@ def _backend(requested: str, weight: Tensor) -> str:
     if reason is not None:
         raise InputError(f"accelerate: backend {requested!r} cannot run here: {reason}; use 'auto'")
     return requested
+
+
+def _devices(model: nn.Module) -> list[str]:
+    """Where a network's weights and statistics are."""
+    tensors = (*model.parameters(), *model.buffers())
+    return sorted({str(t.device) for t in tensors if t.is_floating_point() and t.ndim})
 
 
 def _in_mode(model: nn.Module, training: bool) -> nn.Module:

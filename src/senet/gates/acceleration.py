@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
-from senet.gates.foreign import ForeignGate, UnknownGateError
+from senet.gates.foreign import NOT_PLAIN, ForeignGate, UnknownGateError
 from senet.gates.recognise import find_gates
 from senet.nn.attachment import CHILD, INPUT, attached
+from senet.nn.plain import has_own_hooks, is_plain_fc
 from senet.nn.squeeze_excite import SqueezeExcite
 
 Known = SqueezeExcite | ForeignGate
@@ -48,19 +49,27 @@ def known_gates(model: nn.Module) -> tuple[dict[str, Known], dict[str, str]]:
     left: dict[str, str] = {}
     for gate in find_gates(model):
         if isinstance(gate.module, SqueezeExcite):
-            squeeze = gate.module.config.squeeze
-            if type(gate.module) is SqueezeExcite and squeeze == "avg":
+            reason = _why_left(gate.module)
+            if reason is None:
                 known[gate.name] = gate.module
             else:
-                left[gate.name] = f"its squeeze is {squeeze!r}" if squeeze != "avg" else "it is a subclass of SE"
+                left[gate.name] = reason
         elif gate.kind != "two-fc":
             left[gate.name] = "effective SE: its excitation is a single layer"
         else:
             try:
                 known[gate.name] = ForeignGate(gate)
-            except UnknownGateError as reason:
-                left[gate.name] = str(reason)
+            except UnknownGateError as error:
+                left[gate.name] = str(error)
     return known, left
+
+
+def _why_left(gate: SqueezeExcite) -> str | None:
+    if gate.config.squeeze != "avg":
+        return f"its squeeze is {gate.config.squeeze!r}"
+    if type(gate) is not SqueezeExcite:
+        return "it is a subclass of SE"
+    return None if is_plain_fc(gate.fc1) and is_plain_fc(gate.fc2) and not has_own_hooks(gate) else NOT_PLAIN
 
 
 def own_names(model: nn.Module) -> dict[str, str]:

@@ -18,6 +18,7 @@ from senet.gates.graph import (
     traced,
 )
 from senet.nn.folded import FoldedConv2d, FoldedGate, FoldedLinear, FoldedSum, FoldedTail
+from senet.nn.plain import is_plain
 from senet.ops.native.convolutions import PackedLinear
 from senet.ops.reference import FullyConnected
 
@@ -87,13 +88,19 @@ class _Folding:
             called = self._called(node)
             if isinstance(called, nn.Conv2d) and _is_plain(called):
                 self._fold(self._chain(node), called)
-            elif type(called) is nn.Linear and self.backend == "native" and PackedLinear.why_not(called.weight) is None:
+            elif self._is_packed(called):
                 self._replace([node], FoldedLinear(called), node.args)
             elif isinstance(called, (nn.MaxPool2d, nn.BatchNorm2d)):
                 self.fresh.add(node)
         for node in list(self.module.graph.nodes):
             if node.op == "call_module" and node.target in self.excitations:
                 self._fold_gate(node)
+
+    def _is_packed(self, called: nn.Module | None) -> bool:
+        """Whether it is a linear layer that is measured to be faster packed."""
+        if self.backend != "native" or type(called) is not nn.Linear or not is_plain(called):
+            return False
+        return PackedLinear.why_not(called.weight) is None
 
     def _called(self, node: fx.Node | None) -> nn.Module | None:
         return called_module(self.modules, node)
@@ -210,4 +217,4 @@ class _Folding:
 
 
 def _is_plain(conv: nn.Conv2d) -> bool:
-    return type(conv) is nn.Conv2d and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+    return is_plain(conv) and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)

@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 from senet.gates.recognise import Gate
 from senet.nn.folded import ACTIVATIONS
+from senet.nn.plain import has_own_hooks, is_plain_fc
 from senet.nn.squeeze_excite import SEConfig, SqueezeExcite
 from senet.ops import reference
 from senet.ops.early_gate import fold_norm
 from senet.ops.reference import FullyConnected
 
+NOT_PLAIN = "its FCs are no plain layers, or somebody listens to them: they are called"
 _SAME = 1e-10  # relative, in float64
 
 
@@ -39,6 +41,8 @@ class ForeignGate:
 
     def __init__(self, gate: Gate) -> None:
         self.fc1, self.fc2, self.norm = _parts(gate.module)
+        if any(map(has_own_hooks, gate.module.modules())) or not (is_plain_fc(self.fc1) and is_plain_fc(self.fc2)):
+            raise UnknownGateError(NOT_PLAIN)
         probe, x = _randomised(gate.module), _probe(gate.channels)
         self.gate_name, self.activation = self._functions(probe, x)
         self.trains = self.norm is None and self.activation == "relu" and self._agrees(probe.train(), x)
@@ -60,7 +64,7 @@ class ForeignGate:
 
     def as_block(self) -> SqueezeExcite | None:
         """This package's block on the very same FCs, for training; None where it is not what it was then."""
-        if not self.trains:
+        if not self.trains or not (is_plain_fc(self.fc1) and is_plain_fc(self.fc2)):
             return None
         weight: Any = self.fc1.weight
         config = SEConfig(hidden=weight.shape[0], gate=self.gate_name.removeprefix("identity_"))

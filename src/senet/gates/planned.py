@@ -51,7 +51,7 @@ class Planned:
     def __call__(self, *inputs: Any) -> Any:
         """What the graph returns for its inputs."""
         x = inputs[0]
-        if len(inputs) != 1 or not isinstance(x, Tensor) or x.ndim != 4 or not is_last(x):
+        if len(inputs) != 1 or not isinstance(x, Tensor) or x.ndim != 4 or not x.is_cpu or not is_last(x):
             return self.ordinary(*inputs)
         key = (x.shape, x.dtype, torch.get_num_threads())
         program = self.plans.get(key)

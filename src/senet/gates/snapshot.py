@@ -1,7 +1,8 @@
 """Whether a network is still what a form was made from."""
 
 import operator
-from itertools import chain
+from collections.abc import Iterable
+from itertools import chain, repeat
 from typing import Any
 
 import torch
@@ -34,6 +35,23 @@ class Structure:
 
     def is_same(self) -> bool:
         """Whether nothing was replaced, switched or set since. Some 30 µs for a network of 300 modules."""
+        return self._now() == self._before
+
+
+class Listeners:
+    """Whether somebody listens to modules, or has put another function in the place of their ``forward``."""
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        held = list(modules)
+        self._hooks = [hooks for module in held for hooks in (module._forward_hooks, module._forward_pre_hooks)]
+        self._own = list(map(vars, held))
+        self._before = self._now()
+
+    def _now(self) -> list[int]:
+        return [*map(len, self._hooks), *map(dict.__contains__, self._own, repeat("forward"))]
+
+    def is_same(self) -> bool:
+        """Whether as many listen as did."""
         return self._now() == self._before
 
 

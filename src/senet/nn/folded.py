@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from senet.ops import early_gate
+from senet.ops.border import UnsuitedMapError
 from senet.ops.layout import is_last, prepared
 from senet.ops.native import inference as native
 from senet.ops.native.convolutions import OwnConv2d, PackedConv2d, PackedLinear
@@ -77,7 +78,7 @@ class FoldedConv2d(nn.Module):
 
     def fits(self, x: Tensor, other: Tensor) -> bool:
         """Whether ``other`` has the shape and type of the convolution of ``x``, so that it may take in their sum."""
-        if not isinstance(other, Tensor) or other.dtype != x.dtype:
+        if not isinstance(other, Tensor) or (other.dtype, other.device) != (x.dtype, x.device) or x.ndim != 4:
             return False
         sides = zip(x.shape[2:], self.weight.shape[2:], self.stride, self.padding, self.dilation, strict=True)
         lengths = [(side + 2 * p - d * (k - 1) - 1) // s + 1 for side, k, s, p, d in sides]
@@ -96,6 +97,8 @@ class FoldedConv2d(nn.Module):
         """activation(convolution(x)), a new map."""
         if self._packed is not None and not _in_plain_operations():
             return self._packed(x)
+        if x.ndim != 4:  # PyTorch's takes one image, too, the norm and the gate that are in here do not
+            raise UnsuitedMapError(f"a map (N, C, H, W) is wanted, not one of {tuple(x.shape)}")
         y = F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
         return y if self.activation is None else ACTIVATIONS[self.activation][0](y)
 
@@ -180,26 +183,24 @@ class FoldedTail(nn.Module):
             packed, excitation = self._native
             if self.early and (shortcut is None or self.conv.fits(x, shortcut)):
                 return packed.gated(x, shortcut, self.relu, self.overwrites)
-            gate = native.gate_of(x, excitation) if self.early else None
             u = packed(x)
-            gate = native.gate_of(u, excitation) if gate is None else gate
+            gate = native.gate_of(x if self.early else u, excitation)
             backend = "native" if shortcut is None or _is_alike(shortcut, u) else "reference"
             return early_gate.gated_sum(u, gate, shortcut, self.relu, backend)
         backend = "reference" if self._native is not None or torch.compiler.is_compiling() else self.backend
         if self.early and backend == "triton" and (shortcut is None or self.conv.fits(x, shortcut)):
             gate = early_gate.gate_of(x, self.excitation, backend)
             return early_gate.gated_pointwise(x, self.conv.weight, self.conv.bias, gate, shortcut, self.relu, backend)
-        gate = early_gate.gate_of(x, self.excitation, backend) if self.early else None
         u = self.conv(x)
-        if gate is None:
-            gate = early_gate.gate_of(u, self.excitation, backend)
+        gate = early_gate.gate_of(x if self.early else u, self.excitation, backend)
         backend = backend if shortcut is None or _is_alike(shortcut, u) else "reference"
         return early_gate.gated_sum(u, gate, shortcut, self.relu, backend)
 
 
 def _is_alike(shortcut: Tensor, u: Tensor) -> bool:
     """Whether the kernels can add it: else it is broadcast, or the sum is of another type."""
-    return isinstance(shortcut, Tensor) and (shortcut.shape, shortcut.dtype) == (u.shape, u.dtype)
+    alike = (u.shape, u.dtype, u.device)
+    return isinstance(shortcut, Tensor) and (shortcut.shape, shortcut.dtype, shortcut.device) == alike
 
 
 class FoldedGate(nn.Module):
@@ -214,7 +215,7 @@ class FoldedGate(nn.Module):
         """(N, C, *S) → the same shape."""
         backend = "reference" if torch.compiler.is_compiling() else self.backend
         gate = early_gate.gate_of(x, self.excitation, backend)
-        if backend != "native" or x.dtype not in native.TYPES:
+        if backend != "native" or x.dtype not in native.TYPES or not x.is_cpu:
             return early_gate.gated_sum(x, gate, None, False, "reference" if backend == "native" else backend)
         u, _ = prepared(x)
         return native.gated_sum_(u if self.overwrites or u is not x else u.clone(), gate, None, False)

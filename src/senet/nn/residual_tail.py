@@ -1,14 +1,13 @@
 """The end of a residual block, where SE meets the shortcut: the one place that faster maths replaces."""
 
-from collections.abc import Mapping
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.nn.modules.module import _has_any_global_hook
 
 from senet.nn.attachment import gate_of_output
+from senet.nn.plain import has_hooks
 from senet.nn.squeeze_excite import SqueezeExcite
 from senet.ops import reference
 from senet.ops.backend import backend_for, current_backend, traces_reference
@@ -62,7 +61,7 @@ def norm_act(u: Tensor, norm: nn.Module, activation: nn.Module, se: SqueezeExcit
     own batch norm, which they fuse with the ReLU by themselves.
     """
     by_itself = se is None and torch.compiler.is_compiling()
-    if type(activation) is nn.ReLU and not _has_hooks(activation) and not by_itself:
+    if type(activation) is nn.ReLU and not has_hooks(activation) and not by_itself:
         return _tail(u, norm, se, None, True)
     y = norm(u)
     return activation(y if se is None else se(y))
@@ -77,7 +76,7 @@ def projected(x: Tensor, projection: nn.Module | None) -> tuple[Tensor, nn.Modul
     if projection is None:
         return x, None
     apart = type(projection) is nn.Sequential and len(projection) == 2 and isinstance(projection[1], nn.BatchNorm2d)
-    if not apart or type(x) is not Tensor or torch.compiler.is_compiling() or _has_hooks(projection):
+    if not apart or type(x) is not Tensor or torch.compiler.is_compiling() or has_hooks(projection):
         return projection(x), None
     convolution, norm = cast(nn.Sequential, projection)
     return convolution(x), norm
@@ -94,7 +93,7 @@ def _tail(
     """The residual tail in the fastest form that means the same; the reference where there is none."""
     gate = gate_of_output(norm) if norm is not None and se is None else se
     backend = _backend(u, norm, gate, bare=se is None and shortcut is None)
-    if backend != "reference" and shortcut is not None and (shortcut.shape, shortcut.device) != (u.shape, u.device):
+    if backend != "reference" and shortcut is not None and shortcut.shape != u.shape:
         backend = "reference"  # broadcasts, or says what is wrong
     if (
         shortcut is not None
@@ -106,7 +105,7 @@ def _tail(
         return reference.residual_tail(u, norm, se, shortcut, relu)
     excitation = None
     if gate is not None:
-        excitation = gate.fully_connected() if backend == "native" else gate.excitation
+        excitation = gate.fully_connected() if backend == "native" and gate.is_plain() else gate.excitation
     return norm_tail(u, norm, excitation, shortcut, relu, None if backend == "traced" else backend, shortcut_norm)
 
 
@@ -136,18 +135,6 @@ def _is_known(norm: nn.Module | None, se: SqueezeExcite | None) -> bool:
     """Whether the fast form means the same: modules of known kinds, with nothing hooked to them."""
     if norm is not None:
         attached = gate_of_output(norm)
-        if type(norm) not in NORMS or _has_hooks(norm, int(attached is not None)) or attached not in (None, se):
+        if type(norm) not in NORMS or has_hooks(norm, int(attached is not None)) or attached not in (None, se):
             return False
-    return se is None or (type(se) is SqueezeExcite and se.config.squeeze == "avg" and not _has_hooks(se))
-
-
-def _has_hooks(module: nn.Module, known: int = 0) -> bool:
-    """Whether someone listens to the module's call, which the fast form does not make; ``known`` of them may."""
-    if _has_any_global_hook() or len(module._forward_hooks) > known:
-        return True
-    hooks: tuple[Mapping[int, object], ...] = (
-        module._forward_pre_hooks,
-        module._backward_hooks,
-        module._backward_pre_hooks,
-    )
-    return any(hooks) or "forward" in vars(module)
+    return se is None or (type(se) is SqueezeExcite and se.config.squeeze == "avg" and not has_hooks(se))

@@ -1,12 +1,16 @@
 """The one Squeeze-and-Excitation block, and the configuration of every variant that the paper studies."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from senet.errors import InputError
+from senet.nn.plain import is_plain_fc
 from senet.ops import reference
 
 GATE_NAMES = tuple(name for name in reference.GATES if not name.startswith("identity_"))
@@ -119,7 +123,8 @@ class SqueezeExcite(nn.Module):
     Squeeze and excitation are computed in float32 (float64 for float64 maps), also under autocast and for half-type
     parameters; NoSqueeze, whose excitation is as large as the map, follows autocast.
 
-    The FCs are kept as 1×1 convolutions ``fc1`` and ``fc2``, so that checkpoints of timm load as they are.
+    The FCs are kept as 1×1 convolutions ``fc1`` and ``fc2``, so that checkpoints of timm load as they are. Their
+    weights are read, which is faster; where they are no plain layers (``senet.nn.plain``), they are called.
     ``config.placement`` and ``config.stages`` concern networks; the block itself does not look at them.
 
     Args:
@@ -153,15 +158,29 @@ class SqueezeExcite(nn.Module):
 
     def excitation(self, z_nc: Tensor) -> Tensor:
         """The gate of squeezed channels (equation 3), (N, C) → (N, C): tables only, so that fast paths can call it."""
-        return reference.excitation(z_nc, *self._weights(), self.gate_name)
+        if self.is_plain():
+            return reference.excitation(z_nc, *self._weights(), self.gate_name)
+        apart = nullcontext() if isinstance(z_nc, fx.Proxy) else reference.without_autocast(z_nc.device.type)
+        with apart:
+            return reference.GATES[self.gate_name](_called(self.fc2, F.relu(_called(self.fc1, z_nc))))
+
+    def is_plain(self) -> bool:
+        """Whether the FCs' weights say all that the FCs do, so that ``fully_connected`` holds."""
+        return is_plain_fc(self.fc1) and is_plain_fc(self.fc2) and not _has_any_global_hook()
 
     def fully_connected(self) -> reference.FullyConnected:
-        """The excitation as its weights (1×1 convolutions) and the name of its gate."""
+        """The excitation as its weights (1×1 convolutions) and the name of its gate; only of plain FCs."""
         return reference.FullyConnected(self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias, self.gate_name)
 
     def gate(self, x: Tensor) -> Tensor:
         """The gate of a map: (N, C, *spatial) → (N, C) in float32, or (N, C, *spatial) with ``squeeze="none"``."""
-        return reference.gate_map(x, *self._weights(), self.config.squeeze, self.gate_name)
+        if self.is_plain():
+            return reference.gate_map(x, *self._weights(), self.config.squeeze, self.gate_name)
+        x = reference.check_map(x, self.channels)
+        if self.config.squeeze != "none":
+            return self.excitation(reference.squeeze(x, self.config.squeeze))
+        flat = x.flatten(2)[..., None]  # maps of any axes, for 2-D convolutions
+        return reference.GATES[self.gate_name](self.fc2(F.relu(self.fc1(flat)))).reshape(x.shape)
 
     def forward(self, x: Tensor) -> Tensor:
         return reference.scale(x, self.gate(x))
@@ -171,3 +190,11 @@ class SqueezeExcite(nn.Module):
 
     def _weights(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
         return self.fc1.weight.flatten(1), self.fc1.bias, self.fc2.weight.flatten(1), self.fc2.bias
+
+
+def _called(fc: nn.Module, z_nc: Tensor) -> Tensor:
+    """What an FC that is called says of a table, in its own type; the result has the table's type."""
+    weight = next((p for p in fc.parameters() if p.is_floating_point()), None)
+    z = z_nc if weight is None else z_nc.to(weight.dtype)
+    y = fc(z) if isinstance(fc, nn.Linear) else fc(z[:, :, None, None]).flatten(1)
+    return y.to(z_nc.dtype)

@@ -9,17 +9,19 @@ needs from ``affine`` travels as the "gradients" of two *handles*: outputs of ``
 So there is no state beside the graph, and checkpointing, retained graphs and ``torch.compile`` see pure functions.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from senet.ops import sweeps
+from senet.ops import reference, sweeps
 from senet.ops.backend import sweeps_of
+from senet.ops.border import of_norm, readable
 from senet.ops.native.batch_norm_tail import NO_DOUBLE_BACKWARD, batch_norm_tail, suits
 from senet.ops.norm_tables import frozen_tables, norm_tables, uses_batch_statistics
-from senet.ops.reference import table_dtype
+from senet.ops.reference import FullyConnected, table_dtype
 from senet.ops.sweeps import positions
 
 
@@ -150,6 +152,10 @@ _moments.register_autograd(_grad_of_moments, setup_context=_save_moments)
 _affine.register_autograd(_grad_of_affine, setup_context=_save_affine)
 
 
+# The axes of the maps that a norm takes; those that are not here take any.
+_AXES = {nn.BatchNorm1d: (3,), nn.BatchNorm2d: (4,), nn.BatchNorm3d: (5,)}
+
+
 def norm_tail(
     u: Tensor,
     norm: nn.Module | None,
@@ -182,7 +188,12 @@ def norm_tail(
     Raises:
         ValueError: training-mode batch norm got a single value a channel.
         RuntimeError: at a double backward: the fast sweeps have no second derivative (not with ``backend=None``).
+            What kernels may not read (tensors of another device, say) gets the ordinary operations and their errors.
     """
+    if backend is not None and not _suits_kernels(u, norm, excitation, shortcut, shortcut_norm):
+        se = None if excitation is None else functools.partial(_rescaled, excitation)
+        other = shortcut if shortcut is None or shortcut_norm is None else shortcut_norm(shortcut)
+        return reference.residual_tail(u, norm, se, other, relu)
     in_one_call = backend == "native" and suits(norm, excitation, u)
     if shortcut is not None and shortcut_norm is not None:
         if in_one_call and relu and shortcut.dtype == u.dtype and suits(shortcut_norm, None, shortcut):
@@ -201,6 +212,25 @@ def norm_tail(
         s = excitation(z)
         a, b = s * g, s * z
     return _affine_of(u, m, a, b, shortcut, relu, handles, backend)
+
+
+def _suits_kernels(u: Tensor, norm: Any, excitation: Any, shortcut: Tensor | None, shortcut_norm: Any) -> bool:
+    """Whether all that kernels would read is beside the map, and of its sizes."""
+    tables = (*of_norm(norm), *of_norm(shortcut_norm))
+    if any(table is not None and table.ndim and table.shape[0] != u.shape[1] for table in tables):
+        return False
+    if shortcut is not None and shortcut.shape != u.shape:
+        return False
+    axes = _AXES.get(type(norm))
+    if axes is not None and u.ndim not in axes:
+        return False
+    e = excitation
+    weights = (e.w1, e.b1, e.w2, e.b2) if isinstance(e, FullyConnected) else ()
+    return readable(u, shortcut, *tables, *weights)
+
+
+def _rescaled(excitation: Callable[[Tensor], Tensor], y: Tensor) -> Tensor:
+    return reference.scale(y, excitation(reference.squeeze(y)))
 
 
 def _frozen_tail(

@@ -13,6 +13,8 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor
 
+from senet.ops.border import check_device
+
 SQUEEZES = ("avg", "max", "none")
 
 
@@ -55,7 +57,8 @@ def table_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _without_autocast(device_type: str) -> AbstractContextManager[object]:
+def without_autocast(device_type: str) -> AbstractContextManager[object]:
+    """A block in which operations keep the types of what they are given."""
     # The meta device knows no autocast and refuses even to have it switched off. (Not is_autocast_available: it breaks
     # the graph of torch.compile of older torch.)
     return nullcontext() if device_type == "meta" else torch.autocast(device_type, enabled=False)
@@ -89,6 +92,7 @@ def excite(
 
 def excite_map(x_ncs: Tensor, w1_rc: Tensor, b1_r: Tensor | None, w2_cr: Tensor, b2_c: Tensor | None) -> Tensor:
     """NoSqueeze (section 7.1, Table 16): the two FCs as 1×1 convolutions at full resolution, (N, C, *S) → same."""
+    check_device(x_ncs, w1_rc, b1_r, w2_cr, b2_c)
     convolution = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[x_ncs.ndim]
     ones = (1,) * (x_ncs.ndim - 2)
     hidden = F.relu(convolution(x_ncs, w1_rc.reshape(*w1_rc.shape, *ones), b1_r))
@@ -113,7 +117,8 @@ def excitation(
     activation: str = "relu",
 ) -> Tensor:
     """The gate of squeezed channels (equation 3), (N, C) → (N, C), in the type of ``z`` also under autocast."""
-    with _without_autocast(z_nc.device.type):
+    check_device(z_nc, w1_rc, b1_r, w2_cr, b2_c)
+    with without_autocast(z_nc.device.type):
         return GATES[gate](excite(z_nc, w1_rc, b1_r, w2_cr, b2_c, ACTIVATIONS[activation]))
 
 
@@ -138,6 +143,16 @@ class FullyConnected:
         return excitation(z_nc, w1, self.b1, w2, self.b2, self.gate, self.activation)
 
 
+def check_map(x_ncs: Tensor, channels: int) -> Tensor:
+    """The map itself, if it is (N, channels, *S) with one to three spatial axes; else ``ValueError``."""
+    if not 3 <= x_ncs.ndim <= 5 or x_ncs.shape[1] != channels:
+        raise ValueError(
+            f"SqueezeExcite: the input has shape {tuple(x_ncs.shape)}; it must be (N, {channels}, *spatial) "
+            "with one, two or three spatial axes"
+        )
+    return x_ncs
+
+
 def gate_map(
     x_ncs: Tensor,
     w1_rc: Tensor,
@@ -152,18 +167,16 @@ def gate_map(
     Raises:
         ValueError: the map has another number of channels than the weights, or not one to three spatial axes.
     """
-    if not 3 <= x_ncs.ndim <= 5 or x_ncs.shape[1] != w1_rc.shape[1]:
-        raise ValueError(
-            f"SqueezeExcite: the input has shape {tuple(x_ncs.shape)}; it must be (N, {w1_rc.shape[1]}, *spatial) "
-            "with one, two or three spatial axes"
-        )
+    check_map(x_ncs, w1_rc.shape[1])
     if how == "none":
         return GATES[gate](excite_map(x_ncs, w1_rc, b1_r, w2_cr, b2_c))
     return excitation(squeeze(x_ncs, how), w1_rc, b1_r, w2_cr, b2_c, gate)
 
 
 # To torch.fx these are single operations: they look at the type and shape of their input, which a trace does not have.
+torch.fx.wrap("check_map")
 torch.fx.wrap("gate_map")
+torch.fx.wrap("squeeze")
 torch.fx.wrap("scale")
 
 
@@ -184,11 +197,16 @@ def residual_tail(
     # A module with backward hooks returns a view that must not be written to.
     writable = y is not u_ncs and not _has_backward_hooks(norm) and not _has_backward_hooks(se)
     if shortcut_ncs is not None:
-        y = y.add_(shortcut_ncs) if writable else y + shortcut_ncs
+        # In place, PyTorch adds even what is on the meta device.
+        y = y.add_(shortcut_ncs) if writable and not _are_apart(y, shortcut_ncs) else y + shortcut_ncs
         writable = True
     if activation:
         y = torch.relu_(y) if writable else torch.relu(y)
     return y
+
+
+def _are_apart(y: object, other: object) -> bool:
+    return isinstance(y, Tensor) and isinstance(other, Tensor) and y.device != other.device
 
 
 def _has_backward_hooks(module: object) -> bool:

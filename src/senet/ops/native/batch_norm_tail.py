@@ -28,7 +28,7 @@ GATE_NUMBERS |= {f"identity_{name}": number + 4 for name, number in GATE_NUMBERS
 def suits(norm: nn.Module | None, excitation: object, u: Tensor) -> bool:
     """Whether the library covers it: batch norm of its own batch and the paper's excitation, in the tables' type.
 
-    Sizes are looked at too: C++ would read past the end where PyTorch says what is wrong.
+    Sizes are looked at too: C++ would read past the end where PyTorch says what is wrong. (Devices: ``norm_tail``.)
     """
     if not isinstance(norm, _BatchNorm) or isinstance(norm, nn.SyncBatchNorm):
         return False

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from senet.ops.border import UnsuitedMapError
 from senet.ops.layout import is_last
 from senet.ops.native import build
 from senet.ops.native.inference import gate_of, gated_sum_, number_of
@@ -158,7 +159,7 @@ class OwnConv2d:
         n, c, h, w = shape
         stride = self.geometry[1]
         out_h, out_w = (h + self.reach) // stride + 1, (w + self.reach) // stride + 1
-        addresses = (self.weight.data_ptr(), self.bias.data_ptr())
+        addresses = (address(self.weight), address(self.bias))
         sides = (n, c, h, w, self.out, out_h, out_w)
         call = _Convolution(*sides, *self.geometry, threads, *addresses, self.low, self.high)
         if len(self._calls) >= self.KEPT:
@@ -221,6 +222,8 @@ class PackedConv2d:
 
     def _weight_for(self, x: Tensor) -> Tensor:
         packed = self.packed.get(x.shape)
+        if x.dtype != self.weight.dtype or not x.is_cpu or (packed is None and not self._suits(x)):
+            raise UnsuitedMapError(f"this convolution takes no {x.dtype} map of {tuple(x.shape)} on {x.device}")
         if packed is None:
             packed = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self.geometry, list(x.shape))
             with self._packing:
@@ -229,8 +232,21 @@ class PackedConv2d:
                 self.packed[x.shape] = packed
         return packed
 
+    def _suits(self, x: Tensor) -> bool:
+        """Whether a map has the axes, the channels and the size that the convolution takes."""
+        padding, _, dilation, groups = self.geometry
+        _, c, *kernel = self.weight.shape
+        if x.ndim != 4 or x.shape[1] != c * groups:
+            return False
+        sides = zip(x.shape[2:], kernel, padding, dilation, strict=True)
+        return all(side + 2 * p > d * (k - 1) for side, k, p, d in sides)
+
     def __call__(self, x: Tensor) -> Tensor:
-        """activation(convolution(x) + bias), a new map."""
+        """activation(convolution(x) + bias), a new map.
+
+        Raises:
+            UnsuitedMapError: a map that the convolution does not take.
+        """
         if self.own is not None and self.own.takes(x, alone=True):
             return self.own(x)
         padding, stride, dilation, groups = self.geometry
@@ -259,8 +275,8 @@ class PackedConv2d:
         own = self.own if shortcut is None or is_last(shortcut) else None
         if own is not None and own.takes(x, alone=False):
             return own(x, shortcut, relu, into=shortcut if overwrites else None, gated=True)
-        gate = gate_of(x, self.excitation)
-        return gated_sum_(self(x), gate, shortcut, relu)
+        u = self(x)
+        return gated_sum_(u, gate_of(x, self.excitation), shortcut, relu)
 
 
 class PackedLinear:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from senet.ops.border import UnsuitedMapError
 from senet.ops.layout import in_layout, is_last
 from senet.ops.native import build
 from senet.ops.native.batch_norm_tail import GATE_NUMBERS
@@ -32,8 +33,9 @@ def number_of(excitation: FullyConnected) -> int:
 def gate_of(h: Tensor, excitation: FullyConnected) -> Tensor:
     """See ``early_gate.gate_of``: one call instead of a dozen operations."""
     e, out, dtype = excitation, excitation.w2.shape[0], table_dtype(h.dtype)
-    # C++ would read past the end where PyTorch says what is wrong, or computes in the map's own type.
-    if (h.shape[1], dtype, h.device) != (e.w1.shape[1], e.w1.dtype, e.w1.device) or h.dtype not in TYPES:
+    if h.ndim < 3 or h.shape[1] != e.w1.shape[1] or not h.is_cpu:
+        raise UnsuitedMapError(f"this gate takes no map of {tuple(h.shape)} on {h.device}")
+    if dtype != e.w1.dtype or h.dtype not in TYPES:
         return e(squeeze(h))
     h = h if is_last(h) else h.contiguous()
     gate = torch.empty(h.shape[0], out, dtype=dtype, device=h.device)

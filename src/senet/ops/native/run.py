@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from senet.ops.border import UnsuitedMapError
 from senet.ops.layout import is_last
 from senet.ops.native import build
 from senet.ops.native.convolutions import OwnConv2d
@@ -96,7 +97,7 @@ class Run(nn.Module):
     def forward(self, *inputs: Tensor) -> Any:
         """The results: a map, or a tuple of several."""
         for x, shape in zip(inputs, self._shapes, strict=True):
-            if x.shape != shape or x.dtype != torch.float32 or not is_last(x):
+            if x.shape != shape or x.dtype != torch.float32 or not x.is_cpu or not is_last(x):
                 return self.one_by_one(*inputs)
         new = [torch.empty(shape, device="cpu", memory_format=torch.channels_last) for shape in self._new_shapes]
         try:
@@ -115,7 +116,10 @@ class Run(nn.Module):
         """The same on new tensors, for maps of any size."""
         last = torch.channels_last
         maps: dict[Hashable | None, Tensor | None] = {None: None}
-        maps |= {key: x.to(torch.float32, memory_format=last) for key, x in zip(self.inputs, inputs, strict=True)}
+        for key, x in zip(self.inputs, inputs, strict=True):
+            if x.dtype != torch.float32 or not x.is_cpu:
+                raise UnsuitedMapError(f"these convolutions take no {x.dtype} map on {x.device}")
+            maps[key] = x.contiguous(memory_format=last)
         for step in self._list:
             x, shortcut = maps[step.x], maps[step.shortcut]
             assert x is not None

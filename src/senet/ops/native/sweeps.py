@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from senet.ops import sweeps
 from senet.ops.layout import in_layout, prepared
 from senet.ops.native.build import library, why_not
 from senet.ops.reference import table_dtype
@@ -28,7 +29,13 @@ def _function(name: str, dtype: torch.dtype) -> Any:
 
 def address(x: Tensor | None) -> int | None:
     """Where a tensor lies; None, the null pointer, where there is none."""
-    return None if x is None else x.data_ptr()
+    if x is None:
+        return None
+    if not x.is_cpu:
+        raise RuntimeError(
+            f"senet: Expected all tensors to be on the same device, but found at least two devices, cpu and {x.device}!"
+        )
+    return x.data_ptr()
 
 
 def call(name: str, u: Tensor, *args: Tensor | float | None) -> None:
@@ -40,7 +47,7 @@ def call(name: str, u: Tensor, *args: Tensor | float | None) -> None:
     values: list[Any] = [_int64(n), _int64(c), _int64(math.prod(s)), torch.get_num_threads(), not u.is_contiguous()]
     for x in args:
         if isinstance(x, Tensor):
-            values.append(_pointer(x.data_ptr()))
+            values.append(_pointer(address(x)))
         else:
             values.append(ctypes.c_double(x) if isinstance(x, float) else x)  # None is the null pointer
     _function(name, u.dtype)(*values)
@@ -48,6 +55,11 @@ def call(name: str, u: Tensor, *args: Tensor | float | None) -> None:
 
 def _table(u: Tensor) -> Tensor:
     return torch.empty(u.shape[:2], dtype=table_dtype(u.dtype))
+
+
+def _are_tables(u: Tensor, *tables: Tensor) -> bool:
+    dtype, shape = table_dtype(u.dtype), u.shape[:2]
+    return all(table.is_cpu and table.dtype == dtype and table.shape == shape for table in tables)
 
 
 def moments(u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -68,6 +80,8 @@ def mean(u: Tensor) -> Tensor:
 
 def affine(u: Tensor, m: Tensor, a: Tensor, b: Tensor, shortcut: Tensor | None, relu: bool) -> Tensor:
     """See ``sweeps.affine``."""
+    if not _are_tables(u, m, a, b) or (shortcut is not None and shortcut.shape != u.shape):
+        return sweeps.affine(u, m, a, b, shortcut, relu)  # C++ would read past the end
     u, last = prepared(u)
     shortcut = None if shortcut is None else in_layout(shortcut.to(u.dtype), last)
     out = torch.empty_like(u)

@@ -1,0 +1,52 @@
+"""Which modules may be read instead of called: those whose weights say all that they do.
+
+Fast forms take the weights of a layer and compute it in their own way. That means the same only for the layers of
+PyTorch themselves, with parameters that are there: not for pruned, parametrized, low-rank adapted, quantized, sharded
+or offloaded ones, nor for one that somebody listens to.
+"""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
+from torch.nn.modules.module import _has_any_global_hook
+
+# The last two stand for ordinary ones while a network is traced.
+_ORDINARY = (Tensor, nn.Parameter, FakeTensor, FunctionalTensor)
+_POINTWISE = ((1, 1), (1, 1), (0, 0), 1)
+
+
+def has_hooks(module: nn.Module, known: int = 0) -> bool:
+    """Whether someone listens to the module's call, or has replaced it; ``known`` forward hooks may be there."""
+    return _has_any_global_hook() or has_own_hooks(module, known)
+
+
+def has_own_hooks(module: nn.Module, known: int = 0) -> bool:
+    """See ``has_hooks``; what listens to every module there is does not count."""
+    if len(module._forward_hooks) > known:
+        return True
+    hooks: tuple[Mapping[int, object], ...] = (
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    return any(hooks) or "forward" in vars(module)
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Whether ``layer`` is ``nn.Conv2d`` or ``nn.Linear`` itself, on ordinary tensors, with no hooks of its own."""
+    if type(layer) not in (nn.Conv2d, nn.Linear) or has_own_hooks(layer):
+        return False
+    # Not layer.weight: a pruned layer has that, too, beside its parameters.
+    own = layer._parameters
+    if len(own) != 2 or "weight" not in own or "bias" not in own:
+        return False
+    return type(own["weight"]) in _ORDINARY and (own["bias"] is None or type(own["bias"]) in _ORDINARY)
+
+
+def is_plain_fc(layer: nn.Module) -> bool:
+    """Whether ``layer`` is plain and a fully connected one: linear, or a 1×1 convolution."""
+    if type(layer) is nn.Conv2d and (layer.kernel_size, layer.stride, layer.padding, layer.groups) != _POINTWISE:
+        return False
+    return is_plain(layer)
