@@ -126,6 +126,7 @@ def print_json(name: str, report: AttachReport) -> None:
                 "mult_adds": report.search.mult_adds,
                 "added_mult_adds": report.added_mult_adds,
                 "sites": [{field: getattr(site, field) for field in fields} for site in report.sites],
+                "fallback": report.search.fallback,
                 "skipped": [{"place": place, "reason": reason} for place, reason in report.skipped],
             },
             indent=2,

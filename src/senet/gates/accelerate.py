@@ -20,6 +20,7 @@ from senet.gates.recognise import find_gates
 from senet.gates.snapshot import Contents, Listeners, Structure
 from senet.gates.swept import Swept, hooks_of
 from senet.nn.attachment import in_line
+from senet.nn.plain import refuse_to_script
 from senet.ops import early_gate
 from senet.ops.border import UnsuitedMapError
 
@@ -130,6 +131,8 @@ class Accelerated:
     """What ``accelerate`` adds to a network's class."""
 
     # It is mixed into the network's own class, whose methods mypy cannot see: hence the ignores below.
+
+    __prepare_scriptable__ = refuse_to_script
 
     training: bool
     _requested: str

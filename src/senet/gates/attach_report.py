@@ -100,6 +100,8 @@ class AttachReport:
         if self.search.mult_adds:
             own = self.search.mult_adds / self.search.images
             lines[0] += f", {self.added_mult_adds:,} multiply-adds an image (+{100 * self.added_mult_adds / own:.3f} %)"
+        if self.search.fallback is not None:
+            lines.append(f"no place in a block can hold a gate, so the gates go {self.search.fallback}")
         reasons: dict[str, list[str]] = {}
         for place, reason in self.skipped:
             reasons.setdefault(reason, []).append(place)

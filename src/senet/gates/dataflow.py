@@ -260,12 +260,18 @@ def _untouched(model: nn.Module) -> Iterator[None]:
     ]
     buffers = [(buffer, _version(buffer), buffer.clone()) for buffer in model.buffers()]
     devices = sorted({t.device.index or 0 for t in (*model.parameters(), *model.buffers()) if t.device.type == "cuda"})
+    # The counter of multiply-adds asks what requires a gradient for its history, which a view made here does not have.
+    learning = [p for p in model.parameters() if p.requires_grad and not p.is_inference()]
     with torch.random.fork_rng(devices=devices):
         try:
+            for parameter in learning:
+                parameter.requires_grad = False
             for module, _ in modes:
                 module.training = False  # not eval(): a class may do more there than to switch
             yield
         finally:
+            for parameter in learning:
+                parameter.requires_grad = True
             for module, mode in modes:
                 module.training = mode
             for module, name, buffer in held:

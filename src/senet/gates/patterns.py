@@ -89,6 +89,22 @@ class Patterns:
                 places.append(Place("activation", end, has_gate=self._is_gated(end)))
         return _distinct(places)
 
+    def convolutions(self) -> list[Place]:
+        """A place behind each convolution and norm, whatever follows; none where no convolution reads another's map.
+
+        That a single one makes tokens of an image does not make a network of convolutions.
+        """
+        convolutions = [node for node in self.flow.nodes if node.kernel]
+        if not any((node.ancestors & ~(1 << node.index)) & self.conv_bits for node in convolutions):
+            return []
+        places = []
+        for node in convolutions:
+            behind = following(node)
+            end = behind if behind is not None and behind.op in NORMS else node
+            if end.is_map and not end.is_flat and end.users:
+                places.append(Place("activation", end, has_gate=self._is_gated(end)))
+        return _distinct(places)
+
     def _unit(self, conv: Node) -> Node | None:
         """The activation behind a convolution and its norm; None where there is none."""
         node: Node | None = conv

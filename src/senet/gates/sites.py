@@ -19,6 +19,8 @@ from senet.nn.attachment import CHILD, INPUT, Side, without_gates
 from senet.nn.squeeze_excite import SEConfig, SqueezeExcite
 
 GATED = "it has SE or another channel gate already"
+BEHIND_ACTIVATIONS = "behind each convolution and activation"
+BEHIND_CONVOLUTIONS = "behind each convolution"
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,20 @@ class Site:
 
 @dataclass(frozen=True)
 class Search:
-    """What a search found: the sites chosen, the places left out and why, the network's own cost on how many images."""
+    """What a search found.
+
+    Attributes:
+        sites: those chosen.
+        skipped: the places left out, and why.
+        mult_adds, images: the network's own cost, and on how many images.
+        fallback: where the sites are instead of one in each block, since none of those can hold a gate; else None.
+    """
 
     sites: list[Site]
     skipped: list[tuple[str, str]]
     mult_adds: int
     images: int
+    fallback: str | None = None
 
 
 def find_sites(
@@ -102,7 +112,7 @@ def search(
         return _named(model, config, _names(sites), example_input)
     policy = policy_of(sites)
     flow = recorded(model, example_input)
-    found, skipped = _found(model, config, flow, policy.every_layer)
+    found, skipped, fallback = _next_best(model, config, flow, policy.every_layer)
     if not found:
         raise InputError(f"attach: no site found in {type(model).__name__}: {_why_none(skipped, config)}")
     kept = chosen(found, policy, config)
@@ -110,7 +120,7 @@ def search(
         raise InputError(f"attach: {len(found)} sites were found, but {policy} leaves none; allow more")
     names = {site.name for site in kept}
     skipped += [(site.name, "the policy asks for fewer") for site in found if site.name not in names]
-    return Search(kept, skipped, flow.mult_adds, flow.images)
+    return Search(kept, skipped, flow.mult_adds, flow.images, fallback)
 
 
 def _why_none(skipped: list[tuple[str, str]], config: SEConfig) -> str:
@@ -120,14 +130,26 @@ def _why_none(skipped: list[tuple[str, str]], config: SEConfig) -> str:
     return f"{len(skipped)} places were left out, the first ({name}) since {reason}; name modules yourself, sites=[…]"
 
 
-def _found(
+def _next_best(
     model: nn.Module, config: SEConfig, flow: Flow, every_layer: bool
-) -> tuple[list[Site], list[tuple[str, str]]]:
-    """The sites of the network in the order of its run, and (place, reason) for those left out."""
-    anchors = Anchors(model, config, flow)
+) -> tuple[list[Site], list[tuple[str, str]], str | None]:
+    """The sites, the places left out, and which next best sites were taken; None if the best were."""
+    anchors, patterns = Anchors(model, config, flow), Patterns(flow)
+    found, skipped = _found(anchors, config, _places(patterns, every_layer))
+    for name, places in ((BEHIND_ACTIVATIONS, patterns.activations), (BEHIND_CONVOLUTIONS, patterns.convolutions)):
+        if found or any(reason == GATED for _, reason in skipped):
+            break
+        found, _ = _found(anchors, config, places())
+        if found:
+            return found, skipped, name
+    return found, skipped, None
+
+
+def _found(anchors: Anchors, config: SEConfig, places: list[Place]) -> tuple[list[Site], list[tuple[str, str]]]:
+    """The sites among the places in the order of the run, and (place, reason) for those left out."""
     sites: dict[str, Site] = {}
     skipped = []
-    for place in _places(Patterns(flow), every_layer):
+    for place in places:
         if place.has_gate:
             skipped.append((_label(place.map), GATED))
             continue

@@ -12,7 +12,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from senet.errors import InputError
 from senet.nn.squeeze_excite import SEConfig, SqueezeExcite
@@ -25,8 +25,12 @@ _KEEPER = "_se_keeper"  # of the network
 Side = Literal["output", "input"]
 
 
-def rescale_output(module: Any, args: tuple[Any, ...], output: Tensor) -> Tensor:
-    """Forward hook: what the module returned, rescaled by its ``se``."""
+def rescale_output(module: Any, args: tuple[Any, ...], output: Any) -> Any:
+    """Forward hook: what the module returned, rescaled by its ``se``; of several things, in training say, the first."""
+    if isinstance(output, (tuple, list)):
+        first, *rest = output
+        kind: Any = type(output)
+        return kind(module.se(first), *rest) if hasattr(kind, "_fields") else kind([module.se(first), *rest])
     return module.se(output)
 
 

@@ -6,11 +6,14 @@ or offloaded ones, nor for one that somebody listens to.
 """
 
 from collections.abc import Mapping
+from typing import NoReturn
 
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.nn.modules.module import _has_any_global_hook
+
+from senet.errors import InputError
 
 # The last two stand for ordinary ones while a network is traced.
 _ORDINARY = (Tensor, nn.Parameter, FakeTensor, FunctionalTensor)
@@ -50,3 +53,11 @@ def is_plain_fc(layer: nn.Module) -> bool:
     if type(layer) is nn.Conv2d and (layer.kernel_size, layer.stride, layer.padding, layer.groups) != _POINTWISE:
         return False
     return is_plain(layer)
+
+
+def refuse_to_script(module: nn.Module) -> NoReturn:
+    """What ``torch.jit.script`` calls first, as a module's ``__prepare_scriptable__``."""
+    raise InputError(
+        f"torch.jit.script cannot compile {type(module).__name__}, which picks its form as it runs; "
+        "use torch.export or torch.compile, or torch.jit.trace for TorchScript"
+    )

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from senet.nn.attachment import gate_of_output
-from senet.nn.plain import has_hooks
+from senet.nn.plain import has_hooks, refuse_to_script
 from senet.nn.squeeze_excite import SqueezeExcite
 from senet.ops import reference
 from senet.ops.backend import backend_for, current_backend, traces_reference
@@ -26,6 +26,8 @@ class ResidualTail(nn.Module):
             ``"post"`` the activated sum; with ``"pre"`` and ``"3x3"`` the block has used SE already, the tail does not.
         activation: whether a ReLU follows the addition (pre-activation networks have none).
     """
+
+    __prepare_scriptable__ = refuse_to_script
 
     def __init__(self, placement: str = "standard", activation: bool = True) -> None:
         super().__init__()

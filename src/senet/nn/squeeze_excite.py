@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from senet.errors import InputError
-from senet.nn.plain import is_plain_fc
+from senet.nn.plain import is_plain_fc, refuse_to_script
 from senet.ops import reference
 
 GATE_NAMES = tuple(name for name in reference.GATES if not name.startswith("identity_"))
@@ -134,6 +134,8 @@ class SqueezeExcite(nn.Module):
     Raises:
         ValueError: ``channels`` is not a positive integer; at call, the input has another number of channels or axes.
     """
+
+    __prepare_scriptable__ = refuse_to_script
 
     def __init__(self, channels: int, config: SEConfig | None = None) -> None:
         super().__init__()
