@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from senet.errors import InputError
 from senet.nn.attachment import CHILD, attached_side, detach_gate
+from senet.nn.plain import refuse_to_script
 from senet.ops import reference
 
 
@@ -17,6 +18,7 @@ class ConstantGate(nn.Module):
         scale: (C,), kept as a buffer.
     """
 
+    __prepare_scriptable__ = refuse_to_script
     scale: Tensor
 
     def __init__(self, scale: Tensor) -> None:

@@ -1,0 +1,302 @@
+"""``senet.accelerate``: gates whose FCs are no plain layers, networks on two devices, images that it does not take."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
+from torch.nn.utils import parametrizations, prune
+from torchvision.ops.misc import SqueezeExcitation
+
+import senet
+from senet.ops import early_gate
+
+
+class Adapted(nn.Module):
+    def __init__(self, base):
+        super().__init__()
+        self.base = base
+        self.added = copy.deepcopy(base)
+
+    weight = property(lambda self: self.base.weight)
+    bias = property(lambda self: self.base.bias)
+
+    def forward(self, x):
+        return self.base(x) + self.added(x)
+
+
+def hooked(gate):
+    gate.fc2.register_forward_hook(_doubled)
+
+
+def _doubled(module, args, output):
+    return 2 * output
+
+
+def hooked_as_a_whole(gate):
+    gate.register_forward_hook(_doubled)
+
+
+def weight_normed(gate):
+    parametrizations.weight_norm(gate.fc1)
+    with torch.no_grad():
+        gate.fc1.parametrizations.weight.original0.mul_(3)
+
+
+def adapted(gate):
+    gate.fc1 = Adapted(gate.fc1)
+
+
+def in_a_sequence(gate):
+    gate.fc2 = nn.Sequential(gate.fc2, nn.Hardtanh())
+
+
+def another_forward(gate):
+    fc1 = gate.fc1
+    fc1.forward = _Forward(fc1)
+
+
+class _Forward:
+    def __init__(self, fc):
+        self.fc = fc
+
+    def __call__(self, x):
+        return 3 * type(self.fc).forward(self.fc, x)
+
+
+def pruned(gate):
+    prune.l1_unstructured(gate.fc1, "weight", 0.5)
+
+
+CHANGES = (hooked, hooked_as_a_whole, weight_normed, adapted, in_a_sequence, pruned)
+
+
+def zoo():
+    torch.manual_seed(0)
+    return senet.create_model("se_resnet8", num_classes=10).eval()
+
+
+def torchvisions():
+    torch.manual_seed(0)
+    gates = [SqueezeExcitation(16, 4), SqueezeExcitation(16, 8)]
+    for gate in gates:
+        nn.init.normal_(gate.fc2.bias)
+    layers = [nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), gates[0], nn.ReLU(), nn.Conv2d(16, 16, 1), nn.SiLU(), gates[1]]
+    return nn.Sequential(*layers).eval()
+
+
+def attached():
+    torch.manual_seed(0)
+    net = senet.create_model("resnet8", num_classes=10)
+    senet.attach(net, example_input=torch.zeros(1, 3, 32, 32))
+    for gate in senet.find_gates(net):
+        nn.init.normal_(gate.module.fc2.weight)
+    return net.eval()
+
+
+MAKERS = (zoo, torchvisions, attached)
+
+
+def first_gate(net):
+    return senet.find_gates(net)[0].module
+
+
+def named(value):
+    return value.__name__
+
+
+@pytest.fixture
+def x():
+    return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def same(fast, net, x):
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x), net(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("make", MAKERS, ids=named)
+@pytest.mark.parametrize("change", [c for c in CHANGES if c is not pruned], ids=named)
+def test_such_a_gate_is_left_as_it_is(change, make, x):
+    net = make()
+    change(first_gate(net))
+    fast = senet.accelerate(net)
+    same(fast, net, x)
+    same(fast.train().eval(), net, x)
+    gates = senet.find_gates(net)
+    assert len(fast.acceleration.inference) >= len(gates) - 1
+    if make is not torchvisions or change in (hooked, hooked_as_a_whole):
+        assert len(fast.acceleration.left) == 1
+
+
+@pytest.mark.parametrize("make", MAKERS, ids=named)
+@pytest.mark.parametrize("change", [*CHANGES, another_forward], ids=named)
+def test_a_gate_that_becomes_such_one_later_is_called(change, make, x):
+    net = make()
+    fast = senet.accelerate(net)
+    same(fast, net, x)
+    change(first_gate(net))
+    change(first_gate(fast))
+    same(fast, net, x)
+
+
+def test_a_hook_that_goes_again_makes_it_fast_again(x):
+    net = zoo()
+    fast = senet.accelerate(net)
+    count = len(fast.acceleration.inference)
+    handle = first_gate(fast).fc1.register_forward_hook(_doubled)
+    fast(x)
+    assert len(fast.acceleration.inference) == count - 1
+    handle.remove()
+    assert len(fast.acceleration.inference) == count
+    same(fast, net, x)
+
+
+def test_who_listens_to_every_module_hears_those_of_an_accelerated_network(x):
+    heard = []
+    fast = senet.accelerate(zoo())
+    everywhere = register_module_forward_hook(lambda module, args, output: heard.append(module))
+    try:
+        fast(x)
+    finally:
+        everywhere.remove()
+    assert first_gate(fast).fc2 in heard
+
+
+def test_such_gates_train(x):
+    net = zoo()
+    adapted(first_gate(net))
+    fast = senet.accelerate(net).train()
+    net.train()
+    for each in (net, fast):
+        each(x).square().sum().backward()
+    a, b = first_gate(net).fc1.added.weight.grad, first_gate(fast).fc1.added.weight.grad
+    assert a.abs().max() > 0
+    torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(a.abs().max()))
+
+
+def meta_norm(net):
+    next(m for m in net.modules() if isinstance(m, nn.BatchNorm2d)).to("meta")
+
+
+def meta_statistics(net):
+    norm = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)][-1]
+    norm._buffers["running_var"] = norm.running_var.to("meta")
+
+
+def meta_gate(net):
+    first_gate(net).to("meta")
+
+
+def meta_fc(net):
+    first_gate(net).fc2.to("meta")
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("move", [meta_norm, meta_statistics, meta_gate, meta_fc], ids=named)
+def test_a_network_on_two_devices_gets_the_ordinary_error(move, when, training, x):
+    net = zoo().train(training)
+    if when == "before":
+        move(net)
+    fast = senet.accelerate(net)
+    if when == "after":
+        fast(x)
+        move(fast)
+    with pytest.raises(RuntimeError, match="device"):
+        fast(x)
+    if not training:
+        assert "cpu and meta" in str(fast.acceleration)
+
+
+def test_a_chosen_backend_on_two_devices_is_refused():
+    net = zoo()
+    meta_gate(net)
+    with pytest.raises(senet.InputError, match="cpu and meta"):
+        senet.accelerate(net, backend="reference")
+
+
+class Sum(nn.Module):
+    """A block whose shortcut comes from outside of the network."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.se = nn.Conv2d(16, 16, 1), nn.BatchNorm2d(16), senet.SqueezeExcite(16)
+
+    def forward(self, x, shortcut):
+        return torch.relu(self.se(self.norm(self.conv(x))) + shortcut)
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+def test_a_shortcut_on_another_device_gets_the_ordinary_error(training):
+    fast, x = senet.accelerate(Sum().train(training)), torch.randn(2, 16, 32, 32)
+    fast(x, x)
+    with pytest.raises(RuntimeError, match="device"), torch.no_grad():
+        fast(x, x.to("meta"))
+
+
+IMAGES = {
+    "channels": torch.zeros(1, 1, 32, 32),
+    "channels_last": torch.zeros(1, 32, 32, 3),
+    "one image": torch.zeros(3, 32, 32),
+    "no channels": torch.zeros(32, 32),
+    "clip": torch.zeros(1, 3, 2, 32, 32),
+    "uint8": torch.zeros(1, 3, 32, 32, dtype=torch.uint8),
+    "half": torch.zeros(1, 3, 32, 32, dtype=torch.float16),
+    "double": torch.zeros(1, 3, 32, 32, dtype=torch.float64),
+    "meta": torch.zeros(1, 3, 32, 32, device="meta"),
+    "list": [1],
+    "None": None,
+}
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("image", IMAGES)
+@pytest.mark.parametrize("make", [zoo, torchvisions], ids=named)
+def test_images_that_it_does_not_take_get_the_ordinary_error(make, image, gradients, x):
+    net = make()
+    fast = senet.accelerate(net)
+    with torch.set_grad_enabled(gradients):
+        fast(x)  # planned for this size
+        with pytest.raises(Exception) as ordinary:  # noqa: PT011 whatever it is
+            net(IMAGES[image])
+        with pytest.raises(type(ordinary.value)) as ours:
+            fast(IMAGES[image])
+    if not gradients:
+        assert str(ours.value) == str(ordinary.value)
+
+
+@pytest.mark.parametrize("image", ["channels", "one image", "half"])
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_so_do_they_with_any_backend(backend, image):
+    if backend == "native" and early_gate.why_not(backend, torch.zeros(1)) is not None:
+        pytest.skip("no C++ compiler")
+    fast = senet.accelerate(zoo(), backend=backend)
+    with torch.no_grad(), pytest.raises((RuntimeError, ValueError), match=r"channels|4D|type"):
+        fast(IMAGES[image])
+
+
+def test_one_image_without_a_batch_is_taken_where_the_network_takes_it():
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 1)).eval()
+    fast, image = senet.accelerate(net), torch.randn(3, 9, 9)
+    with torch.no_grad():
+        torch.testing.assert_close(fast(image), net(image))
+
+
+@pytest.mark.filterwarnings("ignore")  # torch.jit.script is on its way out
+@pytest.mark.parametrize(
+    "make",
+    [
+        attached,
+        zoo,
+        lambda: senet.SqueezeExcite(8),
+        lambda: senet.create_model("resnet8"),
+        lambda: senet.accelerate(zoo()),
+    ],
+    ids=["attached", "zoo", "gate", "plain", "accelerated"],
+)
+def test_torch_jit_script_is_refused_with_what_to_use(make):
+    with pytest.raises(senet.InputError, match=r"torch\.jit\.script cannot .*; use torch\.export") as refused:
+        torch.jit.script(make())
+    assert "\n" not in str(refused.value)
