@@ -104,6 +104,7 @@ class _Form:
         self.structure, self.contents = Structure(watched), Contents(watched)
         self.listeners = Listeners(part for gate in find_gates(watched) for part in gate.module.modules())
         self.forms: dict[str, str] = {}
+        self.graph: Any
         devices = _devices(watched)
         if len(devices) > 1:
             self.graph, self.left = None, {"the network": f"its tensors are on {' and '.join(devices)}"}

@@ -88,7 +88,7 @@ class _Folding:
             called = self._called(node)
             if isinstance(called, nn.Conv2d) and _is_plain(called):
                 self._fold(self._chain(node), called)
-            elif self._is_packed(called):
+            elif type(called) is nn.Linear and self._is_packed(called):
                 self._replace([node], FoldedLinear(called), node.args)
             elif isinstance(called, (nn.MaxPool2d, nn.BatchNorm2d)):
                 self.fresh.add(node)
@@ -96,11 +96,9 @@ class _Folding:
             if node.op == "call_module" and node.target in self.excitations:
                 self._fold_gate(node)
 
-    def _is_packed(self, called: nn.Module | None) -> bool:
-        """Whether it is a linear layer that is measured to be faster packed."""
-        if self.backend != "native" or type(called) is not nn.Linear or not is_plain(called):
-            return False
-        return PackedLinear.why_not(called.weight) is None
+    def _is_packed(self, linear: nn.Linear) -> bool:
+        """Whether a linear layer is faster packed, and may be."""
+        return self.backend == "native" and is_plain(linear) and PackedLinear.why_not(linear.weight) is None
 
     def _called(self, node: fx.Node | None) -> nn.Module | None:
         return called_module(self.modules, node)

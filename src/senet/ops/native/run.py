@@ -116,10 +116,10 @@ class Run(nn.Module):
         """The same on new tensors, for maps of any size."""
         last = torch.channels_last
         maps: dict[Hashable | None, Tensor | None] = {None: None}
-        for key, x in zip(self.inputs, inputs, strict=True):
-            if x.dtype != torch.float32 or not x.is_cpu:
-                raise UnsuitedMapError(f"these convolutions take no {x.dtype} map on {x.device}")
-            maps[key] = x.contiguous(memory_format=last)
+        for key, given in zip(self.inputs, inputs, strict=True):
+            if given.dtype != torch.float32 or not given.is_cpu:
+                raise UnsuitedMapError(f"these convolutions take no {given.dtype} map on {given.device}")
+            maps[key] = given.contiguous(memory_format=last)
         for step in self._list:
             x, shortcut = maps[step.x], maps[step.shortcut]
             assert x is not None
