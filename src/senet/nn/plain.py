@@ -5,7 +5,6 @@ PyTorch themselves, with parameters that are there: not for pruned, parametrized
 or offloaded ones, nor for one that somebody listens to.
 """
 
-from collections.abc import Mapping
 from typing import NoReturn
 
 from torch import Tensor, nn
@@ -27,19 +26,14 @@ def has_hooks(module: nn.Module, known: int = 0) -> bool:
 
 def has_own_hooks(module: nn.Module, known: int = 0) -> bool:
     """See ``has_hooks``; what listens to every module there is does not count."""
-    if len(module._forward_hooks) > known:
+    if len(module._forward_hooks) > known or "forward" in vars(module):
         return True
-    hooks: tuple[Mapping[int, object], ...] = (
-        module._forward_pre_hooks,
-        module._backward_hooks,
-        module._backward_pre_hooks,
-    )
-    return any(hooks) or "forward" in vars(module)
+    return bool(module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
 
 
-def is_plain(layer: nn.Module) -> bool:
+def is_plain(layer: nn.Module | None) -> bool:
     """Whether ``layer`` is ``nn.Conv2d`` or ``nn.Linear`` itself, on ordinary tensors, with no hooks of its own."""
-    if type(layer) not in (nn.Conv2d, nn.Linear) or has_own_hooks(layer):
+    if layer is None or type(layer) not in (nn.Conv2d, nn.Linear) or has_own_hooks(layer):
         return False
     # Not layer.weight: a pruned layer has that, too, beside its parameters.
     own = layer._parameters
@@ -48,7 +42,7 @@ def is_plain(layer: nn.Module) -> bool:
     return type(own["weight"]) in _ORDINARY and (own["bias"] is None or type(own["bias"]) in _ORDINARY)
 
 
-def is_plain_fc(layer: nn.Module) -> bool:
+def is_plain_fc(layer: nn.Module | None) -> bool:
     """Whether ``layer`` is plain and a fully connected one: linear, or a 1×1 convolution."""
     if type(layer) is nn.Conv2d and (layer.kernel_size, layer.stride, layer.padding, layer.groups) != _POINTWISE:
         return False

@@ -168,7 +168,8 @@ class SqueezeExcite(nn.Module):
 
     def is_plain(self) -> bool:
         """Whether the FCs' weights say all that the FCs do, so that ``fully_connected`` holds."""
-        return is_plain_fc(self.fc1) and is_plain_fc(self.fc2) and not _has_any_global_hook()
+        own = self._modules  # a gate is a few dozen microseconds, an attribute of a module is one of them
+        return is_plain_fc(own["fc1"]) and is_plain_fc(own["fc2"]) and not _has_any_global_hook()
 
     def fully_connected(self) -> reference.FullyConnected:
         """The excitation as its weights (1×1 convolutions) and the name of its gate; only of plain FCs."""
@@ -191,7 +192,8 @@ class SqueezeExcite(nn.Module):
         return f"{self.channels}, {self.config}"
 
     def _weights(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-        return self.fc1.weight.flatten(1), self.fc1.bias, self.fc2.weight.flatten(1), self.fc2.bias
+        fc1, fc2 = self.fc1, self.fc2
+        return fc1.weight.flatten(1), fc1.bias, fc2.weight.flatten(1), fc2.bias
 
 
 def _called(fc: nn.Module, z_nc: Tensor) -> Tensor:

@@ -26,9 +26,10 @@ def of_norm(norm: nn.Module | None) -> tuple[Tensor | None, ...]:
 
 def check_device(x: Tensor, *weights: Tensor | None) -> None:
     """Raise what PyTorch raises where a weight is on another device than ``x``."""
+    device = x.device
     for weight in weights:
-        if weight is not None and weight.device != x.device:
+        if weight is not None and weight.device != device:
             raise RuntimeError(
                 "SqueezeExcite: Expected all tensors to be on the same device, but found at least two devices, "
-                f"{x.device} and {weight.device}!"
+                f"{device} and {weight.device}!"
             )
