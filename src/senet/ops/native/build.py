@@ -1,35 +1,33 @@
-"""Compiles the C++ of this folder once, for this very processor, and loads it; it is kept for later processes."""
+"""Loads the C++ library: the prebuilt form that the package brought for this processor, or one that is compiled here.
+
+What is compiled is made once, for this very processor, and kept for later processes.
+"""
 
 import ctypes
 import functools
 import hashlib
 import os
 import platform
-import shutil
-import subprocess
+import stat
+import sys
 import tempfile
 from pathlib import Path
 
+from senet.errors import InputError
+from senet.ops.native import forms
+from senet.ops.native.forms import BuildError, compiler
+
+__all__ = ["BuildError", "cache_folder", "compiler", "library", "loaded_from", "why_not"]
+
 HERE = Path(__file__).parent
-SOURCE = HERE / "library.cpp"
-# No -ffast-math: NaN and infinity keep their meaning, and sums keep their order.
-_FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
+_FLAGS = ("-shared", *forms.FLAGS)
 # The first set that the compiler takes: wide vectors on x86; whatever the machine has, elsewhere.
 _TARGETS = (("-march=native", "-mprefer-vector-width=512"), ("-march=native",), ("-mcpu=native",))
-
-
-class BuildError(RuntimeError):
-    """The C++ code cannot be compiled or loaded on this machine; the message says why."""
-
-
-def compiler() -> str | None:
-    """The path of the C++ compiler: ``CXX``, else g++, clang++, c++ or cl; None if there is none."""
-    names = (os.environ.get("CXX"), "g++", "clang++", "c++", "cl")
-    return next((path for name in names if name and (path := shutil.which(name))), None)
+_DIGEST = hashlib.sha256().digest_size
 
 
 def why_not() -> str | None:
-    """Why the code cannot run on this machine, in words; None if it can. Compiles it (10 s) the first time."""
+    """Why the code cannot run on this machine, in words; None if it can. May compile it (10 s) the first time."""
     try:
         library()
     except BuildError as error:
@@ -37,59 +35,127 @@ def why_not() -> str | None:
     return None
 
 
-@functools.cache
-def _attempt() -> ctypes.CDLL | BuildError:
-    try:
-        path = _built()
-        try:
-            return ctypes.CDLL(str(path))
-        except OSError:  # what lies in the cache is not what was put there
-            path.unlink()
-            return ctypes.CDLL(str(_built()))
-    except BuildError as error:
-        return error
-    except OSError as error:  # a folder that cannot be written, a library that does not load
-        return BuildError(f"the compiled code cannot be kept or loaded: {error}")
-
-
 def library() -> ctypes.CDLL:
     """The loaded library.
 
     Raises:
-        BuildError: there is no compiler, it fails, or its result does not load.
+        BuildError: there is no prebuilt form, and no compiler, or it fails, or its result does not load.
+        InputError: ``SENET_NATIVE`` is none of its values.
     """
+    return _loaded()[0]
+
+
+def loaded_from() -> Path:
+    """The file of the loaded library. Raises what ``library`` raises."""
+    return _loaded()[1]
+
+
+def _loaded() -> tuple[ctypes.CDLL, Path]:
     result = _attempt()
     if isinstance(result, BuildError):
         raise result
     return result
 
 
+@functools.cache
+def _attempt() -> tuple[ctypes.CDLL, Path] | BuildError:
+    choice = os.environ.get("SENET_NATIVE") or "auto"
+    ways = {"auto": (_prebuilt, _built), "prebuilt": (_prebuilt,), "build": (_built,)}
+    if choice not in ways:
+        raise InputError(f"SENET_NATIVE={choice!r} is none of {', '.join(ways)}")
+    reasons = []
+    for way in ways[choice]:
+        try:
+            path = way()
+            _share_openmp()
+            return ctypes.CDLL(str(path)), path
+        except (BuildError, InputError) as error:
+            reasons.append(str(error))
+        except OSError as error:  # a folder that cannot be written, a library that does not load
+            reasons.append(f"the compiled code cannot be kept or loaded: {error}")
+    return BuildError("; ".join(reasons))
+
+
+def _prebuilt() -> Path:
+    form = forms.best()
+    if form is None:
+        what = "for this processor" if forms.PREBUILT.is_dir() else "(the wheels for Linux have it)"
+        raise BuildError(f"this installation has no prebuilt code {what}")
+    return form.path()
+
+
+def _share_openmp() -> None:
+    """Let the library find the OpenMP runtime of PyTorch: threads of a second one would fight for the same cores.
+
+    PyTorch's own start makes its runtime visible to every library; where it has not, that is made up for here.
+    """
+    if sys.platform != "linux" or hasattr(ctypes.CDLL(None), "GOMP_parallel"):
+        return
+    maps = Path("/proc/self/maps")
+    lines = maps.read_text(encoding="utf-8", errors="replace").splitlines() if maps.exists() else []
+    loaded = {line.split(maxsplit=5)[-1] for line in lines if "omp" in line.rpartition("/")[2]}
+    for path in sorted(loaded):
+        if Path(path).name.startswith(("libgomp", "libiomp5", "libomp")):
+            ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
+            return
+
+
 def cache_folder() -> Path:
-    """Where compiled code is kept: ``SENET_CACHE``, else ``senet`` in the user's cache folder."""
+    """Where compiled code is kept: ``SENET_CACHE``, else ``senet`` in the user's cache folder.
+
+    A user without a home that can be written to gets a folder of their own among the temporary files.
+
+    Raises:
+        InputError: that folder belongs to somebody else.
+    """
     own = os.environ.get("SENET_CACHE")
     if own:
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "senet"
+    try:
+        usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "senet"
+    except RuntimeError:  # no HOME, and a user whom the system does not know
+        return _temporary_folder()
+    there = next(folder for folder in (usual, *usual.parents) if folder.exists())
+    return usual if there == usual or os.access(there, os.W_OK) else _temporary_folder()
+
+
+def _temporary_folder() -> Path:
+    """A folder for this user alone: nobody else may put a library there, which would then be run."""
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    folder = Path(tempfile.gettempdir(), f"senet-{user}")
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        state = folder.lstat()
+    except OSError as error:
+        raise InputError(f"there is no folder for compiled code: {error}; set SENET_CACHE") from error
+    if not stat.S_ISDIR(state.st_mode) or (os.name == "posix" and (state.st_uid != user or state.st_mode & 0o022)):
+        raise InputError(f"{folder} is not this user's own folder: set SENET_CACHE to one that is")
+    return folder
 
 
 def _built() -> Path:
-    """The path of the library for this source, compiler and processor; compiled if it is not there."""
+    """The path of the library for this source, compiler and processor; compiled if it is not there, or damaged."""
     path = compiler()
     if path is None:
         raise BuildError("no C++ compiler was found (install g++ or clang, or set CXX)")
-    version = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
-    sources = [file.read_text() for file in sorted(HERE.glob("*.[ch]pp"))]
-    key = hashlib.sha256("\0".join((version, _processor(), repr((_FLAGS, _TARGETS)), *sources)).encode())
-    target = cache_folder() / f"native-{key.hexdigest()[:20]}.so"
-    if not target.exists():
+    sources = [file.read_text(encoding="utf-8") for file in sorted(HERE.glob("*.[ch]pp"))]
+    key = "\0".join((forms.version(path), _processor(), repr((_FLAGS, _TARGETS)), *sources))
+    target = cache_folder() / f"native-{hashlib.sha256(key.encode()).hexdigest()[:20]}.so"
+    if not _is_whole(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         _compile(path, target)
     return target
 
 
-def _processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+def _is_whole(path: Path) -> bool:
+    """Whether a kept library is what was compiled: its digest follows it. (To load half a file would end the process.)"""
+    content = path.read_bytes() if path.is_file() else b""
+    return len(content) > _DIGEST and hashlib.sha256(content[:-_DIGEST]).digest() == content[-_DIGEST:]
+
+
+def _processor(cpuinfo: Path = forms.CPUINFO) -> str:
     """What tells processors apart: a library made for one may use instructions that another has not."""
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines() if cpuinfo.exists() else []
     known = {line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}
     return "\n".join([platform.machine(), platform.processor(), *sorted(known)])
 
@@ -98,15 +164,20 @@ def _compile(compiler_path: str, target: Path) -> None:
     """Compile to a temporary file beside ``target`` and move it there: another process never sees half a file."""
     handle, name = tempfile.mkstemp(suffix=".so", dir=target.parent)
     os.close(handle)
-    message = ""
+    first: BuildError | None = None
     try:
         for options in _TARGETS:
-            command = [compiler_path, *_FLAGS, *options, str(SOURCE), "-o", name]
-            run = subprocess.run(command, capture_output=True, text=True, check=False)
-            if run.returncode == 0:
-                os.replace(name, target)
-                return
-            message = message or run.stderr.strip().partition("\n")[0]
+            try:
+                forms.run_compiler([compiler_path, *_FLAGS, *options, str(forms.SOURCE), "-o", name])
+            except BuildError as error:
+                first = first or error
+                continue
+            with open(name, "r+b") as file:
+                digest = hashlib.sha256(file.read()).digest()
+                file.write(digest)
+            os.replace(name, target)
+            return
     finally:
         Path(name).unlink(missing_ok=True)
-    raise BuildError(f"{compiler_path} cannot compile the C++ code: {message}")
+    assert first is not None
+    raise first
