@@ -1,9 +1,10 @@
 """Compiles the prebuilt forms of the C++ library into a wheel (Hatchling's build hook).
 
-    pip install senet-….tar.gz      forms for this machine's architecture, where g++ is; else a wheel without any,
-                                    and the library is compiled at its first use
-    pip install --editable .        none: what is compiled at the first use follows the sources
-    SENET_WHEEL=manylinux_2_28_x86_64 python -m build --wheel      a wheel for others (`make wheel`); no form may fail
+- ``pip install senet-….tar.gz``: the forms for this machine's architecture, where g++ is; else a wheel without any, and
+  the library is compiled at its first use.
+- ``pip install --editable .``: none; what is compiled at the first use follows the sources.
+- ``SENET_WHEEL=manylinux_2_28_x86_64 python -m build --wheel``: a wheel for others (``make wheel``); no form may fail.
+- ``SENET_WHEEL=none``: a wheel without any.
 """
 
 import importlib.util
@@ -66,7 +67,8 @@ class CompiledForms(BuildHookInterface):
         """The module that says which forms there are; PyTorch, which the package imports, need not be here."""
         file = Path(self.root, "src", "senet", "ops", "native", "forms.py")
         spec = importlib.util.spec_from_file_location("senet_forms", file)
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module  # dataclasses look their module up
         spec.loader.exec_module(module)

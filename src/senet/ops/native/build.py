@@ -77,11 +77,11 @@ def _attempt() -> tuple[ctypes.CDLL, Path] | BuildError:
 
 
 def _prebuilt() -> Path:
-    form = forms.best()
+    form = forms.best(forms.PREBUILT)
     if form is None:
         what = "for this processor" if forms.PREBUILT.is_dir() else "(the wheels for Linux have it)"
         raise BuildError(f"this installation has no prebuilt code {what}")
-    return form.path()
+    return form.path(forms.PREBUILT)
 
 
 def _share_openmp() -> None:
@@ -89,6 +89,8 @@ def _share_openmp() -> None:
 
     PyTorch's own start makes its runtime visible to every library; where it has not, that is made up for here.
     """
+    import torch  # noqa: F401
+
     if sys.platform != "linux" or hasattr(ctypes.CDLL(None), "GOMP_parallel"):
         return
     maps = Path("/proc/self/maps")
@@ -115,8 +117,9 @@ def cache_folder() -> Path:
         usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "senet"
     except RuntimeError:  # no HOME, and a user whom the system does not know
         return _temporary_folder()
-    there = next(folder for folder in (usual, *usual.parents) if folder.exists())
-    return usual if there == usual or os.access(there, os.W_OK) else _temporary_folder()
+    there = next((folder for folder in (usual, *usual.parents) if os.path.exists(folder)), Path())
+    can_be_made = there == usual or (there.is_dir() and os.access(there, os.W_OK))
+    return usual if can_be_made else _temporary_folder()
 
 
 def _temporary_folder() -> Path:
@@ -139,7 +142,7 @@ def _built() -> Path:
     if path is None:
         raise BuildError("no C++ compiler was found (install g++ or clang, or set CXX)")
     sources = [file.read_text(encoding="utf-8") for file in sorted(HERE.glob("*.[ch]pp"))]
-    key = "\0".join((forms.version(path), _processor(), repr((_FLAGS, _TARGETS)), *sources))
+    key = "\0".join((forms.run([path, "--version"]).stdout, _processor(), repr((_FLAGS, _TARGETS)), *sources))
     target = cache_folder() / f"native-{hashlib.sha256(key.encode()).hexdigest()[:20]}.so"
     if not _is_whole(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -148,7 +151,7 @@ def _built() -> Path:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a kept library is what was compiled: its digest follows it. (To load half a file would end the process.)"""
+    """Whether a kept library is what was compiled: its digest follows it. (Loading half a file ends the process.)"""
     content = path.read_bytes() if path.is_file() else b""
     return len(content) > _DIGEST and hashlib.sha256(content[:-_DIGEST]).digest() == content[-_DIGEST:]
 
@@ -168,7 +171,7 @@ def _compile(compiler_path: str, target: Path) -> None:
     try:
         for options in _TARGETS:
             try:
-                forms.run_compiler([compiler_path, *_FLAGS, *options, str(forms.SOURCE), "-o", name])
+                forms.compile_with([compiler_path, *_FLAGS, *options, str(forms.SOURCE), "-o", name])
             except BuildError as error:
                 first = first or error
                 continue

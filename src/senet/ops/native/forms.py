@@ -1,7 +1,7 @@
 """The prebuilt forms of the C++ library: for which processors they are, how they are compiled, which one runs here.
 
-A wheel carries them in the folder ``prebuilt``. This file needs nothing but Python's standard library: the build hook of
-the package loads it where there is no PyTorch.
+A wheel carries them in the folder ``prebuilt``. This file needs nothing but Python's standard library: the build hook
+of the package loads it where there is no PyTorch.
 """
 
 import os
@@ -9,7 +9,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +19,8 @@ PREBUILT = HERE / "prebuilt"
 CPUINFO = Path("/proc/cpuinfo")
 # No -ffast-math: NaN and infinity keep their meaning, and sums keep their order.
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
-_TEXT = {"capture_output": True, "text": True, "encoding": "utf-8", "errors": "replace", "check": False}
 
-# What the levels of x86-64 consist of, as /proc/cpuinfo names it (`abm` holds lzcnt; Linux hides what it does not save).
+# What the levels of x86-64 consist of, as /proc/cpuinfo names it. (`abm` is lzcnt. Linux hides what it cannot save.)
 _V3 = "cx16 lahf_lm popcnt sse4_1 sse4_2 ssse3 avx avx2 bmi1 bmi2 f16c fma abm movbe xsave"
 _V4 = f"{_V3} avx512f avx512bw avx512cd avx512dq avx512vl"
 
@@ -42,8 +41,8 @@ class Form:
     options: tuple[str, ...]
     features: frozenset[str]
 
-    def path(self, folder: Path = PREBUILT) -> Path:
-        """Where it lies."""
+    def path(self, folder: Path) -> Path:
+        """Where it lies in a folder of forms."""
         return folder / f"{self.name}.so"
 
 
@@ -65,21 +64,21 @@ def compiler() -> str | None:
     return next((path for name in names if name and (path := shutil.which(name))), None)
 
 
-def version(compiler_path: str) -> str:
-    """What the compiler says that it is."""
-    return subprocess.run([compiler_path, "--version"], **_TEXT).stdout
+def run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Run a compiler; what it says is read whatever the locale."""
+    return subprocess.run(command, capture_output=True, check=False, encoding="utf-8", errors="replace")
 
 
-def run_compiler(command: Iterable[str]) -> None:
+def compile_with(command: Sequence[str]) -> None:
     """Run a compiler.
 
     Raises:
-        BuildError: it failed.
+        BuildError: it failed; the message has the first line of what it said.
     """
-    command = list(command)
-    run = subprocess.run(command, **_TEXT)
-    if run.returncode:
-        raise BuildError(f"{command[0]} cannot compile the C++ code: {run.stderr.strip().partition(chr(10))[0]}")
+    result = run(command)
+    if result.returncode:
+        first_line = result.stderr.strip().partition("\n")[0]
+        raise BuildError(f"{command[0]} cannot compile the C++ code: {first_line}")
 
 
 def compile_form(form: Form, compiler_path: str, target: Path, extra: tuple[str, ...] = ()) -> None:
@@ -90,12 +89,12 @@ def compile_form(form: Form, compiler_path: str, target: Path, extra: tuple[str,
     Raises:
         BuildError: the compiler fails, or is none of GCC's: others call a runtime of their own.
     """
-    if "clang" in version(compiler_path):
+    if "clang" in run([compiler_path, "--version"]).stdout:
         raise BuildError(f"{compiler_path} is clang, whose OpenMP is not PyTorch's")
     with tempfile.TemporaryDirectory() as folder:
         compiled = str(Path(folder, "library.o"))
-        run_compiler([compiler_path, *FLAGS, *form.options, *extra, "-c", str(SOURCE), "-o", compiled])
-        run_compiler([compiler_path, "-shared", compiled, "-o", str(target)])
+        compile_with([compiler_path, *FLAGS, *form.options, *extra, "-c", str(SOURCE), "-o", compiled])
+        compile_with([compiler_path, "-shared", compiled, "-o", str(target)])
 
 
 def features(cpuinfo: Path = CPUINFO) -> frozenset[str]:
@@ -105,7 +104,7 @@ def features(cpuinfo: Path = CPUINFO) -> frozenset[str]:
     return frozenset(next(told, "").split())
 
 
-def best(folder: Path = PREBUILT, cpuinfo: Path = CPUINFO) -> Form | None:
+def best(folder: Path, cpuinfo: Path = CPUINFO) -> Form | None:
     """The best form in the folder that this processor runs; None if there is none."""
     here, machine = features(cpuinfo), platform.machine()
     return next((f for f in FORMS if f.machine == machine and f.features <= here and f.path(folder).is_file()), None)
