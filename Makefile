@@ -80,5 +80,32 @@ compiler:  # the fast CPU code is compiled at first use; without a compiler ever
 browser:  # the report page is tested in a real browser
 	$(call debian,$(BROWSER),chromium,no Chromium: the report page is not tested in a browser; install chromium)
 
+# ---- what is published (packaging/release.py); test-all needs the cross compilers for the same tests
+.PHONY: wheel sbom release-check cross
+RELEASE := .venv-release
+
+wheel: $(INSTALLED) $(RELEASE)/.installed cross  ## dist/: wheels with compiled code for x86-64 and aarch64, checked and tested
+	$(RELEASE)/bin/python packaging/release.py wheels
+	SENET_DIST="$$PWD/dist" $(BIN)/pytest tests/test_wheel.py -m slow
+
+sbom: $(RELEASE)/.installed  ## dist/: the bill of materials (CycloneDX)
+	$(RELEASE)/bin/python packaging/release.py sbom
+
+release-check: wheel  ## all of dist/, and that version, tag and change log agree
+	$(RELEASE)/bin/python packaging/release.py sdist sbom version
+
+$(RELEASE)/.installed: pyproject.toml requirements/release.lock
+	$(PYTHON) -m venv $(RELEASE)
+	$(RELEASE)/bin/python -m pip install --quiet --disable-pip-version-check "pip>=25.1"
+	$(RELEASE)/bin/python -m pip install --quiet --constraint requirements/release.lock --group release
+	touch $@
+
+test-all: cross
+cross:
+	@command -v aarch64-linux-gnu-g++ >/dev/null && command -v x86_64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64 >/dev/null \
+		|| { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq \
+		&& apt-get install -qq -y --no-install-recommends g++ g++-aarch64-linux-gnu qemu-user; } >/dev/null 2>&1 \
+		|| echo "senet: the wheel for aarch64 cannot be built and tested here: install g++-aarch64-linux-gnu and qemu-user" >&2
+
 clean:
 	rm -rf "$(VENV)" .venv-latest .venv-oldest "$(DEMO)" site .mypy_cache .ruff_cache .pytest_cache .hypothesis
