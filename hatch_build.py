@@ -30,7 +30,7 @@ class CompiledForms(BuildHookInterface):
         if version == "editable":
             return
         tag = os.environ.get("SENET_WHEEL", "")
-        if tag == "none" or not (tag or sys.platform == "linux"):
+        if tag == "none" or not (tag or (sys.platform == "linux" and sys.maxsize > 2**32)):
             return
         forms = self._forms()
         machine = tag.removeprefix(GLIBC) or platform.machine()
