@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +14,10 @@ from senet.allocator import keep_freed_memory
 from senet.cli import options as opt
 from senet.data import MAX_PIXELS
 from senet.errors import InputError
+
+if TYPE_CHECKING:
+    from senet.training.recipe import Recipe
+    from senet.training.settings import RunSettings
 
 
 def command(
@@ -45,8 +50,6 @@ def command(
 
     Example: [cyan]senet train --data photos --model se_resnet20 --epochs 30 --output run[/]
     """
-    from dataclasses import replace
-
     from senet.cli.console import to_errors, to_output
     from senet.cli.tables import run_summary
     from senet.training.interrupt import Interrupted
@@ -55,7 +58,7 @@ def command(
     check_processes(devices, num_nodes)
     from senet.training.recipe import load_recipe
     from senet.training.run import train
-    from senet.training.settings import RunSettings, default_recipe, load_run
+    from senet.training.settings import RunSettings, default_recipe
 
     if run is not None and (not resume or output is not None):
         raise InputError(f"unexpected argument {str(run)!r}; a run's folder follows --resume, and a new one --output")
@@ -64,12 +67,17 @@ def command(
         raise InputError("say where to: --output RUN for a new run, or --resume RUN to continue one")
     if allow_changed_data and not resume:
         raise InputError("--allow-changed-data goes with --resume")
+    place: dict[str, Any] = {
+        "device": device,
+        "devices": devices,
+        "num_nodes": num_nodes,
+        "workers": workers,
+        "root": root,
+    }
     if resume and model is None:
-        settings, chosen = load_run(folder)
-        settings = replace(settings, device=device, devices=devices, num_nodes=num_nodes, workers=workers, root=root)
-        settings = settings if data is None else replace(settings, data=data)
         if epochs is not None or changes or se or recipe or pretrained or attach:
             raise InputError("a resumed run keeps its recipe; leave --epochs, --set, --se, --recipe, --pretrained out")
+        settings, chosen = _saved(folder, place if data is None else place | {"data": data})
     else:
         if data is None or model is None:
             raise InputError("say what to train on what: --model NAME --data FOLDER")
@@ -88,28 +96,25 @@ def command(
             limit_batches=limit_batches,
             on_bad_image=on_bad_image,
             max_pixels=max_pixels,
-            root=root,
-            workers=workers,
-            device=device,
-            devices=devices,
-            num_nodes=num_nodes,
+            **place,
         )
         chosen = load_recipe(recipe or default_recipe(data, model), opt.recipe_changes(epochs, changes))
         opt.check_recipe(recipe, folder, overwrite)
     keep_freed_memory()
     try:
-        result = train(
-            settings,
-            chosen,
-            folder,
-            resume=resume,
-            overwrite=overwrite,
-            allow_changed_data=allow_changed_data,
-            console=to_errors(),
-        )
+        how: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "allow_changed_data": allow_changed_data}
+        result = train(settings, chosen, folder, console=to_errors(), **how)
     except Interrupted as stop:
         if is_first_process():
             print(f"{stop}; continue with: senet train --resume {shlex.quote(str(folder))}", file=sys.stderr)
         raise
     if is_first_process():
         to_output().print(run_summary(result), highlight=False)
+
+
+def _saved(folder: Path, place: dict[str, Any]) -> tuple[RunSettings, Recipe]:
+    """Settings and recipe of the run in a folder, in today's place."""
+    from senet.training.settings import load_run
+
+    settings, recipe = load_run(folder)
+    return replace(settings, **place), recipe

@@ -7,6 +7,7 @@ optimistic, more so for the noisier network. The best epoch's error is stored be
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -149,33 +150,50 @@ def compare(
         for model in (plain, se):  # whatever does not fit is found before an old comparison is removed
             build_classifier(_side(settings, model), recipe, source)
     stop = StopRequest()
-    results: dict[str, list[RunResult]] = {plain: [], se: []}
-    plan = [(seed, model) for seed in range(settings.seed, settings.seed + seeds) for model in (plain, se)]
-    homes = [output / "runs" / f"{model.replace(':', '_')}-seed{seed}" for seed, model in plan]
+    plan = [
+        (replace(_side(settings, model), seed=seed), output / "runs" / f"{model.replace(':', '_')}-seed{seed}")
+        for seed in range(settings.seed, settings.seed + seeds)
+        for model in (plain, se)
+    ]
+    homes = [home for _, home in plan]
     stale = on_other_data(homes, record_of(source), settings, allow_changed_data) if resuming else set()
     with outputs.taken(output, KIND, examined, resuming, inputs), stop.listening():
         save_comparison(output, plain, settings, recipe)
-        for number, ((seed, model), home) in enumerate(zip(plan, homes, strict=True), 1):
-            result = train(
-                replace(_side(settings, model), seed=seed),
-                recipe,
-                home,
-                resume=home not in stale,
-                overwrite=home in stale,
-                console=console,
-                label=f"[{number}/{len(plan)}] {model}, seed {seed}".replace("[", r"\["),
-                loggers=False,
-                stop=stop,
-                source=source,
-            )
-            results[model].append(result)
-            if stop.requested:
-                raise Interrupted(stop.signal)
+        results = _train_all(plan, stale, recipe, source, stop, console)
         with threads_for(transform_for(recipe, source, model_spec(se).input_size).size, settings.device):
             times = time_steps(settings, recipe, source, plain, se, stop)
         comparison = _summary(settings, recipe, source, results, times, output)
         _write(comparison, output)
     return comparison
+
+
+def _train_all(
+    plan: Sequence[tuple[RunSettings, Path]],
+    stale: set[Path],
+    recipe: Recipe,
+    source: DataSource,
+    stop: StopRequest,
+    console: Console | None,
+) -> dict[str, list[RunResult]]:
+    """The results of all runs, by network: what is finished is not repeated, what is ``stale`` is trained anew."""
+    results: dict[str, list[RunResult]] = {}
+    for number, (run, home) in enumerate(plan, 1):
+        result = train(
+            run,
+            recipe,
+            home,
+            resume=home not in stale,
+            overwrite=home in stale,
+            console=console,
+            label=f"[{number}/{len(plan)}] {run.model}, seed {run.seed}".replace("[", r"\["),
+            loggers=False,
+            stop=stop,
+            source=source,
+        )
+        results.setdefault(run.model, []).append(result)
+        if stop.requested:
+            raise Interrupted(stop.signal)
+    return results
 
 
 def _side(settings: RunSettings, model: str) -> RunSettings:

@@ -38,7 +38,7 @@ def read_csv(path: Path) -> list[dict[str, float | None]]:
 def _numbers(row: Mapping[str, Any], number: int) -> dict[str, float | None]:
     values: dict[str, float | None] = {}
     for column in COLUMNS:
-        cell = row.get(column)
+        cell = str(row.get(column) or "")
         try:
             values[column] = float(cell) if cell else None
         except ValueError:
