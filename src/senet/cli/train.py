@@ -60,11 +60,7 @@ def command(
     from senet.training.run import train
     from senet.training.settings import RunSettings, default_recipe
 
-    if run is not None and (not resume or output is not None):
-        raise InputError(f"unexpected argument {str(run)!r}; a run's folder follows --resume, and a new one --output")
-    folder = output or run
-    if folder is None:
-        raise InputError("say where to: --output RUN for a new run, or --resume RUN to continue one")
+    folder = _folder(run, output, resume)
     if allow_changed_data and not resume:
         raise InputError("--allow-changed-data goes with --resume")
     place: dict[str, Any] = {
@@ -118,3 +114,13 @@ def _saved(folder: Path, place: dict[str, Any]) -> tuple[RunSettings, Recipe]:
 
     settings, recipe = load_run(folder)
     return replace(settings, **place), recipe
+
+
+def _folder(run: Path | None, output: Path | None, resume: bool) -> Path:
+    """Where the run is kept, by the argument or the option."""
+    if run is not None and (not resume or output is not None):
+        raise InputError(f"unexpected argument {str(run)!r}; a run's folder follows --resume, and a new one --output")
+    folder = output or run
+    if folder is None:
+        raise InputError("say where to: --output RUN for a new run, or --resume RUN to continue one")
+    return folder

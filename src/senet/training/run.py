@@ -31,7 +31,7 @@ from senet.training import folder as folders
 from senet.training import outputs
 from senet.training.callbacks import Recorder, StateSaver, WarmAverage
 from senet.training.classifier import Classifier
-from senet.training.data_record import check_data, record_of, save_record
+from senet.training.data_record import DataRecord, check_data, record_of, save_record
 from senet.training.evaluate import pick_device
 from senet.training.feed import Feed, transform_for
 from senet.training.interrupt import Interrupted, StopRequest
@@ -94,18 +94,13 @@ def train(
             # Everything that can be wrong with the settings is found before a folder is touched.
             check(settings, recipe)
             resuming = examined()
-        known = settings.data
+        moved = False
         if resuming:
-            known = load_settings(output).data
-            settings, recipe = resumed(settings, recipe, output)
+            settings, recipe, moved = _as_saved(settings, recipe, output)
             if (output / folders.RESULT).is_file():
                 return load_result(output)
-            if Path(settings.data).is_absolute() and not Path(settings.data).exists():
-                raise InputError(
-                    f"{output}: its data {settings.data} are gone; if they have moved, give --data NEW-FOLDER"
-                )
         source = source or open_data(settings)
-        record, moved = record_of(source), known != settings.data
+        record = record_of(source)
         if resuming:
             check_data(output, record, settings.data, moved=moved, allow_changed=allow_changed_data)
         stop = stop or StopRequest()
@@ -116,17 +111,34 @@ def train(
         classifier, metadata = build_classifier(settings, recipe, source)
         if first_process:
             held.enter_context(outputs.taken(output, outputs.RUN, examined, resuming, inputs))
-            if not resuming:
-                write_atomically(output / "recipe.yaml", recipe.to_yaml().encode())
-            save_record(output, record)
-            if not resuming or moved:
-                folders.write_json(output / folders.SETTINGS, settings.to_dict())  # last: it makes the folder a run
-            folders.write_json(output / "environment.json", folders.environment(settings.device))
+            _begin(settings, recipe, output, record, is_new=not resuming, moved=moved)
             log_to(output / "log.txt")
         # Not "if it exists": another process may not have removed an old run yet.
         state = checked_state(output / folders.CHECKPOINT) if resuming else None
         label = label or settings.model
         return _fit(settings, recipe, output, source, classifier, metadata, console, label, loggers, stop, state)
+
+
+def _begin(
+    settings: RunSettings, recipe: Recipe, output: Path, record: DataRecord, *, is_new: bool, moved: bool
+) -> None:
+    """Write what defines the run, and where it runs today."""
+    if is_new:
+        write_atomically(output / "recipe.yaml", recipe.to_yaml().encode())
+    save_record(output, record)
+    if is_new or moved:
+        folders.write_json(output / folders.SETTINGS, settings.to_dict())  # last: it makes the folder a run
+    folders.write_json(output / "environment.json", folders.environment(settings.device))
+
+
+def _as_saved(settings: RunSettings, recipe: Recipe, output: Path) -> tuple[RunSettings, Recipe, bool]:
+    """Settings and recipe of the run to resume, in today's place, and whether its data have moved."""
+    known = load_settings(output).data
+    settings, recipe = resumed(settings, recipe, output)
+    is_gone = Path(settings.data).is_absolute() and not Path(settings.data).exists()
+    if is_gone and not (output / folders.RESULT).is_file():
+        raise InputError(f"{output}: its data {settings.data} are gone; if they have moved, give --data NEW-FOLDER")
+    return settings, recipe, known != settings.data
 
 
 def open_data(settings: RunSettings) -> DataSource:
