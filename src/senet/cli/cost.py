@@ -82,7 +82,8 @@ def _network(model: str) -> tuple[NetworkConfig, bool]:
     if model.endswith(".safetensors"):
         from senet.models.weights import described_network, load_weights
 
-        config, _ = described_network(load_weights(model)[1], model)
+        state, metadata = load_weights(model)
+        config, _ = described_network(metadata, model, state)
     else:
         spec = model_spec(model)
         config = NetworkConfig(model, usual_classes(spec), se=spec.se)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import zipfile
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,11 @@ _FORMAT = "senet excitations 1"
 _GATE = ("name", "kind", "function", "low", "neutral", "high")
 _ARRAYS = ("count", "mean", "m2", "lowest", "highest")
 _ENDS = ("opening", "closing")
-_DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError)  # of either file, in its header or its numbers
+_MAX_BYTES = 2**33  # of all numbers; 21,000 classes and 24,000 gated channels take as much
+_MAX_RATIO = 1032  # bytes that deflate can make of one
+_ROW_BYTES = 64  # of the numbers of one row of a table
+# Of either file, in its header or its numbers.
+_DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, MemoryError)
 
 
 def save(path: str | os.PathLike[str], excitations: Excitations) -> None:
@@ -55,10 +60,36 @@ def load(path: str | os.PathLike[str]) -> Excitations:
     if path.suffix == ".parquet":
         return _load_parquet(path)
     try:
+        _check_archive(path)
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             return _from_arrays({name: file[name] for name in file.files})
     except (*_DAMAGE, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise _unreadable(path, error) from error
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse arrays that claim more numbers than the archive has, before any is read."""
+    with zipfile.ZipFile(path) as archive:
+        total = 0
+        for part in archive.infolist():
+            with archive.open(part) as file:
+                claimed = _claimed_bytes(file)
+            if claimed > part.file_size or part.file_size > _MAX_RATIO * part.compress_size:
+                raise ValueError(f"{part.filename} claims {max(claimed, part.file_size):,} bytes, more than it holds")
+            total += part.file_size
+    _check_total(total)
+
+
+def _claimed_bytes(file: IO[bytes]) -> int:
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, kind = read(file)
+    return math.prod(shape) * kind.itemsize
+
+
+def _check_total(claimed: int) -> None:
+    if claimed > _MAX_BYTES:
+        raise ValueError(f"it claims {claimed:,} bytes of numbers, {_MAX_BYTES:,} is the most")
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:
@@ -165,6 +196,9 @@ def _site_table(pa: Any, site: SiteExcitations, classes: tuple[str, ...]) -> Any
 def _load_parquet(path: Path) -> Excitations:
     pa, parquet = _pyarrow()
     try:
+        about = parquet.read_metadata(path)
+        _check_total(about.num_rows * _ROW_BYTES)
+        _check_total(sum(about.row_group(number).total_byte_size for number in range(about.num_row_groups)))
         table = parquet.read_table(path)
         header = _from_header((table.schema.metadata or {})[b"senet"].decode())
         rows = len(header["classes"]) + 1

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,22 +13,30 @@ from senet.errors import InputError
 from senet.models.base import ConvNet
 from senet.models.layouts import Layout
 from senet.models.resnet import Bottleneck, ResNet
+from senet.models.weight_files import is_extra_state
 from senet.nn.squeeze_excite import SEConfig, SqueezeExcite
 
 _LOG = logging.getLogger("senet.models")
-_COUNTER = "num_batches_tracked"
+COUNTER = "num_batches_tracked"
+_FLOATS = (
+    torch.float16,
+    torch.bfloat16,
+    torch.float32,
+    torch.float64,
+)  # 8 bits go with scales, which nothing here reads
 _GROUPS = 4  # that a message names
 # What changes a gate's function without changing the shape of a weight.
 _SAME_SHAPES = ("squeeze", "gate", "placement", "identity_init")
 
 
-def fit(state: dict[str, Tensor], model: nn.Module, label: str) -> dict[str, Tensor]:
+def fit(state: dict[str, Any], model: nn.Module, label: str) -> dict[str, Any]:
     """``state`` with all of the keys of ``model``, and no other.
 
     The classifier starts anew where the file has none or of another number of classes, and is left out where ``model``
     has none. Gates
     that the file lacks keep their values if they are identity-initialised: the output is the plain network's. FC biases
     that the file's gates lack are 0, which is the same function. Files older than batch norm's counter get a counter.
+    Modules' extra states are the file's, or stay as they are; those of no module here are left, with a warning.
 
     Args:
         state: under our names.
@@ -35,9 +44,13 @@ def fit(state: dict[str, Tensor], model: nn.Module, label: str) -> dict[str, Ten
         label: what messages call the file.
 
     Raises:
-        InputError: keys are missing or unexpected, or shapes differ; the message counts and groups them.
+        InputError: keys are missing or unexpected, or shapes differ: the message counts and groups them; or values are
+            of another type, or not finite: it names the first.
     """
     own = model.state_dict()
+    extra = {key: own.pop(key) for key in list(own) if is_extra_state(key)}
+    extra |= {key: state[key] for key in extra if key in state}
+    state = _without_extra(state, extra, label)
     head = f"{_head_name(model)}."
     if not any(key.startswith(head) for key in own):  # pooled features or stage maps are wanted
         state = {key: value for key, value in state.items() if not key.startswith(head)}
@@ -47,7 +60,7 @@ def fit(state: dict[str, Tensor], model: nn.Module, label: str) -> dict[str, Ten
         for key, value in own.items()
         if key.startswith(head) and (headless or (key in state and state[key].shape != value.shape))
     }
-    state = state | anew | {key: own[key] for key in own if key.endswith(_COUNTER) and key not in state}
+    state = state | anew | {key: own[key] for key in own if key.endswith(COUNTER) and key not in state}
     gates = {name: module for name, module in model.named_modules() if isinstance(module, SqueezeExcite)}
     gate_keys = [f"{name}.{key}" for name, gate in gates.items() for key in gate.state_dict()]
     biases = [key for key in gate_keys if key.endswith(".bias")]
@@ -56,11 +69,66 @@ def fit(state: dict[str, Tensor], model: nn.Module, label: str) -> dict[str, Ten
             state = state | {key: own[key] for key in gate_keys}
     elif not any(key in state for key in biases):
         state = state | {key: torch.zeros_like(own[key]) for key in biases}
-    _check(state, own, label, plain_file=bool(gate_keys) and not any(key in state for key in gate_keys))
+    _check(state, own, label, gate_keys)
+    check_values(state, own, label)
     if anew:
         what = "no classifier" if headless else "another number of classes"
         _LOG.warning("%s has %s: %s start anew", label, what, ", ".join(anew))
-    return state
+    return state | extra
+
+
+def _without_extra(state: dict[str, Any], extra: dict[str, Any], label: str) -> dict[str, Tensor]:
+    unknown = [key for key in state if is_extra_state(key) and key not in extra]
+    if unknown:
+        _LOG.warning("%s: left what its modules keep beside weights: %s", label, grouped(unknown))
+    return {key: value for key, value in state.items() if not is_extra_state(key)}
+
+
+def check_values(state: dict[str, Tensor], own: dict[str, Tensor], label: object) -> None:
+    """Refuse values that would be another number here, or are none.
+
+    Args:
+        state: of the keys and shapes of ``own``.
+        own: the network's tensors; of those on the ``meta`` device the type is looked at.
+        label: what messages call the file.
+
+    Raises:
+        InputError: integers, truth values, complex numbers or 8-bit floats for a floating-point weight, fractions for
+            an integer; NaN or infinity. It names the weight.
+    """
+    for key, value in state.items():
+        if value is own[key]:
+            continue
+        if not _holds(own[key].dtype, value):
+            there, here = (str(each.dtype).removeprefix("torch.") for each in (value, own[key]))
+            raise InputError(f"{label}: {key!r} is {there} there and {here} here; save it as {here}")
+        wrong = _not_finite(value.to(own[key].dtype))  # a value that is too large here is infinite here
+        if wrong and (own[key].is_meta or not _not_finite(own[key])):  # a mask, say, may be infinite from the start
+            raise InputError(
+                f"{label}: {key!r} has {wrong:,} of {value.numel():,} values that are NaN or infinite; the file is "
+                "damaged or its training diverged, take an earlier one"
+            )
+
+
+def _holds(kind: torch.dtype, value: Tensor) -> bool:
+    """Whether a tensor of type ``kind`` takes the values as the numbers that they are, but for rounding."""
+    if value.dtype == kind:
+        return True
+    if kind.is_complex:
+        return value.is_complex() or value.dtype in _FLOATS
+    if kind.is_floating_point:
+        return value.dtype in _FLOATS
+    if kind == torch.bool or value.dtype == torch.bool or value.is_complex():
+        return False
+    # counters: some tools cast a whole file to half precision
+    return not value.is_floating_point() or bool((value == value.round()).all())
+
+
+def _not_finite(value: Tensor) -> int:
+    """How many values are NaN or infinite."""
+    if not (value.is_floating_point() or value.is_complex()) or value.dtype.itemsize == 1:
+        return 0
+    return int(value.numel() - value.isfinite().sum())
 
 
 def _head_name(model: nn.Module) -> str:
@@ -71,7 +139,7 @@ def _head_name(model: nn.Module) -> str:
     return linear[-1] if linear else ConvNet.head_name
 
 
-def _check(state: dict[str, Tensor], own: dict[str, Tensor], label: str, plain_file: bool) -> None:
+def _check(state: dict[str, Tensor], own: dict[str, Tensor], label: str, gate_keys: list[str]) -> None:
     shapes = [key for key in own if key in state and own[key].shape != state[key].shape]
     problems = {
         "missing": [key for key in own if key not in state],
@@ -85,7 +153,7 @@ def _check(state: dict[str, Tensor], own: dict[str, Tensor], label: str, plain_f
     if shapes:
         key = shapes[0]
         hint = f"; {key} is {tuple(state[key].shape)} there and {tuple(own[key].shape)} here"
-    elif plain_file:
+    elif not problems["unexpected"] and set(problems["missing"]) == set(gate_keys):
         hint = "; it is a plain network's: se=SEConfig(identity_init=True) starts at its output"
     raise InputError(f"{label}: does not fit this network: {'; '.join(found)}{hint}")
 

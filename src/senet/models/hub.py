@@ -15,7 +15,7 @@ from senet._version import __version__
 from senet.errors import InputError
 from senet.models.registry import NetworkConfig, model_spec
 from senet.models.timm_registry import PREFIX, input_cfg, layer_names
-from senet.models.weights import described_network, save_weights
+from senet.models.weights import described_network, load_weights, save_weights
 
 TEMPLATE = resources.files("senet.models").joinpath("model_card.md")
 CLASSES_SHOWN = 20
@@ -54,8 +54,10 @@ class NetworkFolder(
         download = {key: options.pop(key) for key in known}
         name = constants.SAFETENSORS_SINGLE_FILE
         path = Path(model_id) / name if Path(model_id).is_dir() else hf_hub_download(model_id, name, **download)
-        described = (config or {}).get("senet", {})
-        network_config = described_network(described, model_id)[0].changed(**options)
+        described = config.get("senet", {}) if isinstance(config, dict) else {}
+        network_config, _ = described_network(described, model_id)
+        described_network(described, path, load_weights(path)[0])
+        network_config = network_config.changed(**options)
         return cls(network_config.create(pretrained=str(path)).eval(), network_config, {})
 
     @property

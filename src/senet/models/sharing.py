@@ -85,7 +85,8 @@ def from_pretrained(
         raise InputError("from_pretrained: its weights are those of the source; senet.create_model takes pretrained=…")
     source = Path(source) if Path(source).exists() else os.fspath(source).removeprefix("hf:")
     if str(source).endswith(".safetensors"):
-        config, _ = described_network(load_weights(source)[1], source)
+        state, metadata = load_weights(source)
+        config, _ = described_network(metadata, source, state)
         return config.changed(**changes).create(pretrained=str(source)).eval()
     hub = _hub()
     options = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}

@@ -1,102 +1,31 @@
-"""Weights on disk: safetensors with the metadata that rebuilds the network. Nothing here unpickles code, ever."""
+"""Weights into networks: found, recognized, made to fit; and networks from files that say how they are made."""
 
-import json
 import os
-import pickle
-import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
-from senet._version import __version__
 from senet.errors import InputError
 from senet.files import write_atomically
-from senet.models.caffe import read_caffemodel
-from senet.models.fitting import Structure, check_gates, fit, gate_configs
+from senet.models.fitting import Structure, check_gates, check_values, fit, gate_configs
 from senet.models.known_weights import known_weights
 from senet.models.layouts import OWN, PUBLISHED, Layout, recognise
+from senet.models.prefixes import network_part
 from senet.models.registry import NetworkConfig, list_models
+from senet.models.weight_files import is_extra_state, load_weights, save_weights
+from senet.models.weight_metadata import check_metadata
 from senet.models.weight_sources import find_weights
 from senet.nn.squeeze_excite import SEConfig
 
-_KEY = "senet"  # safetensors metadata maps strings to strings: ours is one JSON text under this key
-
-
-def save_weights(
-    path: str | os.PathLike[str], model: nn.Module | dict[str, Tensor], metadata: dict[str, Any] | None = None
-) -> None:
-    """Save a network's state as safetensors, atomically.
-
-    Args:
-        path: the file, ``….safetensors``.
-        model: a module or its state dict.
-        metadata: JSON values; ``build_from_checkpoint`` needs ``model``, ``num_classes``, ``in_chans`` and ``se``.
-
-    Raises:
-        InputError: the network is on the ``meta`` device.
-    """
-    state = model.state_dict() if isinstance(model, nn.Module) else model
-    if any(value.is_meta for value in state.values()):
-        raise InputError(
-            f"{path}: there is nothing to save, the network is on the 'meta' device; give it weights first"
-        )
-    # clone: safetensors refuses tensors that share memory
-    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
-    text = json.dumps((metadata or {}) | {"senet_version": __version__})
-    write_atomically(path, serialise(tensors, metadata={_KEY: text}))
-
-
-def load_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read a weight file: safetensors, a ``.caffemodel``, or a PyTorch file of plain tensors (``weights_only``).
-
-    Keys are the file's own; Caffe's blobs are named by layer and number.
-
-    Returns:
-        the state dict, and the metadata; empty for a file that was not written by ``save_weights``.
-
-    Raises:
-        InputError: no such file, not a weight file, a damaged one, or one that would run code when unpickled.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such weight file")
-    if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = json.loads((file.metadata() or {}).get(_KEY, "{}"))
-                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-        except (SafetensorError, OSError, json.JSONDecodeError, RecursionError) as error:
-            raise InputError(f"{path}: not a readable safetensors file ({error}); save it again") from error
-        if not isinstance(metadata, dict):
-            raise InputError(f"{path}: its metadata are damaged; save it again")
-        return state, metadata
-    if path.suffix == ".caffemodel":
-        return read_caffemodel(path), {}
-    try:
-        with warnings.catch_warnings():
-            # a note on the pickle protocol, for PyTorch's developers: what cannot be read is an error below
-            warnings.filterwarnings("ignore", message="Detected pickle protocol")
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise InputError(
-            f"{path}: refused, since it holds more than tensors and loading it could run code; "
-            "convert it to safetensors where you trust it"
-        ) from error
-    except Exception as error:  # bytes that are no pickle can make the unpickler say anything: KeyError of a text
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise InputError(f"{path}: not a readable PyTorch weight file ({reason})") from error
-    for key in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not all(
-        isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()
-    ):
-        raise InputError(f"{path}: holds no state dict; save `model.state_dict()`")
-    return content, {}
+__all__ = [
+    "build_from_checkpoint",
+    "described_network",
+    "load_pretrained",
+    "load_weights",
+    "save_weights",
+    "write_atomically",
+]
 
 
 def load_pretrained(model: nn.Module, source: str | os.PathLike[str]) -> None:
@@ -112,7 +41,8 @@ def load_pretrained(model: nn.Module, source: str | os.PathLike[str]) -> None:
 
     Raises:
         InputError: the source is not to be had, the file is no weight file, or its weights are not this network's:
-            keys, shapes, or what the gates or the strides of the network that they were trained in compute.
+            keys, shapes, types, values that are not finite, or what the gates or the strides of the network that they
+            were trained in compute.
     """
     if source == "default":
         config = getattr(model, "network_config", None)
@@ -121,7 +51,7 @@ def load_pretrained(model: nn.Module, source: str | os.PathLike[str]) -> None:
         source = known_weights(config).source
     found = find_weights(source)
     state, metadata = load_weights(found.path)
-    state = _unwrapped(state)
+    state = network_part(state, model.state_dict().keys(), found.label)
     layout = recognise(state)
     if layout is OWN and found.published:
         layout = PUBLISHED
@@ -129,17 +59,12 @@ def load_pretrained(model: nn.Module, source: str | os.PathLike[str]) -> None:
         state = layout.convert(state)
     except InputError as error:
         raise InputError(f"{found.label}: {error}") from error
+    except (RuntimeError, LookupError, TypeError, AttributeError) as error:  # a matrix where it has a map, say
+        message = f"{found.label}: has keys of {layout.name!r}, and tensors that are not of that layout ({error})"
+        raise InputError(" ".join(message.split())) from error
     fitted = fit(state, model, found.label)
     _check_function(state, metadata, layout, model, found.label)
     model.load_state_dict(fitted)
-
-
-def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Keys without the ``module.`` of ``DataParallel`` and the ``_orig_mod.`` of ``torch.compile``."""
-    for wrapper in ("_orig_mod.", "module.", "_orig_mod."):  # each may be within the other
-        if state and all(key.startswith(wrapper) for key in state):
-            state = {key.removeprefix(wrapper): value for key, value in state.items()}
-    return state
 
 
 def _check_function(
@@ -157,33 +82,65 @@ def _check_function(
         Structure.of(theirs).check(model, label)
 
 
-def described_network(metadata: dict[str, Any], label: object) -> tuple[NetworkConfig, nn.Module]:
+def described_network(
+    metadata: dict[str, Any], label: object, state: dict[str, Any] | None = None
+) -> tuple[NetworkConfig, nn.Module]:
     """How to create the network that metadata describe, and its shapes: it is made on the ``meta`` device.
 
     Args:
         metadata: of a weight file.
         label: what messages call the file.
+        state: the file's weights, which must be those of the network, so that no size is believed that the file does
+            not have; None if only the description is wanted.
 
     Raises:
-        InputError: the metadata describe none, or are damaged.
+        InputError: the metadata describe none, or are damaged, or describe another than that of the weights.
     """
+    check_metadata(metadata, label)
     try:
         config = NetworkConfig.from_dict(metadata, label)
+        if "checkpoint_path" in config.kwargs:  # of timm: another file, which this one has no business to name
+            raise InputError("kwargs.checkpoint_path is not allowed in a weight file")
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            return config, config.create()
-    except (TypeError, AttributeError) as error:  # a number where a dict was expected, say
-        raise InputError(f"{label}: its metadata are damaged ({error}); save it again") from error
+            model = config.create()
+    except InputError as error:
+        reason = str(error).removeprefix(f"{label}: ")
+        raise InputError(f"{label}: {reason}") from error
+    except Exception as error:  # a builder given any JSON values whatever can end in anything
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"{label}: its metadata are damaged ({reason}); save it again") from error
+    if state is not None:
+        _check_described(state, model, config.model, label)
+    return config, model
+
+
+def _check_described(state: dict[str, Any], model: nn.Module, name: str, label: object) -> None:
+    own, there = (
+        {key: tuple(value.shape) for key, value in each.items() if not is_extra_state(key)}
+        for each in (model.state_dict(), state)
+    )
+    for key in [*own, *there]:
+        if own.get(key) != there.get(key):
+            weights, wanted = there.get(key, "missing"), own.get(key, "not there")
+            raise InputError(
+                f"{label}: its weights are not those of {name!r} as its metadata describe it: {key!r} is {weights} in "
+                f"the file and {wanted} in that network"
+            )
 
 
 def build_from_checkpoint(path: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, Any]]:
-    """The network that a file of ``save_weights`` holds, in evaluation mode, and the file's metadata."""
+    """The network that a file of ``save_weights`` holds, in evaluation mode, and the file's metadata.
+
+    Raises:
+        InputError: the file is damaged, or of another kind; its weights are not those of the network that it names, or
+            not finite.
+    """
     state, metadata = load_weights(path)
     if "model" not in metadata:
         raise InputError(f"{path}: does not say which network it holds; use a checkpoint written by `senet train`")
-    config, _ = described_network(metadata, path)
+    config, shapes = described_network(metadata, path, state)
+    tensors = {key: value for key, value in state.items() if not is_extra_state(key)}
+    check_values(tensors, shapes.state_dict(), path)
     model = config.create()
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise InputError(f"{path}: its weights are not those of {metadata['model']!r}, which it names") from error
+    model.load_state_dict(tensors | {key: state[key] for key in model.state_dict() if key in state})
     return model.eval(), metadata

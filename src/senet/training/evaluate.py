@@ -18,10 +18,13 @@ from senet.data.loaders import MAX_BAD_FRACTION, Batch, ImageLoader, make_loader
 from senet.data.sources import open_eval, open_files
 from senet.data.transforms import TransformSpec
 from senet.errors import InputError
+from senet.models.weight_metadata import check_fields
 from senet.models.weights import build_from_checkpoint
+from senet.training.non_finite import first_not_finite
 from senet.training.statistics import binomial_interval
 
 _LOG = logging.getLogger("senet.training")
+MAX_SIDE = 10_000  # pixels; in memory such an image has 300 MB
 TOP5_CLASSES = 6  # below this many classes a top-5 error says nothing
 
 
@@ -95,7 +98,8 @@ def evaluate(
         max_pixels: larger images count as unreadable and are not decoded.
 
     Raises:
-        InputError: no such checkpoint or data, or classes that the network does not know.
+        InputError: no such checkpoint or data, classes that the network does not know, or weights or outputs that are
+            NaN or infinite: it names the first.
     """
     network, metadata, spec = load_network(checkpoint, size)
     images, sentence = unseen_images(Path(checkpoint), data, root, metadata, max_pixels)
@@ -103,7 +107,8 @@ def evaluate(
     shown = images.with_transform(spec.eval_transform(crops))
     loader = _loader(shown, batch_size, crops, workers, on_bad_image, MAX_BAD_FRACTION)
     start = time.perf_counter()
-    counted, top1, top5 = _count(_forward(network.to(target), loader, spec, target))
+    answers = _forward(network.to(target), loader, spec, target, f"{checkpoint}: on images of {data}")
+    counted, top1, top5 = _count(answers)
     if counted == 0:
         raise InputError(f"none of the images of {data} can be read")
     has_top5 = len(metadata["classes"]) >= TOP5_CLASSES
@@ -141,7 +146,8 @@ def predict(
     An image that cannot be read is named in ``bad`` and the rest is done.
 
     Raises:
-        InputError: no such checkpoint, a path that is missing, or no images at all.
+        InputError: no such checkpoint, a path that is missing, no images at all, or weights or outputs (while
+            iterating) that are NaN or infinite: it names the first.
     """
     if top_k < 1:
         raise InputError(f"--top-k is {top_k}; give at least 1")
@@ -154,7 +160,7 @@ def predict(
     result = Predictions(iter(()))
 
     def rows() -> Iterator[Prediction]:
-        for batch, probabilities in _forward(network.to(target), loader, spec, target):
+        for batch, probabilities in _forward(network.to(target), loader, spec, target, str(checkpoint)):
             values, numbers = probabilities.topk(min(top_k, len(classes)))
             for index, number, value in zip(batch.indices.tolist(), numbers.tolist(), values.tolist(), strict=True):
                 yield Prediction(images.names[index], tuple(classes[n] for n in number), tuple(value))
@@ -170,8 +176,39 @@ def load_network(checkpoint: str | Path, size: int | None) -> tuple[nn.Module, d
     missing = [key for key in ("classes", "transform") if not metadata.get(key)]
     if missing:
         raise InputError(f"{checkpoint}: does not say its {missing[0]}; use a checkpoint written by `senet train`")
-    spec = TransformSpec.from_dict(metadata["transform"])
-    return network, metadata, spec if size is None else spec.with_size(size)
+    classes, outputs = len(metadata["classes"]), metadata.get("num_classes", 1000)
+    if classes != outputs:
+        raise InputError(f"{checkpoint}: its metadata name {classes} classes, its network has {outputs}; save it again")
+    spec = described_transform(metadata["transform"], checkpoint, size)
+    if spec.channels != metadata.get("in_chans", 3):
+        raise InputError(
+            f"{checkpoint}: its transform gives images of {spec.channels} channels, its network takes "
+            f"{metadata.get('in_chans', 3)}; save it again"
+        )
+    return network, metadata, spec
+
+
+def described_transform(values: dict[str, Any], label: object, size: int | None = None) -> TransformSpec:
+    """The transform in a weight file's metadata, at ``size`` pixels where given.
+
+    Args:
+        values: the entry ``transform``.
+        label: what messages call the file.
+        size: side of the network's input instead of the file's.
+
+    Raises:
+        InputError: a value is of a wrong type or not allowed, or the images would be too large.
+    """
+    check_fields(values, TransformSpec, f"{label}: its metadata are damaged: transform:")
+    try:
+        spec = TransformSpec.from_dict(values)
+    except (InputError, TypeError, ValueError) as error:  # three numbers where two belong, say
+        raise InputError(f"{label}: its metadata are damaged: transform: {error}") from error
+    spec = spec if size is None else spec.with_size(size)
+    if spec.eval_resize > MAX_SIDE:
+        what = f"{label}: its transform makes" if size is None else f"--size {size} makes"
+        raise InputError(f"{what} images of {spec.eval_resize:,} pixels a side; {MAX_SIDE:,} is the most")
+    return spec
 
 
 def pick_device(name: str) -> torch.device:
@@ -245,9 +282,13 @@ def _loader(
 
 
 def _forward(
-    network: nn.Module, loader: ImageLoader, spec: TransformSpec, device: torch.device
+    network: nn.Module, loader: ImageLoader, spec: TransformSpec, device: torch.device, label: str
 ) -> Iterator[tuple[Batch, Tensor]]:
-    """Batches with class probabilities (N, classes) on the CPU, averaged over crops where there are ten."""
+    """Batches with class probabilities (N, classes) on the CPU, averaged over crops where there are ten.
+
+    Raises:
+        InputError: an output is NaN or infinite; ``label`` is what the message begins with.
+    """
     for batch in loader:
         if not len(batch.targets):  # none of its images could be read
             continue
@@ -255,7 +296,10 @@ def _forward(
         crops = images.shape[1] if images.dim() == 5 else 1
         # A context around `yield` would stay in force in the caller's code.
         with torch.inference_mode():
-            logits = network(spec.normalize(images.flatten(0, 1) if crops > 1 else images)).float()
+            x = spec.normalize(images.flatten(0, 1) if crops > 1 else images)
+            logits = network(x).float()
+            if not logits.isfinite().all():
+                raise InputError(f"{label}: {first_not_finite(network, x)}")
             probabilities = logits.softmax(dim=1).unflatten(0, (-1, crops)).mean(dim=1).cpu()
         yield batch, probabilities
 

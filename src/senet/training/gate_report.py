@@ -28,7 +28,7 @@ from senet.measure.report import FILES, write_report
 from senet.models.known_weights import find_known
 from senet.models.registry import NetworkConfig, create_model, model_spec
 from senet.models.weights import load_weights
-from senet.training.evaluate import load_network, pick_device, unseen_images
+from senet.training.evaluate import described_transform, load_network, pick_device, unseen_images
 from senet.training.workers import default_workers
 
 
@@ -84,7 +84,7 @@ def open_model(
 def _prepared_for(network: nn.Module, model: str, pretrained: str | None) -> TransformSpec:
     described = load_weights(pretrained)[1].get("transform") if pretrained and Path(pretrained).is_file() else None
     if described:
-        return TransformSpec.from_dict(described)
+        return described_transform(described, pretrained)
     known = find_known(pretrained, NetworkConfig(model, se=model_spec(model).se))
     if known is not None:
         resize = round(known.input_size / known.crop)

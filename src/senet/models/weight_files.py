@@ -1,0 +1,243 @@
+"""Weight files: safetensors, Caffe's, PyTorch's of plain tensors. Nothing here unpickles code, ever."""
+
+import json
+import logging
+import os
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save as serialise
+from torch import Tensor, nn
+
+from senet._version import __version__
+from senet.errors import InputError
+from senet.files import write_atomically
+from senet.models.caffe import read_caffemodel
+from senet.models.weight_metadata import check_metadata, read_metadata
+
+_LOG = logging.getLogger("senet.models")
+_KEY = "senet"  # safetensors metadata maps strings to strings: ours is one JSON text under this key
+_EXTRA_KEY = "senet.extra_state"  # … and what modules keep beside tensors is another
+_EXTRA_STATE = "_extra_state"  # the last word of a key whose value is a module's own, see nn.Module.get_extra_state
+_DEPTH = 4  # of dictionaries within dictionaries in which weights are looked for
+# Of several state dicts in a file, the one to take, in this order; averaged ones come before all others.
+_NAMES = ("state_dict", "model_state_dict", "model", "net", "network", "module", "params", "weights", "")
+_AVERAGED = {"ema", "swa", "averaged", "average", "avg", "shadow"}
+
+
+def save_weights(
+    path: str | os.PathLike[str], model: nn.Module | dict[str, Any], metadata: dict[str, Any] | None = None
+) -> None:
+    """Save a network's state as safetensors, atomically.
+
+    Args:
+        path: the file, ``….safetensors``.
+        model: a module or its state dict. Modules' extra states are kept if they are tensors or JSON values.
+        metadata: JSON values; ``build_from_checkpoint`` needs ``model``, ``num_classes``, ``in_chans`` and ``se``.
+
+    Raises:
+        InputError: the network is on the ``meta`` device, a value cannot be kept in such a file, or an entry of the
+            metadata that this package reads is of a wrong type.
+    """
+    state = model.state_dict() if isinstance(model, nn.Module) else model
+    check_metadata(metadata or {}, path)
+    if any(isinstance(value, Tensor) and value.is_meta for value in state.values()):
+        raise InputError(
+            f"{path}: there is nothing to save, the network is on the 'meta' device; give it weights first"
+        )
+    extra = {key: value for key, value in state.items() if is_extra_state(key) and not isinstance(value, Tensor)}
+    # clone: safetensors refuses tensors that share memory
+    tensors = {
+        key: _plain(value, key, path).cpu().contiguous().clone() for key, value in state.items() if key not in extra
+    }
+    try:
+        texts = {_KEY: json.dumps((metadata or {}) | {"senet_version": __version__})}
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: metadata must be JSON values: {error}") from error
+    if extra:
+        texts[_EXTRA_KEY] = json.dumps({key: _json_value(value, key, path) for key, value in extra.items()})
+    try:
+        content = serialise(tensors, metadata=texts)
+    except Exception as error:  # safetensors has several, for types that it does not hold
+        raise InputError(f"{path}: safetensors cannot hold these weights ({_first_line(error)})") from error
+    write_atomically(path, content)
+
+
+def is_extra_state(key: str) -> bool:
+    """Whether a key is of what a module keeps beside its tensors."""
+    return key.rpartition(".")[2] == _EXTRA_STATE
+
+
+def _json_value(value: Any, key: str, path: object) -> Any:
+    """A module's extra state, if it comes back from JSON as it was."""
+    try:
+        same = json.loads(json.dumps(value)) == value
+    except (TypeError, ValueError, RecursionError):
+        same = False
+    if not same:
+        raise InputError(
+            f"{path}: {key!r}, the module's extra state, is neither a tensor nor JSON values, which is all that "
+            "safetensors can hold; save the network without it, or let get_extra_state return one of these"
+        )
+    return value
+
+
+def load_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read a weight file: safetensors, a ``.caffemodel``, or a PyTorch file of plain tensors (``weights_only``).
+
+    Keys are the file's own; Caffe's blobs are named by layer and number. Of a training's checkpoint it is the state
+    dict of the network, the averaged one (``state_dict_ema``, say) where there are both, with a warning.
+
+    Returns:
+        the state dict (tensors, and modules' extra states), and the metadata; empty for a file that was not written by
+        ``save_weights``.
+
+    Raises:
+        InputError: no such file, not a weight file, a damaged one, or one that would run code when unpickled; a tensor
+            without plain values (sparse, quantized, distributed, …), by its key.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; name a file in it, or use senet.from_pretrained for one of senet.save")
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such weight file")
+    if path.suffix == ".caffemodel":
+        return dict(read_caffemodel(path)), {}
+    if path.stat().st_size == 0:
+        raise InputError(f"{path}: not a readable file of weights, it is empty; save it or fetch it again")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    return _state_of(_read_pytorch(path), path), {}
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            texts = file.metadata() or {}
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+        extra = json.loads(texts.get(_EXTRA_KEY, "{}"))
+    except Exception as error:  # safetensors' own, the system's, JSON's
+        reason = _first_line(error)
+        raise InputError(f"{path}: not a readable safetensors file ({reason}); save it again") from error
+    if not isinstance(extra, dict):
+        raise InputError(f"{path}: its metadata are damaged: {_EXTRA_KEY} is no JSON object; save it again")
+    return state | extra, read_metadata(texts.get(_KEY, "{}"), path)
+
+
+def _read_pytorch(path: Path) -> Any:
+    try:
+        _check_claims(path)
+        with warnings.catch_warnings():
+            # notes for PyTorch's developers: what cannot be read or used is an error
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)|class (\S+)", str(error))
+        what = f" ({(found[1] or found[2])[:80]})" if found else ""
+        raise InputError(
+            f"{path}: refused, since it holds more than tensors{what} and loading it could run code; where you trust "
+            "it, load it with PyTorch and save its state_dict alone, or convert it to safetensors"
+        ) from error
+    except Exception as error:  # bytes that are no pickle can make the unpickler say anything: KeyError of a text
+        raise InputError(f"{path}: not a readable PyTorch weight file ({_first_line(error)})") from error
+
+
+def _check_claims(path: Path) -> None:
+    """Refuse an archive whose parts claim more bytes than the file has: PyTorch compresses nothing."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            claimed = sum(part.file_size for part in archive.infolist())
+        if claimed > path.stat().st_size:
+            raise InputError(
+                f"{path}: its parts claim {claimed:,} bytes, the file has {path.stat().st_size:,}; fetch it again"
+            )
+
+
+def _state_of(content: Any, path: Path) -> dict[str, Any]:
+    """The network's state dict in what a PyTorch file holds."""
+    found = dict(_state_dicts(content))
+    if not found:
+        raise InputError(f"{path}: holds no state dict; save `model.state_dict()`")
+    name = _chosen(found, path)
+    state = {key: value for key, value in found[name].items() if isinstance(value, Tensor) or is_extra_state(key)}
+    size = path.stat().st_size
+    return {key: _plain(v, key, path, size) if isinstance(v, Tensor) else v for key, v in state.items()}
+
+
+def _state_dicts(content: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every dictionary that could be a network's state, by the dotted path to it; optimizers' are none."""
+    if not isinstance(content, dict) or "param_groups" in content:
+        return
+    values = [value for value in content.values() if isinstance(value, Tensor)]
+    texts = all(isinstance(key, str) for key in content)
+    # single numbers are counters, metrics, bests
+    if texts and any(value.is_nested or value.dim() > 0 for value in values):
+        yield name, content
+    for key, value in content.items() if depth < _DEPTH else ():
+        if isinstance(key, str) and not is_extra_state(key) and not key.startswith("optim"):
+            yield from _state_dicts(value, f"{name}.{key}" if name else key, depth + 1)
+
+
+def is_averaged(name: str) -> bool:
+    """Whether a dictionary or module of that name holds averaged weights: ``state_dict_ema``, ``ema_model``, …"""
+    return not _AVERAGED.isdisjoint(re.split(r"[^a-z]+", name.lower()))
+
+
+def _chosen(found: Mapping[str, Mapping[str, Any]], path: Path) -> str:
+    """The name of the state dict to take."""
+    largest = max(map(len, found.values()))
+    large = [name for name, state in found.items() if 2 * len(state) >= largest]
+    averaged = [name for name in large if is_averaged(name)]
+    ranked = sorted(
+        averaged or [name for name in found if name in large or (name and _rank(name) < _UNKNOWN)], key=_rank
+    )
+    if len(ranked) > 1 and _rank(ranked[0]) == _rank(ranked[1]):
+        raise InputError(f"{path}: holds several state dicts ({', '.join(ranked[:6])}); save the one that you mean")
+    others = [name or "those beside it" for name in large if name != ranked[0]]
+    if averaged and others:
+        _LOG.warning("%s: took the averaged weights, %r, and left %s", path, ranked[0], ", ".join(others))
+    return ranked[0]
+
+
+def _rank(name: str) -> tuple[int, int]:
+    """Known names first, outer before inner."""
+    word = name.rpartition(".")[2]
+    return (_NAMES.index(word) if word in _NAMES else len(_NAMES), name.count("."))
+
+
+_UNKNOWN = (len(_NAMES), 0)
+
+
+def _plain(value: Any, key: str, path: object, size: int | None = None) -> Tensor:
+    """A tensor of values in this process's memory and nothing else; ``size`` of a file bounds what it can hold."""
+    if not isinstance(value, Tensor):
+        raise InputError(f"{path}: {key!r} is a {type(value).__name__}, not a tensor")
+    kind = None
+    if value.is_meta:
+        kind = "tensor of the 'meta' device, which has no values"
+    elif type(value) not in (Tensor, nn.Parameter):
+        kind = type(value).__name__
+    elif value.is_nested:
+        kind = "nested tensor"
+    elif value.layout is not torch.strided:
+        kind = "sparse tensor"
+    elif value.is_quantized:
+        kind = "quantized tensor"
+    if kind is not None:
+        raise InputError(f"{path}: {key!r} is a {kind}; save it as an ordinary, dense tensor")
+    if size is not None and value.nbytes > max(size, value.untyped_storage().nbytes()):
+        raise InputError(f"{path}: {key!r} claims {value.nbytes:,} bytes, the file has {size:,}; fetch it again")
+    return value.detach()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:200] or type(error).__name__
