@@ -1,7 +1,9 @@
 """One pass, any order, any number of processes: the same statistics as over all values at once."""
 
+import io
 import logging
 import math
+import zipfile
 
 import numpy as np
 import pytest
@@ -364,6 +366,29 @@ def test_npz_of_something_else(tmp_path):
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
     with pytest.raises(senet.InputError, match="not a readable file of excitations"):
         senet.Excitations.load(tmp_path / "other.npz")
+
+
+def test_npz_that_claims_more_numbers_than_it_has_is_refused_unread(recording, tmp_path):
+    """12 GB in an array's header, or in the archive's."""
+    path, huge = tmp_path / "e.npz", tmp_path / "huge.npz"
+    recording.save(path)
+    header = io.BytesIO()
+    shape = {"descr": "<f8", "fortran_order": False, "shape": (1_500_000_000,)}
+    np.lib.format.write_array_header_1_0(header, shape)
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(huge, "w", zipfile.ZIP_DEFLATED) as new:
+        for part in old.infolist():
+            new.writestr(part.filename, header.getvalue() if part.filename == "0.mean.npy" else old.read(part))
+    with pytest.raises(senet.InputError, match=r"0\.mean\.npy claims 12,000,000,000 bytes"):
+        senet.Excitations.load(huge)
+    content = bytearray(path.read_bytes())
+    place = content.rindex(b"0.mean.npy") - 46  # of the archive's own directory; its sizes stand 24 bytes behind
+    content[place + 24 : place + 28] = (3_999_999_999).to_bytes(4, "little")
+    path.write_bytes(content)
+    with pytest.raises(senet.InputError, match=r"0\.mean\.npy claims 3,999,999,999 bytes"):
+        senet.Excitations.load(path)
+    path.write_bytes(header.getvalue())
+    with pytest.raises(senet.InputError, match="not a readable file of excitations"):
+        senet.Excitations.load(path)
 
 
 def test_without_pyarrow_there_is_npz(recording, tmp_path, monkeypatch):

@@ -1,4 +1,5 @@
 import math
+import re
 import shutil
 
 import pytest
@@ -7,7 +8,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from senet.errors import InputError
-from senet.models.weights import build_from_checkpoint, save_weights
+from senet.models.weights import build_from_checkpoint, load_weights, save_weights
 from senet.training.evaluate import evaluate, predict
 from senet.training.run import train
 from senet.training.settings import RunSettings
@@ -124,3 +125,79 @@ def test_mistakes(run, pictures, tmp_path):
     save_weights(tmp_path / "bare.safetensors", build_from_checkpoint(weights)[0], {"model": "se_resnet8"})
     with pytest.raises(InputError, match=r"bare\.safetensors"):
         evaluate(tmp_path / "bare.safetensors", str(pictures))
+
+
+def altered(run, path, change, **values):
+    """The run's weight file with ``change`` applied to its tensors, and other metadata."""
+    state, metadata = load_weights(run / "last.safetensors")
+    change(state)
+    save_weights(path, state, metadata | values)
+    return path
+
+
+def both(weights, pictures):
+    """Evaluate and predict; the two messages."""
+    messages = []
+    for call in (lambda: evaluate(weights, str(pictures)), lambda: list(predict(weights, [pictures / "val"]))):
+        with pytest.raises(InputError) as caught:
+            call()
+        messages.append(str(caught.value))
+        assert messages[-1].startswith(str(weights))
+        assert "\n" not in messages[-1]
+    return messages
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("key", ["fc.weight", "layer2.0.bn1.running_var", "layer3.0.se.fc2.bias"])
+def test_weights_that_are_not_finite_end_both_by_name(run, pictures, tmp_path, key, value):
+    weights = altered(run, tmp_path / "w.safetensors", lambda state: state[key].view(-1)[:2].fill_(value))
+    for message in both(weights, pictures):
+        assert f"{key!r} has 2 of" in message
+
+
+@pytest.mark.parametrize(
+    ("key", "factor", "layer"),
+    [
+        ("layer2.0.conv1.weight", 3e38, "'layer2.0.conv1' (Conv2d)"),
+        ("layer1.0.bn2.running_var", -1, "'layer1.0.bn2' (BatchNorm2d)"),
+        ("fc.weight", 1e38, "'fc' (Linear)"),
+    ],
+)
+def test_outputs_that_are_not_finite_end_both_with_the_first_layer(run, pictures, tmp_path, key, factor, layer):
+    def change(state):
+        state[key] = state[key].sign() * factor if factor > 0 else -state[key] - 1
+
+    weights = altered(run, tmp_path / "w.safetensors", change)
+    for message in both(weights, pictures):
+        assert f"the output of {layer}" in message
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"size": 100_000, "resize": None}, "pixels a side"),
+        ({"size": 10, "resize": 10**9}, "pixels a side"),
+        ({"size": "10"}, 'size is "10"; it must be an integer'),
+        ({"size": True}, "size is true"),
+        ({"mean": [0.5, None, 0.5]}, r"mean\[1\] is null"),
+        ({"std": [1, 1, math.inf]}, r"std\[2\] is Infinity"),
+        ({"scale": [0.1]}, "transform"),
+        ({"flip": "no"}, "flip is"),
+        ({"interpolation": "nearest"}, "'bilinear', 'bicubic'"),
+        ({"unknown": 1}, "unknown"),
+        ({"mean": [0.5], "std": [0.5]}, "1-channel images, its network takes 3"),
+    ],
+)
+def test_a_damaged_transform_is_one_line(run, pictures, tmp_path, values, named):
+    transform = load_weights(run / "last.safetensors")[1]["transform"] | values
+    weights = altered(run, tmp_path / "w.safetensors", lambda state: None, transform=transform)
+    for message in both(weights, pictures):
+        assert re.search(named, message)
+
+
+def test_other_classes_than_outputs_and_sizes_without_bound_are_one_line(run, pictures, tmp_path):
+    weights = altered(run, tmp_path / "w.safetensors", lambda state: None, classes=["bar", "disc"])
+    for message in both(weights, pictures):
+        assert "name 2 classes, its network has 3" in message
+    with pytest.raises(InputError, match="--size 100000 makes images of"):
+        evaluate(run / "last.safetensors", str(pictures), size=100_000)

@@ -66,7 +66,7 @@ def save_weights(
     try:
         content = serialise(tensors, metadata=texts)
     except Exception as error:  # safetensors has several, for types that it does not hold
-        raise InputError(f"{path}: safetensors cannot hold these weights ({_first_line(error)})") from error
+        raise InputError(f"{path}: safetensors cannot hold these weights ({_reason(error)})") from error
     write_atomically(path, content)
 
 
@@ -124,7 +124,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
         extra = json.loads(texts.get(_EXTRA_KEY, "{}"))
     except Exception as error:  # safetensors' own, the system's, JSON's
-        reason = _first_line(error)
+        reason = _reason(error)
         raise InputError(f"{path}: not a readable safetensors file ({reason}); save it again") from error
     if not isinstance(extra, dict):
         raise InputError(f"{path}: its metadata are damaged: {_EXTRA_KEY} is no JSON object; save it again")
@@ -141,14 +141,14 @@ def _read_pytorch(path: Path) -> Any:
     except InputError:
         raise
     except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)|class (\S+)", str(error))
-        what = f" ({(found[1] or found[2])[:80]})" if found else ""
+        found = re.search(r"(?:GLOBAL|class) (\S+)", str(error))
+        what = f" ({found[1][:80]})" if found else ""
         raise InputError(
-            f"{path}: refused, since it holds more than tensors{what} and loading it could run code; where you trust "
-            "it, load it with PyTorch and save its state_dict alone, or convert it to safetensors"
+            f"{path}: refused, since it is damaged or holds more than tensors{what} and loading it could run code; "
+            "where you trust it, load it with PyTorch and save its state_dict alone, or convert it to safetensors"
         ) from error
     except Exception as error:  # bytes that are no pickle can make the unpickler say anything: KeyError of a text
-        raise InputError(f"{path}: not a readable PyTorch weight file ({_first_line(error)})") from error
+        raise InputError(f"{path}: not a readable PyTorch weight file ({_reason(error)})") from error
 
 
 def _check_claims(path: Path) -> None:
@@ -220,7 +220,7 @@ _UNKNOWN = (len(_NAMES), 0)
 def _plain(value: Any, key: str, path: object, size: int | None = None) -> Tensor:
     """A tensor of values in this process's memory and nothing else; ``size`` of a file bounds what it can hold."""
     if not isinstance(value, Tensor):
-        raise InputError(f"{path}: {key!r} is a {type(value).__name__}, not a tensor")
+        raise InputError(f"{path}: {key!r} is no tensor but of type {type(value).__name__}")
     kind = None
     if value.is_meta:
         kind = "tensor of the 'meta' device, which has no values"
@@ -239,5 +239,5 @@ def _plain(value: Any, key: str, path: object, size: int | None = None) -> Tenso
     return value.detach()
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:200] or type(error).__name__
+def _reason(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0].partition(". ")[0][:200] or type(error).__name__

@@ -13,7 +13,7 @@ from senet.errors import InputError
 from senet.nn.squeeze_excite import SEConfig
 
 _DIGITS = 18  # an integer of more is no size, index or count of anything here
-_SHOWN = 40  # characters of a wrong value
+_MOST_SHOWN = 40  # characters of a wrong value
 
 
 class Attached(TypedDict):
@@ -65,7 +65,7 @@ def read_metadata(text: str, label: object) -> dict[str, Any]:
 def check_metadata(values: object, label: object) -> None:
     """Refuse metadata of a wrong type; see ``read_metadata``."""
     if not isinstance(values, dict):
-        raise InputError(f"{label}: its metadata are damaged ({_shown(values)} is no JSON object); save it again")
+        raise InputError(f"{label}: its metadata are damaged ({shown(values)} is no JSON object); save it again")
     where = f"{label}: its metadata are damaged:"
     check_fields(values, WeightMetadata, where)
     check_fields(values.get("se") or {}, SEConfig, f"{where} se:")
@@ -95,10 +95,11 @@ def _check(value: Any, kind: Any, name: str, where: str) -> None:
         for key, part in get_type_hints(kind).items():
             _check(value.get(key), part, f"{name}.{key}", where)
     elif not _is_a(value, kind):
-        raise InputError(f"{where} {name} is {_shown(value)}; it must be {_WORDS.get(origin or kind, kind)}")
+        wanted = f"one of {', '.join(map(repr, inner))}" if origin is Literal else _WORDS[origin or kind]
+        raise InputError(f"{where} {name} is {shown(value)}; it must be {wanted}")
     elif origin is dict:
         for key, part in value.items():
-            _check(part, inner[1], f"{name}[{_shown(key)}]", where)
+            _check(part, inner[1], f"{name}[{shown(key)}]", where)
     elif origin in (list, tuple):
         for number, part in enumerate(value):
             _check(part, inner[0], f"{name}[{number}]", where)
@@ -134,7 +135,7 @@ def _integer(text: str) -> int | float:
     return int(text) if len(text) <= _DIGITS else math.copysign(math.inf, -1 if text.startswith("-") else 1)
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """A value in few characters, of JSON where it is that."""
     if isinstance(value, dict | list) and len(value) > 3:
         return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)} entries"
@@ -142,4 +143,4 @@ def _shown(value: object) -> str:
         text = json.dumps(value)
     except (TypeError, ValueError, RecursionError):
         text = type(value).__name__
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"

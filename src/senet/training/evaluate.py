@@ -182,8 +182,8 @@ def load_network(checkpoint: str | Path, size: int | None) -> tuple[nn.Module, d
     spec = described_transform(metadata["transform"], checkpoint, size)
     if spec.channels != metadata.get("in_chans", 3):
         raise InputError(
-            f"{checkpoint}: its transform gives images of {spec.channels} channels, its network takes "
-            f"{metadata.get('in_chans', 3)}; save it again"
+            f"{checkpoint}: its transform gives {spec.channels}-channel images, its network takes "
+            f"{metadata.get('in_chans', 3)} channels; save it again"
         )
     return network, metadata, spec
 
