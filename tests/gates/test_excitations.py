@@ -1,6 +1,7 @@
 """One pass, any order, any number of processes: the same statistics as over all values at once."""
 
 import io
+import json
 import logging
 import math
 import zipfile
@@ -389,6 +390,25 @@ def test_npz_that_claims_more_numbers_than_it_has_is_refused_unread(recording, t
     path.write_bytes(header.getvalue())
     with pytest.raises(senet.InputError, match="not a readable file of excitations"):
         senet.Excitations.load(path)
+
+
+@pytest.mark.parametrize("text", ["null", "[]", "{}", "3", '"x"', "9" * 5000, "[" * 900 + "]" * 900])
+def test_damaged_headers_are_one_line(recording, tmp_path, text):
+    path = tmp_path / "e.npz"
+    recording.save(path)
+    with np.load(path) as file:
+        arrays = dict(file)
+    header = json.loads(str(arrays["header"]))
+    first, *others = header["gates"]
+    for name in ("classes", "names", "gates", "format", "name", "low"):
+        if (name, text) in (("names", "{}"), ("gates", "[]"), ("name", '"x"'), ("low", "3")):
+            continue  # of the right type
+        change = {name: "@"} if name in header else {"gates": [first | {name: "@"}, *others]}
+        arrays["header"] = np.array(json.dumps(header | change).replace('"@"', text))
+        np.savez(path, **arrays)
+        with pytest.raises(senet.InputError, match=r"e\.npz: not a readable file of excitations") as caught:
+            senet.Excitations.load(path)
+        assert "\n" not in str(caught.value)
 
 
 def test_without_pyarrow_there_is_npz(recording, tmp_path, monkeypatch):

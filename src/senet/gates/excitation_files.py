@@ -9,7 +9,7 @@ import os
 import zipfile
 import zlib
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from senet._version import __version__
 from senet.errors import InputError
 from senet.files import write_atomically
 from senet.gates.excitations import Excitations, Extremes, SiteExcitations
+from senet.models.weight_metadata import check_fields
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,6 +32,22 @@ _MAX_RATIO = 1032  # bytes that deflate can make of one
 _ROW_BYTES = 64  # of the numbers of one row of a table
 # Of either file, in its header or its numbers.
 _DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, MemoryError)
+
+
+class _Gate(TypedDict):
+    name: str
+    kind: str
+    function: str
+    low: Any  # numbers, infinite ones too
+    neutral: Any
+    high: Any
+
+
+class _Header(TypedDict):
+    classes: list[str]
+    names: dict[str, str]
+    about: dict[str, Any]
+    gates: list[_Gate]
 
 
 def save(path: str | os.PathLike[str], excitations: Excitations) -> None:
@@ -113,6 +130,7 @@ def _from_header(text: str) -> dict[str, Any]:
     header = json.loads(text)
     if not isinstance(header, dict) or header.get("format") != _FORMAT:
         raise ValueError("its header is of another format")
+    check_fields(header, _Header, "its header is damaged:")
     return header
 
 
@@ -140,7 +158,21 @@ def _from_arrays(arrays: dict[str, NDArray[Any]]) -> Excitations:
             extremes, images = (arrays[f"{number}.{end}.{part}"] for part in ("values", "images"))
             values[end] = Extremes(extremes, images, largest=end == "opening")
         sites.append(SiteExcitations(**gate, **values))
+        _check_shapes(sites[-1], len(header["classes"]) + 1)
     return _assembled(header, sites)
+
+
+def _check_shapes(site: SiteExcitations, rows: int) -> None:
+    """Refuse arrays that are not of one gate, for the classes of the header."""
+    channels = site.mean.shape[-1]
+    wanted = {"count": (rows,), "mean": (rows, channels), "m2": (rows, channels)}
+    wanted |= {"lowest": (channels,), "highest": (channels,)}
+    for name, shape in wanted.items():
+        array = getattr(site, name)
+        if array.shape != shape or array.dtype.kind != ("i" if name == "count" else "f"):
+            raise ValueError(f"{name} of {site.name} is {array.dtype} {array.shape}, which does not fit the others")
+    if not all(isinstance(value, int | float) for value in (site.low, site.neutral, site.high)):
+        raise ValueError(f"the range of {site.name} is not of numbers")
 
 
 def _pyarrow() -> tuple[Any, Any]:
