@@ -272,8 +272,8 @@ torch.manual_seed(0)
 net = senet.create_model("se_resnet8", num_classes=10)
 twin = senet.create_model("se_resnet8", num_classes=10)
 twin.load_state_dict(net.state_dict())
-for module in list(net.modules()):
-    if isinstance(module, nn.Conv2d):
+for module in reversed(list(net.modules())):
+    if ({whole} and any(True for _ in module.parameters())) or isinstance(module, nn.Conv2d):
         fully_shard(module, mesh=mesh)
 x = torch.randn(4, 3, 32, 32)
 losses = []
@@ -284,7 +284,7 @@ for each in (net, twin):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    losses.append(float(loss))
+    losses.append(loss.item())
 dist.destroy_process_group()
 print(*losses)
 """
@@ -292,8 +292,9 @@ print(*losses)
 
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this PyTorch cannot distribute")
-def test_sharded_layers_train(tmp_path):
-    code = SHARDED.format(file=tmp_path / "store")
+@pytest.mark.parametrize("whole", [False, True], ids=["convolutions", "every module"])
+def test_sharded_layers_train(whole, tmp_path):
+    code = SHARDED.format(file=tmp_path / "store", whole=whole)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     sharded, ordinary = map(float, done.stdout.split())

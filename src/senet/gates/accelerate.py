@@ -19,7 +19,7 @@ from senet.gates.microbatch import InCache
 from senet.gates.recognise import find_gates
 from senet.gates.snapshot import Contents, Listeners, Structure
 from senet.gates.swept import Swept, hooks_of
-from senet.nn.attachment import in_line
+from senet.nn.attachment import in_line, tensors_of
 from senet.nn.plain import refuse_to_script
 from senet.ops import early_gate
 from senet.ops.border import UnsuitedMapError
@@ -284,6 +284,8 @@ def _copied(fast: Any, memo: dict[int, Any]) -> nn.Module:
 
 
 def _copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    computed = {key: tensor for key, tensor in tensors_of(model).items() if not tensor.is_leaf}
+    memo |= {key: tensor.detach().clone() for key, tensor in computed.items() if key not in memo}
     twin = copy.deepcopy(model, memo)
     # torchvision's feature extractors come out of a copy in training mode.
     return twin if twin.training == model.training else twin.train(model.training)
@@ -342,8 +344,7 @@ def _devices(model: nn.Module) -> list[str]:
 
 def _in_mode(model: nn.Module, training: bool) -> nn.Module:
     """``model`` in another mode, on the same parameters and statistics."""
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, shared).train(training)
+    return copy.deepcopy(model, tensors_of(model)).train(training)
 
 
 def _restored(make: Any, args: tuple[Any, ...], requested: str, trainable: dict[str, bool]) -> Any:

@@ -12,7 +12,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from senet.errors import InputError
 from senet.nn.squeeze_excite import SEConfig, SqueezeExcite
@@ -174,6 +174,15 @@ def attach_described(model: nn.Module, description: dict[str, Any]) -> None:
         ) from error
 
 
+def tensors_of(model: nn.Module) -> dict[int, Any]:
+    """Every tensor of a network by its id, as ``copy.deepcopy`` takes what is not to be copied.
+
+    Those that modules computed from parameters are among them, as pruned weights are: they cannot be copied.
+    """
+    held = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    return {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers(), *held)}
+
+
 def in_line(model: nn.Module) -> nn.Module:
     """``model`` with every attached gate as a module of its own, for what looks at modules and not at hooks.
 
@@ -182,8 +191,7 @@ def in_line(model: nn.Module) -> nn.Module:
     """
     if not attached(model):
         return model
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    twin = copy.deepcopy(model, shared)
+    twin = copy.deepcopy(model, tensors_of(model))
     # What lies inside a module comes first: wrapping the module renames it.
     for site, se in reversed(detach_all(twin).items()):
         module = twin.get_submodule(site.removesuffix(INPUT))
