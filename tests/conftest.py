@@ -15,6 +15,14 @@ if _workers > 1:
 import torch  # noqa: E402 - OpenMP reads it once
 from torch.utils.data._utils import signal_handling  # noqa: E402
 
+from senet.ops.native import build  # noqa: E402
+
+
+def pytest_configure(config):
+    """Without a compiler the fast CPU code says once that it is not there; the tests of all else run all the same."""
+    if build.compiler() is None:
+        config.addinivalue_line("filterwarnings", "ignore:senet. the fast CPU code is not used:UserWarning")
+
 
 @pytest.fixture(autouse=True)
 def _seeded():

@@ -14,6 +14,9 @@ from senet import SEConfig
 from senet.gates import microbatch
 from senet.nn.folded import FoldedConv2d, FoldedGate, FoldedSum, FoldedTail
 from senet.ops import early_gate
+from senet.ops.native import build
+
+needs_compiler = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
 
 QUICK = {"resnet18", "se_resnet20", "se_resnet50", "se_mobilenet_v1"}
 NAMES = [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in senet.list_models()]
@@ -253,6 +256,7 @@ def test_copies_and_pickles():
         torch.testing.assert_close(fast(x), expected, rtol=0, atol=0)
 
 
+@needs_compiler
 def test_micro_batches_give_the_same_and_are_used(monkeypatch):
     monkeypatch.setattr(microbatch, "_WORTH_IT", 4 * 2**10)
     monkeypatch.setattr(microbatch, "_AT_ONCE", 2 * 16 * 32 * 32 * 4)
@@ -270,6 +274,7 @@ def test_micro_batches_give_the_same_and_are_used(monkeypatch):
         assert fast(x[:0]).shape == (0, 5)
 
 
+@needs_compiler
 def test_compiles_as_one_graph():
     torch.manual_seed(0)
     model = settled(senet.create_model("se_resnet8", 5), 32, dtype=torch.float32)
@@ -312,6 +317,7 @@ def test_the_gate_before_the_convolution_is_the_gate_behind_it():
     torch.testing.assert_close(early_gate.gate_of(h, before, "reference"), behind.detach(), rtol=1e-12, atol=1e-14)
 
 
+@needs_compiler
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("channels_last", [True, False])
 @pytest.mark.parametrize(

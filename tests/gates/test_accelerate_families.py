@@ -15,6 +15,7 @@ from senet.gates.folding import ALONE, EARLY, LATE, PROJECTED
 from senet.nn.folded import FoldedConv2d
 from senet.nn.residual_tail import ResidualTail
 from senet.ops import early_gate, reference
+from senet.ops.native import build
 
 # network → (form of its gates, how many, how many are swept in training)
 FAMILIES = {
@@ -114,6 +115,7 @@ def without_dropping(net):
     return net
 
 
+@pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
 @pytest.mark.parametrize("name", NAMES)
 def test_the_same_function_and_gradients_in_training(name):
     model = made(name)
