@@ -32,6 +32,7 @@ from senet.training import outputs
 from senet.training.callbacks import Recorder, StateSaver, WarmAverage
 from senet.training.classifier import Classifier
 from senet.training.data_record import DataRecord, check_data, record_of, save_record
+from senet.training.epoch_anew import EpochAnew
 from senet.training.evaluate import pick_device
 from senet.training.feed import Feed, transform_for
 from senet.training.interrupt import Interrupted, StopRequest
@@ -94,7 +95,7 @@ def train(
             # Everything that can be wrong with the settings is found before a folder is touched.
             check(settings, recipe)
             resuming = examined()
-        moved = False
+        moved = changed = False
         if resuming:
             settings, recipe, moved = _as_saved(settings, recipe, output)
             if (output / folders.RESULT).is_file():
@@ -102,7 +103,7 @@ def train(
         source = source or open_data(settings)
         record = record_of(source)
         if resuming:
-            check_data(output, record, settings.data, moved=moved, allow_changed=allow_changed_data)
+            changed = check_data(output, record, settings.data, moved=moved, allow_changed=allow_changed_data)
         stop = stop or StopRequest()
         held.enter_context(stop.listening())
         held.enter_context(_quiet_lightning())
@@ -116,7 +117,9 @@ def train(
         # Not "if it exists": another process may not have removed an old run yet.
         state = checked_state(output / folders.CHECKPOINT) if resuming else None
         label = label or settings.model
-        return _fit(settings, recipe, output, source, classifier, metadata, console, label, loggers, stop, state)
+        return _fit(
+            settings, recipe, output, source, classifier, metadata, console, label, loggers, stop, state, changed
+        )
 
 
 def _begin(
@@ -164,6 +167,7 @@ def _fit(
     loggers: bool,
     stop: StopRequest,
     state: Path | None,
+    changed: bool,
 ) -> RunResult:
     spec = classifier.spec
     feed = Feed(
@@ -178,6 +182,7 @@ def _fit(
     recorder = Recorder(output, metadata, f"{settings.model} on {Path(source.name).name}")
     saver = StateSaver(output, stop, settings.seed)
     callbacks = _callbacks(recorder, saver, recipe, console, label)
+    callbacks += [EpochAnew()] if changed else []
     trainer = _trainer(settings, recipe, output, callbacks, loggers, feed)
     _LOG.info("%s; %s", source.split, "resuming" if state else "starting")
     try:
