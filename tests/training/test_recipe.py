@@ -127,6 +127,78 @@ def test_bad_overrides_name_the_field(change, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("lr=true", "lr: .*true or false.*True; allowed: above 0, at most 1e"),
+        ("epochs=true", "epochs: .*true or false"),
+        ("transform.scale=[true, 1]", "transform.scale: .*true or false"),
+        ("precision=true", "precision: "),
+        ("flip=1", "did you mean 'transform.flip'"),
+        ("lr=1e308", "lr: .*1e.308; allowed: above 0, at most 1e"),
+        ("lr=-.inf", "lr: "),
+        (f"lr={'9' * 399}", "lr: "),
+        (f"lr={'9' * 5000}", "5000 digits"),
+        (f"epochs={10**20}", "epochs: .*100000000000000000000; allowed: at least 1, at most 1000000"),
+        (f"batch_size={2**63}", "batch_size: .*at most"),
+        ("mixup=1e-320", "mixup: .*0, or at least 0.001"),
+        ("cutmix=1e308", "cutmix: .*at most 1000"),
+        ("transform.size=100000", "transform.size: .*100000; allowed: at least 1, at most 8192"),
+        ("transform.size=[]", "transform.size: .*integer"),
+        ("clip_grad_norm=.nan", "clip_grad_norm: .*finite"),
+        ("accumulate=0", "accumulate: .*at least 1"),
+        ("name=", "name: "),
+        ("lr: 1", "not KEY=VALUE"),
+        ("lr=!!int x", "not valid YAML"),
+        ("lr={a: 1, a: 2}", "line 1: the key 'a' is there twice"),
+        ("schedule.name=[" + "[" * 3000, "not valid YAML"),
+    ],
+)
+def test_values_out_of_range_are_one_short_line(change, message):
+    with pytest.raises(InputError, match=message) as caught:
+        load_recipe("cifar", [change])
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+def test_values_are_read_as_a_person_means_them(tmp_path):
+    path = tmp_path / "2024.yaml"
+    path.write_text("epochs: 010\nbatch_size: 8\nlr: 1e-2\nabout: no\ntransform: {flip: no}\nema: '0.5'\n")
+    recipe = load_recipe(path, ["channels_last=yes", "optimizer.weight_decay=1E-3"])
+    assert (recipe.epochs, recipe.lr, recipe.about, recipe.name, recipe.ema) == (10, 0.01, "no", "2024", 0.5)
+    assert (recipe.transform.flip, recipe.channels_last, recipe.optimizer.weight_decay) == (False, True, 0.001)
+    (tmp_path / "again.yaml").write_text(recipe.to_yaml())
+    assert load_recipe(tmp_path / "again.yaml") == recipe
+
+
+def test_a_recipe_that_is_no_readable_file(tmp_path):
+    (tmp_path / "folder.yaml").mkdir()
+    (tmp_path / "binary.yaml").write_bytes(bytes(range(1, 128)))
+    (tmp_path / "latin.yaml").write_bytes(b"name: caf\xe9")
+    (tmp_path / "long.yaml").write_text("# " + "x" * 2**21)
+    (tmp_path / "twice.yaml").write_text("epochs: 1\nbatch_size: 1\nlr: 1\nlr: 2")
+    (tmp_path / "section.yaml").write_text("epochs: 1\nbatch_size: 1\nlr: 1\nschedule: 5")
+    (tmp_path / "keys.yaml").write_text("1: 2\nnull: 3")
+    (tmp_path / "loop.yaml").write_text("epochs: &a [*a]")
+    for name, message in (
+        ("folder", "cannot be read"),
+        ("binary", "not valid YAML"),
+        ("latin", "not UTF-8"),
+        ("long", "larger than"),
+        ("twice", "line 4: the key 'lr' is there twice"),
+        ("section", "schedule"),
+        ("keys", "recipe"),
+        ("loop", "epochs: "),
+    ):
+        with pytest.raises(InputError, match=message) as caught:
+            load_recipe(tmp_path / f"{name}.yaml", ["schedule.name=cosine"])
+        assert f"{name}.yaml" in str(caught.value) or "--set" in str(caught.value)
+        assert "\n" not in str(caught.value)
+    for name in ("", ".", str(tmp_path), "x" * 5000 + ".yaml"):
+        with pytest.raises(InputError):
+            load_recipe(name)
+
+
 def test_bad_files(tmp_path):
     with pytest.raises(InputError, match="did you mean 'cifar'"):
         load_recipe("cifra")

@@ -99,7 +99,7 @@ def key_values(entries: list[str] | None, option: str) -> tuple[tuple[str, Any],
         key, equals, text = entry.partition("=")
         if not equals or not key.strip():
             raise InputError(f"{option} {entry!r} is not KEY=VALUE")
-        value = parse(text, f"{option} {entry!r}: the value")
+        value = parse(text, f"{option} {entry[:80]!r}: the value")
         pairs[key.strip()] = _YES_NO.get(value.lower(), value) if isinstance(value, str) else value
     return tuple(pairs.items())
 
