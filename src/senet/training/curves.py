@@ -42,7 +42,7 @@ def _numbers(row: Mapping[str, Any], number: int) -> dict[str, float | None]:
         try:
             values[column] = float(cell) if cell else None
         except ValueError:
-            raise ValueError(f"row {number}, {column}: {cell[:40]!r} is no number") from None
+            raise ValueError(f"row {number}, {column}: {str(cell)[:40]!r} is no number") from None
         value = values[column]
         if (value is None and column in _NEEDED) or (value is not None and not math.isfinite(value)):
             raise ValueError(f"row {number}, {column}: a finite number is needed")

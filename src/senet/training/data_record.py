@@ -78,8 +78,8 @@ def load_record(folder: Path) -> DataRecord | None:
     return read(path, DataRecord) if path.is_file() else None
 
 
-def check_data(folder: Path, now: DataRecord, data: str, *, moved: bool, allow_changed: bool) -> bool:
-    """Refuse to resume the run in ``folder`` on other data than it was begun on; True: on other images, as allowed.
+def check_data(folder: Path, now: DataRecord, data: str, *, moved: bool, allow_changed: bool) -> None:
+    """Refuse to resume the run in ``folder`` on other data than it was begun on.
 
     Args:
         folder: the run's.
@@ -97,17 +97,16 @@ def check_data(folder: Path, now: DataRecord, data: str, *, moved: bool, allow_c
                 f"{folder} is of a version that kept no record of its data, so nobody can tell whether {data} has the "
                 "same; name the data as it was, or give --allow-changed-data"
             )
-        return moved
+        return
     check_classes(saved, now, folder, data)
     if saved.same_images(now):
-        return False
+        return
     what = (
         f"{folder} was begun on other images ({saved.counted()}; now {data} has {now.counted()}{_renamed(saved, now)})"
     )
     if not allow_changed:
         raise InputError(f"{what}; bring them back, or give --allow-changed-data to go on with another split")
     _LOG.warning("%s; images that it was trained on may now be among those it is validated on", what)
-    return True
 
 
 def check_classes(saved: DataRecord, now: DataRecord, folder: Path, data: str) -> None:

@@ -9,16 +9,28 @@ from lightning.pytorch.callbacks import Callback
 
 
 class EpochAnew(Callback):
-    """Sets Lightning's counters in a checkpoint back to the beginning of its epoch, before the loops read them."""
+    """Keeps a digest of the training images in the checkpoint, and sets one of other images back to its epoch's begin.
+
+    The checkpoint says so to all processes alike, also to those that start when the run's folder has been renewed.
+    """
+
+    def __init__(self, images: str) -> None:
+        self.images = images
+
+    def state_dict(self) -> dict[str, Any]:
+        """The digest of the images that the checkpoint's epoch is made of."""
+        return {"images": self.images}
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Weights, optimizer and schedule stay as they are."""
+        """Set Lightning's counters back before the loops read them; weights, optimizer and schedule stay."""
+        # A version before this one kept no digest and knew of no change.
+        before = checkpoint["callbacks"].get(self.state_key, {}).get("images", self.images)
         loops = checkpoint["loops"]["fit_loop"]
         epoch = loops["epoch_progress"]
-        if epoch["current"]["processed"] == epoch["current"]["started"]:
-            return  # the epoch was over
+        if before == self.images or epoch["current"]["processed"] == epoch["current"]["started"]:
+            return  # nothing has changed, or the epoch was over
         for metric in (pl_module.train_correct, pl_module.train_loss):  # restored with the weights
             metric.reset()  # type: ignore[union-attr, operator]
         for counts in (epoch["current"], epoch["total"]):

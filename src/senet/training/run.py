@@ -95,7 +95,7 @@ def train(
             # Everything that can be wrong with the settings is found before a folder is touched.
             check(settings, recipe)
             resuming = examined()
-        moved = changed = False
+        moved = False
         if resuming:
             settings, recipe, moved = _as_saved(settings, recipe, output)
             if (output / folders.RESULT).is_file():
@@ -103,7 +103,7 @@ def train(
         source = source or open_data(settings)
         record = record_of(source)
         if resuming:
-            changed = check_data(output, record, settings.data, moved=moved, allow_changed=allow_changed_data)
+            check_data(output, record, settings.data, moved=moved, allow_changed=allow_changed_data)
         stop = stop or StopRequest()
         held.enter_context(stop.listening())
         held.enter_context(_quiet_lightning())
@@ -118,7 +118,7 @@ def train(
         state = checked_state(output / folders.CHECKPOINT) if resuming else None
         label = label or settings.model
         return _fit(
-            settings, recipe, output, source, classifier, metadata, console, label, loggers, stop, state, changed
+            settings, recipe, output, source, classifier, metadata, console, label, loggers, stop, state, record
         )
 
 
@@ -167,7 +167,7 @@ def _fit(
     loggers: bool,
     stop: StopRequest,
     state: Path | None,
-    changed: bool,
+    record: DataRecord,
 ) -> RunResult:
     spec = classifier.spec
     feed = Feed(
@@ -182,7 +182,7 @@ def _fit(
     recorder = Recorder(output, metadata, f"{settings.model} on {Path(source.name).name}")
     saver = StateSaver(output, stop, settings.seed)
     callbacks = _callbacks(recorder, saver, recipe, console, label)
-    callbacks += [EpochAnew()] if changed else []
+    callbacks.append(EpochAnew(record.train.names))
     trainer = _trainer(settings, recipe, output, callbacks, loggers, feed)
     _LOG.info("%s; %s", source.split, "resuming" if state else "starting")
     try:
