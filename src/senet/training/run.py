@@ -108,8 +108,9 @@ def train(
         held.enter_context(stop.listening())
         held.enter_context(_quiet_lightning())
         log_to = held.enter_context(folders.log_file())
-        # Whatever does not fit (transform, weights, the network's options) is found before an old run is removed.
+        # Whatever does not fit (transform, weights, options, devices) is found before an old run is removed.
         classifier, metadata = build_classifier(settings, recipe, source)
+        _trainer(settings, recipe, output, [], loggers=False)
         if first_process:
             held.enter_context(outputs.taken(output, outputs.RUN, examined, resuming, inputs))
             _begin(settings, recipe, output, record, is_new=not resuming, moved=moved)
@@ -183,7 +184,7 @@ def _fit(
     saver = StateSaver(output, stop, settings.seed)
     callbacks = _callbacks(recorder, saver, recipe, console, label)
     callbacks.append(EpochAnew(record.train.names))
-    trainer = _trainer(settings, recipe, output, callbacks, loggers, feed)
+    trainer = _trainer(settings, recipe, output, callbacks, loggers)
     _LOG.info("%s; %s", source.split, "resuming" if state else "starting")
     try:
         with threads_for(spec.size, settings.device), restoring(state, lambda: saver.is_restored):
@@ -254,7 +255,7 @@ def _callbacks(
 
 
 def _trainer(
-    settings: RunSettings, recipe: Recipe, output: Path, callbacks: list[Callback], loggers: bool, feed: Feed
+    settings: RunSettings, recipe: Recipe, output: Path, callbacks: list[Callback], loggers: bool
 ) -> pl.Trainer:
     logs: list[Logger] = []
     if loggers:
