@@ -13,7 +13,7 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -68,21 +68,20 @@ def temporary_folder(parent: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what processes that no longer live had begun to write in a folder."""
-    with os.scandir(folder) as entries:
-        left = [Path(entry.path) for entry in entries if is_temporary(entry.name)]
+    """Remove what processes that no longer live had begun to write in a folder, as far as that is allowed."""
+    try:
+        with os.scandir(folder) as entries:
+            left = [Path(entry.path) for entry in entries if _TEMPORARY.fullmatch(entry.name)]
+    except PermissionError:  # a folder that may be written into and not be listed
+        return
     for path in left:
         if _lives(path):
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
-            path.unlink(missing_ok=True)
-
-
-def is_temporary(name: str) -> bool:
-    """Whether a file of this name is one that is being written, or was when its process was killed."""
-    return _TEMPORARY.fullmatch(name) is not None
+            with suppress(OSError):  # another user's, in a shared folder
+                path.unlink()
 
 
 def _temporary(folder: Path) -> Path:
@@ -115,10 +114,9 @@ def _lives(path: Path) -> bool:
 
 def _sync_folder(folder: Path) -> None:
     """Have the file's new name on disk, too; a file system that cannot do that has its own way."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError:
-        pass
-    finally:
-        os.close(handle)
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -159,20 +159,38 @@ def test_a_lock_is_not_inherited_and_leaves_no_folder(tmp_path):
 
 def test_a_run_killed_while_its_folder_was_made_can_be_started_again(pictures, quick_recipe, tmp_path):
     settings, recipe = RunSettings(str(pictures), "resnet8"), quick_recipe("epochs=1")
-    leftovers = {"new": [LOCK, "recipe.yaml", ".senet.elsewhere.1.0123abcd.tmp"], "empty": [LOCK], "old": []}
+    leftovers = {"new": [LOCK, "recipe.yaml", ".senet.elsewhere.1.0123abcd.tmp", "notes.md"], "old": ["recipe.yaml"]}
     for name, files in leftovers.items():
-        put(tmp_path / name, *files, "notes.md")
+        put(tmp_path / name, *files)
         if name == "old":  # of the version without a lock
             (tmp_path / name / ".run.json.ab12_xyz").touch(mode=0o600)
         for options in ({}, {"resume": True}):
             train(settings, recipe, tmp_path / name, loggers=False, **options)
-        assert (tmp_path / name / "notes.md").exists()
         assert (tmp_path / name / "result.json").exists()
         hidden = {path.name for path in (tmp_path / name).glob(".*")}
         assert hidden <= {".senet.elsewhere.1.0123abcd.tmp"}  # whose process may live
-    put(tmp_path / "mine", "recipe.yaml")  # which is nobody else's
-    with pytest.raises(InputError, match="not from this command"):
-        train(settings, recipe, tmp_path / "mine", overwrite=True)
+    assert (tmp_path / "new" / "notes.md").exists()
+    put(tmp_path / "new", LOCK)  # killed when all was done
+    train(settings, recipe, tmp_path / "new", loggers=False, resume=True)
+    assert not (tmp_path / "new" / LOCK).exists()
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["recipe.yaml"],  # the user's own
+        ["recipe.yaml", "log.txt", ".senet.elsewhere.1.0123abcd.tmp"],  # a killed command had written beside them
+        [LOCK, "compare.json", "curves.png"],  # a killed comparison
+        [LOCK, "best.safetensors"],
+        ["recipe.yaml", ".run.json.ab12_xyz"],  # a copy of a user's: another mode
+    ],
+)
+def test_a_folder_with_something_to_lose_is_no_begun_run(pictures, quick_recipe, tmp_path, files):
+    mine = put(tmp_path / "mine", *files)
+    for options in ({}, {"resume": True}, {"overwrite": True}):
+        with pytest.raises(InputError, match="not from this command"):
+            train(RunSettings(str(pictures), "resnet8"), quick_recipe(), tmp_path / "mine", **options)
+    assert contents(tmp_path / "mine") == mine
 
 
 def test_a_state_does_not_pass_through_tmpdir(pictures, quick_recipe, tmp_path, monkeypatch):

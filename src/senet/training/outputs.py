@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from senet.errors import InputError
-from senet.files import is_temporary, remove_leftovers
+from senet.files import remove_leftovers
 from senet.training.folder import CHECKPOINT, DATA, RESULT, SETTINGS
 from senet.training.lock import LOCK, locked, refuse_held
 
@@ -42,6 +42,7 @@ COMPARISON = Kind(
         "compare.json",
     ),
 )
+_FIRST = {LOCK, "recipe.yaml", "data.json"}  # written before the marker
 
 
 def examine(folder: Path, kind: Kind, *, resume: bool, overwrite: bool) -> bool:
@@ -64,7 +65,7 @@ def examine(folder: Path, kind: Kind, *, resume: bool, overwrite: bool) -> bool:
         return False
     refuse_held(folder)  # by another process
     if not (folder / kind.marker).is_file():
-        if _is_begun(folder):
+        if _is_begun(folder, kind):
             return False
         raise InputError(f"{folder} has files that are not from this command; give another --output")
     if resume:
@@ -95,6 +96,13 @@ def taken(
         yield
 
 
+def tidy(folder: Path) -> None:
+    """Remove what a process left that was killed when all was done."""
+    if (folder / LOCK).exists():
+        with locked(folder):
+            _remove_remains(folder)
+
+
 def refuse_inside(folder: Path, inputs: Mapping[str, str | Path | None]) -> None:
     """InputError where an input of the command lies in a folder that is to be overwritten."""
     home = folder.resolve()
@@ -103,10 +111,13 @@ def refuse_inside(folder: Path, inputs: Mapping[str, str | Path | None]) -> None
             raise InputError(f"{option} {named} lies in {folder}, which is to be overwritten; give another --output")
 
 
-def _is_begun(folder: Path) -> bool:
-    """Whether one of our commands was killed while it made the folder: nobody else leaves these names."""
-    names = {path.name for path in folder.iterdir()}
-    return LOCK in names or any(is_temporary(name) or _is_old_temporary(folder / name) for name in names)
+def _is_begun(folder: Path, kind: Kind) -> bool:
+    """Whether a command of ours was killed while it made the folder: only that leaves a lock, and nothing to lose."""
+    there = {path.name for path in folder.iterdir()}
+    if there & {RUN.marker, COMPARISON.marker} or not {path.name for path in _own(folder, kind)} <= _FIRST:
+        return False
+    old = {name for name in there if _is_old_temporary(folder / name)}
+    return LOCK in there or (bool(old) and there - old <= _FIRST)
 
 
 def _renew(folder: Path, kind: Kind) -> None:
@@ -115,8 +126,11 @@ def _renew(folder: Path, kind: Kind) -> None:
     Whatever else is there stays and is named in a warning. The marker goes last: a command that is killed before can
     be repeated.
     """
-    for run in folder.glob("runs/*/") if kind is COMPARISON else ():
+    runs = [] if kind is RUN else [run for run in folder.glob("runs/*-seed[0-9]*/") if not run.is_symlink()]
+    for run in runs:
         refuse_held(run)  # resumed by itself
+    for run in runs:
+        _remove_remains(run)
     found = [path for path in _own(folder, kind) if path != folder / LOCK]
     for path in found:
         path.unlink()

@@ -99,6 +99,8 @@ def train(
         if resuming:
             settings, recipe, moved = _as_saved(settings, recipe, output)
             if (output / folders.RESULT).is_file():
+                if first_process:
+                    outputs.tidy(output)
                 return load_result(output)
         source = source or open_data(settings)
         record = record_of(source)
