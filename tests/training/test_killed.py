@@ -25,8 +25,15 @@ def start(folder):
 def wait_for_lock(process, folder):
     """Before it holds the folder, it changes nothing."""
     holder = f'"process": {process.pid},'
-    while process.poll() is None and not ((folder / LOCK).exists() and holder in (folder / LOCK).read_text()):
+    while process.poll() is None and holder not in text_of(folder / LOCK):
         time.sleep(0.001)
+
+
+def text_of(path):
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return ""
 
 
 def outcome(folder):
@@ -52,8 +59,9 @@ def test_a_run_that_is_killed_at_random_moments_ends_as_an_unbroken_one(tmp_path
     whole = start(tmp_path / "whole")
     wait_for_lock(whole, tmp_path / "whole")
     begun = time.monotonic()
-    assert whole.wait(timeout=300) == 0
+    _, said = whole.communicate(timeout=300)
     seconds = time.monotonic() - begun
+    assert whole.returncode == 0, said.decode()
     expected = outcome(tmp_path / "whole")
     moments = random.Random(0)
     kills = runs = 0

@@ -108,7 +108,10 @@ def load_run(folder: str | Path) -> tuple[RunSettings, Recipe]:
     """Settings and recipe of the run in a folder."""
     folder = Path(folder)
     if not (folder / folders.SETTINGS).is_file():
-        raise InputError(f"{folder} holds no run; give the folder that was the --output of `senet train`")
+        raise InputError(
+            f"{folder} holds no run; give the folder that was the --output of `senet train`, or where that was killed "
+            "before it began, the whole command again"
+        )
     return load_settings(folder), load_recipe(folder / "recipe.yaml")
 
 
