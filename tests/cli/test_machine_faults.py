@@ -67,6 +67,7 @@ def test_lost_loaders_name_the_remedy_and_the_way_on(error, remedy):
     assert remedy in message
     assert message.endswith("continue with: senet train --data 'my photos' -o run --resume --workers 0")
     assert "\n" not in message
+    assert describe(error, ["compare"])[1].endswith("senet compare --resume --workers 0")
     assert "--resume" not in describe(error, ["predict", "photo.jpg"])[1]
 
 

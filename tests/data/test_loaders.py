@@ -1,5 +1,6 @@
 """Batches depend on (seed, epoch, index) alone; bad images are named, counted, and replaced or left out."""
 
+import dataclasses
 import logging
 import pickle
 import random
@@ -17,6 +18,9 @@ from senet.data.loaders import Batch, EpochSampler, ImageLoader, make_loader
 from senet.data.sources import open_files
 from senet.data.transforms import TransformSpec
 from senet.errors import InputError
+from senet.gates.fold_search import accuracy_of
+from senet.gates.record import record_excitations
+from senet.models.registry import create_model
 
 SPEC = TransformSpec(size=12, augment="imagenet")
 pytestmark = pytest.mark.filterwarnings(
@@ -269,6 +273,15 @@ def test_evaluation_gives_an_empty_batch_where_all_images_are_bad(tmp_path: Path
         (tmp_path / f"{index:03d}.jpg").write_bytes(b"")
     loader = make_loader(data, 2, train=False, max_bad_fraction=0.5, workers=workers)
     assert [batch.indices.tolist() for batch in loader] == [[0, 1], [], [4, 5]]
+
+
+def test_what_looks_at_every_batch_passes_over_empty_ones(tmp_path: Path) -> None:
+    data = dataclasses.replace(file_set(tmp_path, count=6), classes=("a", "b"), targets=[0, 1, 0, 1, 0, 1])
+    (tmp_path / "003.jpg").write_bytes(b"")
+    loader = make_loader(data, 1, train=False, max_bad_fraction=0.5)
+    network = create_model("se_resnet8", 2)
+    assert record_excitations(network, loader, preprocess=SPEC.normalize).images == 5
+    assert accuracy_of(loader, SPEC.normalize)(network) in {0, 20, 40, 60, 80, 100}
 
 
 @pytest.mark.parametrize(("count", "world"), [(21, 2), (5, 4), (2, 4)])

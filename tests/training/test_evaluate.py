@@ -93,12 +93,13 @@ def test_other_sizes(run, pictures):
     assert evaluate(run / "last.safetensors", str(pictures), size=24).size == 24
 
 
-def test_bad_images_are_named_and_the_rest_is_done(run, pictures, tmp_path):
+@pytest.mark.parametrize("batch_size", [1, 64])
+def test_bad_images_are_named_and_the_rest_is_done(run, pictures, tmp_path, batch_size):
     good = pictures / "val" / "disc" / "0.png"
     (tmp_path / "cut.png").write_bytes(good.read_bytes()[:60])
     (tmp_path / "notes.png").write_text("no image")
     (tmp_path / "readme.txt").write_text("left out, and no mistake")
-    predictions = predict(run / "last.safetensors", [good, tmp_path])
+    predictions = predict(run / "last.safetensors", [good, tmp_path], batch_size=batch_size)
     assert [row.name for row in predictions] == [str(good)]
     assert sorted(predictions.bad) == [str(tmp_path / "cut.png"), str(tmp_path / "notes.png")]
 
