@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import os
 import re
 import shutil
 
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 from senet import Excitations, create_model, save_weights
 from senet.cli.main import app
 from senet.measure import report
+from senet.models.weights import load_weights
 from senet.training import gate_report
 
 
@@ -29,6 +31,21 @@ def test_help():
     result = CliRunner().invoke(app, ["inspect", "--help"])
     assert result.exit_code == 0
     assert "--checkpoint" in result.output
+
+
+def test_classes_and_files_whose_names_are_no_utf_8(senet, photos, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(photos, data)
+    (data / "cold").rename(data / os.fsdecode(b"fr\xe9d"))
+    (data / "warm" / "0.png").rename(data / "warm" / os.fsdecode(b"\xe9\x1b[31m.png"))
+    run, out = tmp_path / "run", tmp_path / "report"
+    assert senet("train", "--data", data, "--model", "se_resnet8", "--epochs", 1, "-o", run)[0] == 0
+    weights = run / "best.safetensors"
+    assert load_weights(weights)[1]["classes"] == ["fr\udce9d", "warm"]
+    assert senet("inspect", "--checkpoint", weights, "--data", data, "--output", out)[0] == 0
+    assert Excitations.load(out / "excitations.npz").classes == ("fr\udce9d", "warm")
+    for name in ("index.html", "findings.csv"):
+        (out / name).read_text(encoding="utf-8")
 
 
 def test_the_report_of_a_run(senet, photos, weights, tmp_path):

@@ -171,13 +171,7 @@ class ImageLoader(DataLoader[Batch]):
         if name in self.bad:
             return
         self.bad[name] = reason
-<<<<<<< ours
-        if self.on_bad_image == "fail":
-            raise InputError(f"{name}: {reason}; repair or remove it, or use --on-bad-image skip")
         log.warning("skipped %s: %s", shown(name), shown(reason))
-=======
-        log.warning("skipped %s: %s", name, reason)
->>>>>>> theirs
         damaged = len(self.bad) - len(self.images.non_images)
         if self.on_bad_image == "fail":
             raise InputError(f"{name}: {reason}; repair or remove it, or use --on-bad-image skip")
@@ -186,12 +180,6 @@ class ImageLoader(DataLoader[Batch]):
                 f"more than {self.max_bad_fraction:.3g} of the {len(self.images)} images cannot be read, "
                 f"{damaged} so far; repair or remove them: {self._listed()}"
             )
-
-<<<<<<< ours
-    @property
-    def unreadable(self) -> dict[str, str]:
-        """``bad`` without the files that are no images."""
-        return {name: reason for name, reason in self.bad.items() if name not in self.images.non_images}
 
     def _add_damaged(self, name: str, reason: str) -> None:
         if name in self.damaged:
@@ -202,8 +190,6 @@ class ImageLoader(DataLoader[Batch]):
         if len(self.damaged) <= _LISTED:  # they are taken, so there may be any number of them
             log.warning("%s: %s", shown(name), shown(reason))
 
-=======
->>>>>>> theirs
     def _listed(self) -> str:
         listed = [f"{name} ({reason})" for name, reason in self.unreadable.items()]
         return ", ".join(listed[:_LISTED]) + (", ..." if len(listed) > _LISTED else "")

@@ -16,6 +16,7 @@ from senet.gates.doctor import Diagnosis, Thresholds, diagnose
 from senet.gates.excitations import Excitations
 from senet.measure.report_data import Picture, data_uri, page_data, thumbnails
 from senet.measure.report_figures import plot_class_means, plot_class_spread
+from senet.text import shown
 
 FILES = ("index.html", "class_means.png", "class_spread.png", "findings.csv", "excitations.npz")
 PAGE_BYTES = 4_900_000  # the page stays below 5 MB whatever it shows
@@ -66,8 +67,13 @@ def write_report(
 
 def finding_rows(diagnoses: Sequence[Diagnosis]) -> list[dict[str, Any]]:
     """A row a gate, with the numbers, the findings and what to do."""
-    rows = [diagnosis.row() for diagnosis in diagnoses]
-    return [{n: f"{value:.6g}" if isinstance(value, float) else value for n, value in row.items()} for row in rows]
+    return [{name: _cell(value) for name, value in diagnosis.row().items()} for diagnosis in diagnoses]
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return shown(value) if isinstance(value, str) else value
 
 
 def build_page(

@@ -14,6 +14,7 @@ import numpy as np
 from senet.errors import InputError
 from senet.files import write_atomically
 from senet.gates.excitations import Excitations, SiteExcitations
+from senet.text import shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -100,14 +101,14 @@ def _plot(
     lines = math.ceil(len(chosen) / columns)
     figure = Figure(figsize=(4.6 * columns, 2.9 * lines + 0.9), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
-    origin = ", ".join(excitations.about[key] for key in ("model", "data") if key in excitations.about)
+    origin = shown(", ".join(excitations.about[key] for key in ("model", "data") if key in excitations.about))
     figure.suptitle(f"{title}: {origin}" if origin else title, fontsize=11, x=0.01, ha="left", parse_math=False)
     panels = figure.subplots(lines, columns, squeeze=False)
     for number, axes in enumerate(panels.flat):
         if number >= len(chosen):
             axes.set_axis_off()
             continue
-        _draw(axes, chosen[number], rows, band)
+        _draw(axes, chosen[number], [(shown(name), row) for name, row in rows], band)
         _decorate(axes, chosen[number])
     _legend(figure, panels.flat[0].lines)
     image = io.BytesIO()
