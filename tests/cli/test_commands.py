@@ -51,6 +51,23 @@ def test_predict_names_bad_files_and_does_the_rest(senet, photos, trained, tmp_p
     assert "broken.jpg" in err
 
 
+@pytest.mark.parametrize("command", ["train", "compare", "eval", "inspect", "fold"])
+def test_an_empty_data_is_not_the_working_folder(senet, photos, trained, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(photos)
+    weights, new = ("--checkpoint", trained / "best.safetensors"), ("--output", tmp_path / "out")
+    words = {
+        "train": ("--model", "se_resnet8", *new),
+        "compare": ("--model", "se_resnet8", *new),
+        "eval": weights,
+        "inspect": (*weights, *new),
+        "fold": (*weights, *new),
+    }
+    code, _, err = senet(command, "--data", "", *words[command])
+    assert code == 2
+    assert "--data is empty" in err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("command", ["train", "compare", "eval", "inspect", "fold", "predict"])
 def test_images_above_max_pixels_are_named_and_not_taken(senet, photos, trained, tmp_path, command):
     weights, new = ("--checkpoint", trained / "best.safetensors"), ("--output", tmp_path / "out")

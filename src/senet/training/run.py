@@ -84,7 +84,7 @@ def train(
     """
     output = Path(output)
     check_processes(settings.devices, settings.num_nodes)
-    if Path(settings.data).is_dir():  # the run can then be resumed from another working folder
+    if settings.data.strip() and Path(settings.data).is_dir():  # the run can then be resumed from any working folder
         settings = replace(settings, data=str(Path(settings.data).resolve()))
     first_process = is_first_process()
     resuming = resume and (output / folders.SETTINGS).is_file()
