@@ -169,9 +169,9 @@ def test_no_false_hint(tmp_path, state):
         ("quantized", lambda v: torch.quantize_per_tensor(v, 0.1, 0, torch.qint8)),
         ("nested", lambda v: torch.nested.nested_tensor([v[0], v[1]])),
         ("claims 4,000,000,000,000 bytes", lambda v: torch.zeros(1).expand(10**12)),
-        ("1 of 2,304 values that are NaN or infinite", lambda v: v.index_fill(0, torch.tensor(0), 1).flatten()),
-        ("values that are NaN or infinite", lambda v: v * torch.inf),
-        ("values that are NaN or infinite", lambda v: v.double() * 1e300),
+        ("1 of 2,304 values that are NaN or infinity", lambda v: v.index_fill(0, torch.tensor(0), 1).flatten()),
+        ("values that are NaN or infinity", lambda v: v * torch.inf),
+        ("values that are NaN or infinity", lambda v: v.double() * 1e300),
     ],
 )
 @pytest.mark.filterwarnings("ignore")  # PyTorch's, on sparse, nested and quantized tensors

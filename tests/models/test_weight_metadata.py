@@ -105,10 +105,19 @@ def test_a_file_does_not_name_other_files(tmp_path):
         senet.build_from_checkpoint(tmp_path / "w.safetensors")
 
 
-def test_what_could_not_be_read_is_not_written(tmp_path):
-    for values in ({"num_classes": "10"}, {"classes": "abc"}, {"se": []}, {"note": {1, 2}}):
-        with pytest.raises(senet.InputError, match=r"w\.safetensors: .*metadata"):
-            senet.save_weights(tmp_path / "w.safetensors", torch.nn.Linear(2, 2), values)
+@pytest.mark.parametrize("text", ["null", "[1]", '"x"', '{"senet": []}', "[" * 100_000, "9" * 5000, ""])
+def test_a_damaged_config_of_a_folder_is_one_line(tmp_path, network, text):
+    senet.save(network, tmp_path / "folder")
+    (tmp_path / "folder" / "config.json").write_text(text)
+    with pytest.raises(senet.InputError) as caught:
+        senet.from_pretrained(tmp_path / "folder")
+    assert str(caught.value).startswith(str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_metadata_that_are_no_json_are_not_written(tmp_path):
+    with pytest.raises(senet.InputError, match=r"w\.safetensors: metadata must be JSON"):
+        senet.save_weights(tmp_path / "w.safetensors", torch.nn.Linear(2, 2), {"note": {1, 2}})
     assert list(tmp_path.iterdir()) == []
 
 

@@ -105,7 +105,7 @@ def check_values(state: dict[str, Tensor], own: dict[str, Tensor], label: object
         wrong = _not_finite(value.to(own[key].dtype))  # a value that is too large here is infinite here
         if wrong and (own[key].is_meta or not _not_finite(own[key])):  # a mask, say, may be infinite from the start
             raise InputError(
-                f"{label}: {key!r} has {wrong:,} of {value.numel():,} values that are NaN or infinite; the file is "
+                f"{label}: {key!r} has {wrong:,} of {value.numel():,} values that are NaN or infinity; the file is "
                 "damaged or its training diverged, take an earlier one"
             )
 

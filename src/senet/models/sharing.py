@@ -90,8 +90,14 @@ def from_pretrained(
         return config.changed(**changes).create(pretrained=str(source)).eval()
     hub = _hub()
     options = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-    with hub.one_line(f"{source}: there is no such folder, and from the Hub it cannot be had"):
-        return hub.NetworkFolder.from_pretrained(source, **options, **changes).network
+    try:
+        with hub.one_line(f"{source}: there is no such folder, and from the Hub it cannot be had"):
+            return hub.NetworkFolder.from_pretrained(source, **options, **changes).network
+    except InputError:
+        raise
+    except (AttributeError, TypeError, ValueError, RecursionError) as error:  # of the mixin, on JSON of another kind
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{source}: its config.json makes no network ({reason}); save it again") from error
 
 
 def push_to_hub(model: nn.Module, repo_id: str, metadata: dict[str, Any] | None = None, **options: Any) -> str:

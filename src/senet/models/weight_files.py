@@ -20,7 +20,7 @@ from senet._version import __version__
 from senet.errors import InputError
 from senet.files import write_atomically
 from senet.models.caffe import read_caffemodel
-from senet.models.weight_metadata import check_metadata, read_metadata
+from senet.models.weight_metadata import read_metadata
 
 _LOG = logging.getLogger("senet.models")
 _KEY = "senet"  # safetensors metadata maps strings to strings: ours is one JSON text under this key
@@ -43,11 +43,9 @@ def save_weights(
         metadata: JSON values; ``build_from_checkpoint`` needs ``model``, ``num_classes``, ``in_chans`` and ``se``.
 
     Raises:
-        InputError: the network is on the ``meta`` device, a value cannot be kept in such a file, or an entry of the
-            metadata that this package reads is of a wrong type.
+        InputError: the network is on the ``meta`` device, or a value or the metadata cannot be kept in such a file.
     """
     state = model.state_dict() if isinstance(model, nn.Module) else model
-    check_metadata(metadata or {}, path)
     if any(isinstance(value, Tensor) and value.is_meta for value in state.values()):
         raise InputError(
             f"{path}: there is nothing to save, the network is on the 'meta' device; give it weights first"

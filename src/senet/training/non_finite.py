@@ -14,7 +14,7 @@ def first_not_finite(network: nn.Module, x: Tensor) -> str:
     The network is called once more, with a hook on every module; the innermost module is named.
     """
     if not x.isfinite().all():
-        return "the normalized images are NaN or infinite; look at mean and std of its transform"
+        return "the normalized images hold NaN or infinity; look at mean and std of its transform"
     found: list[str] = []
 
     def look(name: str) -> Any:
@@ -32,4 +32,4 @@ def first_not_finite(network: nn.Module, x: Tensor) -> str:
         for handle in handles:
             handle.remove()
     layer = f"of {found[0]}, before that of all other layers, " if found else ""
-    return f"the output {layer}is NaN or infinite; take another checkpoint"
+    return f"the output {layer}holds NaN or infinity; take another checkpoint"
