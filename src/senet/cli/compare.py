@@ -11,6 +11,7 @@ import typer
 from senet.allocator import keep_freed_memory
 from senet.cli import options as opt
 from senet.data import MAX_PIXELS
+from senet.text import shown
 
 DEFAULT_MODEL = "se_resnet14"
 DEFAULT_OUTPUT = Path("comparison")
@@ -89,6 +90,6 @@ def command(
             console=to_errors(),
         )
     except Interrupted as stop:
-        print(f"{stop}; continue with: {opt.resume_command(sys.argv[1:])}", file=sys.stderr)
+        print(shown(f"{stop}; continue with: {opt.resume_command(sys.argv[1:])}"), file=sys.stderr)
         raise
     comparison_table(comparison, to_output())

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from senet.text import shown
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -16,9 +18,7 @@ _UNLIMITED = 10_000  # columns; a table takes no more than it needs
 
 def to_output() -> Console:
     """The output: as wide as the terminal, or as ``COLUMNS`` says; in a file or a pipe no width cuts a name off."""
-    from rich.console import Console
-
-    console = Console()
+    console = _console()
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = _UNLIMITED
     return console
@@ -26,9 +26,20 @@ def to_output() -> Console:
 
 def to_errors() -> Console:
     """Where progress is shown."""
-    from rich.console import Console
+    return _console(stderr=True)
 
-    return Console(stderr=True)
+
+def _console(**options: Any) -> Console:
+    from rich.console import Console
+    from rich.text import Text
+
+    class Printable(Console):
+        """Names of files and classes hold anything: no terminal escape in one, and no ``:cat:``, means something."""
+
+        def render_str(self, text: str, **options: Any) -> Text:
+            return super().render_str("\n".join(map(shown, text.split("\n"))), **options)
+
+    return Printable(emoji=False, **options)
 
 
 @contextmanager
@@ -46,13 +57,13 @@ def bars(*, elapsed: bool = False) -> Iterator[Callable[[str, str, int, int], No
     console = to_errors()
     clock = TimeElapsedColumn() if elapsed else TimeRemainingColumn()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), clock)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         tasks: dict[str, Any] = {}
 
         def update(bar: str, text: str, done: int, total: int) -> None:
             if bar not in tasks:
-                tasks[bar] = shown.add_task(text, total=total)
-            shown.update(tasks[bar], description=text, completed=done, total=total)
+                tasks[bar] = progress.add_task(text, total=total)
+            progress.update(tasks[bar], description=text, completed=done, total=total)
 
         yield update
 

@@ -8,6 +8,7 @@ import typer
 
 from senet.cli import options as opt
 from senet.data import MAX_PIXELS
+from senet.text import json_text
 
 
 def command(
@@ -29,7 +30,6 @@ def command(
 
     Example: [cyan]senet eval --data photos/val --checkpoint run/best.safetensors --crops ten[/]
     """
-    import json
 
     from senet.cli.console import to_output
     from senet.cli.tables import evaluation_table
@@ -48,6 +48,6 @@ def command(
         max_pixels=max_pixels,
     )
     if as_json:
-        print(json.dumps(result.to_dict(), indent=2, ensure_ascii=False))
+        print(json_text(result.to_dict(), indent=2))
     else:
         evaluation_table(result, to_output())

@@ -16,6 +16,7 @@ from senet.cli import attach, bench, compare, cost, evaluate, fold, inspect, lis
 from senet.cli.options import resume_command
 from senet.cli.streams import ReaderGone, steady_streams
 from senet.errors import InputError
+from senet.text import shown
 
 EXTRAS = frozenset(
     {
@@ -88,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except Exception as error:
             code, message = describe(error, words)
             if message:
-                print(message, file=sys.stderr)
+                print(*map(shown, message.split("\n")), sep="\n", file=sys.stderr)
             return code
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr)
@@ -155,7 +156,8 @@ class _StderrHandler(logging.StreamHandler):
     """Writes to whatever ``sys.stderr`` is at the time."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(f"{record.levelname.lower()}: {record.getMessage()}", file=sys.stderr)
+        lines = f"{record.levelname.lower()}: {record.getMessage()}".split("\n")
+        print(*map(shown, lines), sep="\n", file=sys.stderr)
 
 
 def _show_warnings() -> None:

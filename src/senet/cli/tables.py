@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def run_summary(result: RunResult) -> str:
     """A few lines on a finished run."""
     top5 = "" if result.val_top5_error is None else f", top-5 {result.val_top5_error:.2f} %"
-    return (
+    return escape(
         f"{result.model}: validation error {result.val_error:.2f} %{top5} after {result.epochs} epochs "
         f"(best {result.best_val_error:.2f} % in epoch {result.best_epoch}; {result.val_images} images)\n"
         f"weights in {result.folder}/best.safetensors and last.safetensors, curves in {result.folder}/curves.png"

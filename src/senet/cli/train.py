@@ -14,6 +14,7 @@ from senet.allocator import keep_freed_memory
 from senet.cli import options as opt
 from senet.data import MAX_PIXELS
 from senet.errors import InputError
+from senet.text import shown
 
 if TYPE_CHECKING:
     from senet.training.recipe import Recipe
@@ -102,7 +103,7 @@ def command(
         result = train(settings, chosen, folder, console=to_errors(), **how)
     except Interrupted as stop:
         if is_first_process():
-            print(f"{stop}; continue with: senet train --resume {shlex.quote(str(folder))}", file=sys.stderr)
+            print(shown(f"{stop}; continue with: senet train --resume {shlex.quote(str(folder))}"), file=sys.stderr)
         raise
     if is_first_process():
         to_output().print(run_summary(result), highlight=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from senet.files import write_atomically
 from senet.gates.fold_report import FoldReport, FoldStep
 from senet.measure.machine import machine
 from senet.measure.timing import interleaved, ratio
+from senet.text import json_text
 
 if TYPE_CHECKING:
     import torch
@@ -81,7 +81,7 @@ def write_fold(folder: Path, report: FoldReport, about: dict[str, str]) -> None:
     """Write ``FILES`` into a folder; ``about`` says where the numbers come from."""
     write_csv(folder / "fold.csv", COLUMNS, step_rows(report.steps))
     content = {"about": about, "machine": machine(), **report.to_dict()}
-    write_atomically(folder / "fold.json", (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+    write_atomically(folder / "fold.json", (json_text(content, indent=2) + "\n").encode())
     plot_tradeoff(folder / "tradeoff.png", report, about.get("model", report.name))
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from senet.csv_file import write_csv
+from senet.files import write_atomically
 from senet.measure.machine import machine
 from senet.measure.tax import COLUMNS, Measured
 from senet.measure.tax_figure import plot_tax
-from senet.models.weights import write_atomically
+from senet.text import json_text
 
 
 def write_tax(folder: Path, everything: Sequence[Measured], name: str = "tax") -> None:
@@ -28,4 +28,4 @@ def write_numbers(folder: Path, everything: Sequence[Measured], name: str = "tax
     write_csv(folder / f"{name}.csv", COLUMNS, (row for measured in everything for row in measured.rows()))
     settings = [measured.to_dict() for measured in everything]
     content = {"machine": machine(), "complete": all(m.complete for m in everything), "settings": settings}
-    write_atomically(folder / f"{name}.json", (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+    write_atomically(folder / f"{name}.json", (json_text(content, indent=2) + "\n").encode())

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from senet.errors import InputError
-from senet.models.weights import write_atomically
+from senet.files import write_atomically
+from senet.text import shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,7 +93,7 @@ def _decorate(axes: Axes, runs: Mapping[str, Sequence[Sequence[Row]]], title: st
     from matplotlib.ticker import MaxNLocator
 
     seeds = max(len(group) for group in runs.values())
-    axes.set_title(title, fontsize=11, loc="left", pad=10)
+    axes.set_title(shown(title), fontsize=11, loc="left", pad=10, parse_math=False)
     if seeds > 1:
         axes.set_title(f"mean and range of {seeds} seeds", fontsize=8.5, loc="right", color="0.4")
     axes.set_xlabel("epoch")

@@ -79,7 +79,7 @@ def log_file() -> Iterator[Callable[[Path], None]]:
     logger.addHandler(kept)
 
     def write_to(path: Path) -> None:
-        file = _LogFile(path, encoding="utf-8")
+        file = _LogFile(path, encoding="utf-8", errors="backslashreplace")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         kept.setTarget(file)
         kept.flush()
