@@ -17,6 +17,7 @@ from typing import Any
 from senet._version import __version__
 from senet.errors import InputError
 from senet.files import write_atomically
+from senet.text import json_text
 
 SETTINGS = "run.json"
 RESULT = "result.json"
@@ -27,8 +28,7 @@ _LIBRARIES = ("torch", "torchvision", "lightning", "torchmetrics", "numpy", "pil
 
 def write_json(path: Path, values: Any) -> None:
     """Write JSON for people and programs, atomically."""
-    text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(path, text.encode(errors="backslashreplace"))  # a name that is no UTF-8: JSON's own escapes
+    write_atomically(path, (json_text(values, indent=2) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:
