@@ -52,12 +52,13 @@ class Walk:
     """
 
     def __init__(self) -> None:
-        self.listed: set[tuple[int, int]] = set()
+        self.listed: set[tuple[int, int | str]] = set()
 
     def mark(self, folder: str | os.PathLike[str]) -> bool:
         """Count a folder as listed; False when it was so before, by this or another path."""
         identity, before = os.stat(folder), len(self.listed)
-        self.listed.add((identity.st_dev, identity.st_ino))
+        # Some network disks number nothing: there, a folder is what its path leads to.
+        self.listed.add((identity.st_dev, identity.st_ino or os.path.realpath(folder)))
         return len(self.listed) > before
 
     def files(self, folder: str | os.PathLike[str], *, chosen: bool = False) -> Found:
