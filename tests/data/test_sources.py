@@ -1,6 +1,5 @@
 """Folders, digits and torchvision datasets: what is found, how it is split, and what is said when it is wrong."""
 
-import hashlib
 import json
 import os
 import pickle
@@ -463,6 +462,8 @@ def test_torchvision_arrays_by_name(tmp_path: Path) -> None:
 
 
 def test_cifar10_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hashlib import md5
+
     from torchvision.datasets import CIFAR10
 
     folder = tmp_path / CIFAR10.base_folder
@@ -470,7 +471,7 @@ def test_cifar10_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     planes = np.random.default_rng(0).integers(0, 256, (4, 3072), dtype=np.uint8)
     names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
     contents = [pickle.dumps({"data": planes, "labels": [3, 1, 2, 0]}), pickle.dumps({"label_names": names})]
-    batch, meta = (hashlib.md5(content).hexdigest() for content in contents)
+    batch, meta = (md5(content).hexdigest() for content in contents)
     for part in ("train_list", "test_list"):
         files = [name for name, _ in getattr(CIFAR10, part)]
         monkeypatch.setattr(CIFAR10, part, [[name, batch] for name in files])
