@@ -9,6 +9,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -249,6 +250,7 @@ def without(*keys, value=None):
         without("callbacks", "StateSaver"),
         without("callbacks", "Recorder", "rows", value=[{"epoch": 1}]),
         without("callbacks", "StateSaver", "random", "torch", value="x"),
+        without("callbacks", "StateSaver", "random", "torch", value=torch.zeros(3, dtype=torch.uint8)),
         without("loops", "fit_loop"),
         without("loops", "fit_loop", "epoch_progress", value=7),
         without("optimizer_states"),
@@ -267,6 +269,17 @@ def test_a_state_of_other_content_is_one_line(pictures, stopped, change):
             train(RunSettings(str(pictures), "resnet8"), recipe, folder, resume=True, loggers=False)
     finally:
         (folder / "last.ckpt").write_bytes(good)
+
+
+def test_what_the_machine_lacks_is_not_the_states_fault(pictures, stopped, monkeypatch):
+    folder, recipe = stopped
+    for error in (RuntimeError("DefaultCPUAllocator: not enough memory: 5 bytes"), MemoryError()):
+        for name in ("torch.load", "senet.training.callbacks.Recorder.load_state_dict"):
+            with monkeypatch.context() as patch:
+                patch.setattr(name, Mock(side_effect=error))
+                with pytest.raises(type(error)) as caught:
+                    train(RunSettings(str(pictures), "resnet8"), recipe, folder, resume=True, loggers=False)
+            assert caught.value is error
 
 
 def test_a_state_cut_off_or_changed_anywhere_is_one_line(stopped):

@@ -148,7 +148,10 @@ class StateSaver(Callback):
         """Put the random generators back, and the handlers of signals."""
         self.stop.take_back()
         if self._random is not None:
-            set_random_state(self._random)
+            try:
+                set_random_state(self._random)
+            except RuntimeError as error:
+                raise ValueError(f"the random generators' states: {error}") from None  # of another size
             if trainer.global_rank:  # the checkpoint holds the first process's states; the others must not copy them
                 torch.manual_seed(self.seed + 1_000_003 * trainer.global_rank + trainer.global_step)
             self._random = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -50,13 +50,15 @@ def checked_state(path: Path) -> Path | None:
         if not _is_whole(path):  # a zip file, as all that PyTorch has saved for years
             raise InputError(f"{path} is damaged or not a PyTorch file; {_REMEDY}")
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (InputError, PermissionError):
+    except (InputError, PermissionError, MemoryError):
         raise
     except pickle.UnpicklingError:
         raise InputError(
             f"{path}: refused, since it is damaged or holds more than tensors and loading it could run code; {_REMEDY}"
         ) from None
     except Exception as error:  # bytes of any kind may have been put in the place of ours
+        if "not enough memory" in str(error):  # no part is larger than the file, so it is this machine's
+            raise
         raise InputError(f"{path} is damaged ({_reason(error)}); {_REMEDY}") from None
     for name, kind in _PARTS.items():
         if not isinstance(state, dict) or not isinstance(state.get(name), kind):
@@ -68,14 +70,13 @@ def checked_state(path: Path) -> Path | None:
 
 
 @contextmanager
-def restoring(path: Path | None, is_restored: Any) -> Iterator[None]:
-    """Make an InputError of what fails until ``is_restored()``: then the state holds something else than it should."""
+def restoring(path: Path | None, is_restored: Callable[[], bool]) -> Iterator[None]:
+    """Make an InputError of what fails until ``is_restored()`` because the state does not hold what it should."""
     try:
         yield
-    except (InputError, OSError):
-        raise
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        if path is None or is_restored() or isinstance(error, torch.OutOfMemoryError):
+        is_other = isinstance(error, RuntimeError) and "loading state_dict" not in str(error)  # a device's, a loader's
+        if path is None or is_restored() or is_other or isinstance(error, InputError):
             raise
         raise InputError(f"{path} is damaged or of another version ({_reason(error)}); {_REMEDY}") from None
 
