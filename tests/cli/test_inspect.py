@@ -108,7 +108,9 @@ def _sixteen(path):
 
 
 def test_weights_of_a_run_get_images_as_the_run_did(senet, photos, weights, tmp_path):
-    shutil.copytree(photos, tmp_path / "all")  # of a copy all images are taken, of the run's own folder some
+    shutil.copytree(photos, tmp_path / "all")
+    for path in list((tmp_path / "all").rglob("*.png")):
+        path.rename(path.with_stem(f"other{path.stem}"))  # all are taken, of what the run was trained on only some
     words = ("--data", tmp_path / "all", "-o")
     assert senet("inspect", "--checkpoint", weights, *words, tmp_path / "a")[0] == 0
     assert senet("inspect", "--model", "se_resnet8", "--pretrained", weights, *words, tmp_path / "b")[0] == 0

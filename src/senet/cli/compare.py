@@ -61,6 +61,7 @@ def command(
     from senet.training.recipe import load_recipe
     from senet.training.settings import RunSettings, default_recipe
 
+    opt.check_changed(allow_changed_data, resume)
     settings = RunSettings(
         data=data,
         model=opt.attached_name(model) if attach else model,

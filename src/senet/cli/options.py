@@ -125,6 +125,12 @@ def attached_name(model: str) -> str:
     return model_spec(model.removesuffix(ATTACHED) + ATTACHED).name
 
 
+def check_changed(allowed: bool, resume: bool) -> None:
+    """Refuse --allow-changed-data where nothing is resumed."""
+    if allowed and not resume:
+        raise InputError("--allow-changed-data goes with --resume")
+
+
 def check_file(output: Path | None, overwrite: bool) -> None:
     """Refuse a file to write that is there and may not be replaced, or that is a folder."""
     if output is not None and output.is_dir():

@@ -62,8 +62,7 @@ def command(
     from senet.training.settings import RunSettings, default_recipe
 
     folder = _folder(run, output, resume)
-    if allow_changed_data and not resume:
-        raise InputError("--allow-changed-data goes with --resume")
+    opt.check_changed(allow_changed_data, resume)
     place: dict[str, Any] = {
         "device": device,
         "devices": devices,

@@ -159,7 +159,7 @@ def compare(
     stale = on_other_data(homes, record_of(source), settings, allow_changed_data) if resuming else set()
     with outputs.taken(output, KIND, examined, resuming, inputs), stop.listening():
         save_comparison(output, plain, settings, recipe)
-        results = _train_all(plan, stale, recipe, source, stop, console)
+        results = _train_all(plan, stale, recipe, source, stop, console, allow_changed_data)
         with threads_for(transform_for(recipe, source, model_spec(se).input_size).size, settings.device):
             times = time_steps(settings, recipe, source, plain, se, stop)
         comparison = _summary(settings, recipe, source, results, times, output)
@@ -174,6 +174,7 @@ def _train_all(
     source: DataSource,
     stop: StopRequest,
     console: Console | None,
+    allow_changed_data: bool,
 ) -> dict[str, list[RunResult]]:
     """The results of all runs, by network: what is finished is not repeated, what is ``stale`` is trained anew."""
     results: dict[str, list[RunResult]] = {}
@@ -184,6 +185,7 @@ def _train_all(
             home,
             resume=home not in stale,
             overwrite=home in stale,
+            allow_changed_data=allow_changed_data,
             console=console,
             label=f"[{number}/{len(plan)}] {run.model}, seed {run.seed}".replace("[", r"\["),
             loggers=False,
