@@ -19,9 +19,18 @@ def readable(u: Tensor, *tensors: Tensor | None) -> bool:
     return all(t is None or (type(t) in _PLAIN and t.device == device) for t in tensors)
 
 
-def of_norm(norm: nn.Module | None) -> tuple[Tensor | None, ...]:
-    """The tensors of a norm."""
-    return () if norm is None else (*norm._parameters.values(), *norm._buffers.values())
+def fits_norm(u: Tensor, norm: nn.Module | None) -> bool:
+    """Whether kernels for ``u`` may read the tensors of its norm, which have one number for each channel."""
+    if norm is None:
+        return True
+    device, channels = u.device, u.shape[1]
+    for tensors in (norm._parameters, norm._buffers):
+        for t in tensors.values():
+            if t is None:
+                continue
+            if type(t) not in _PLAIN or t.device != device or (t.ndim and t.shape[0] != channels):
+                return False
+    return True
 
 
 def check_device(x: Tensor, *weights: Tensor | None) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from senet.ops import reference, sweeps
 from senet.ops.backend import sweeps_of
-from senet.ops.border import of_norm, readable
+from senet.ops.border import fits_norm, readable
 from senet.ops.native.batch_norm_tail import NO_DOUBLE_BACKWARD, batch_norm_tail, suits
 from senet.ops.norm_tables import frozen_tables, norm_tables, uses_batch_statistics
 from senet.ops.reference import FullyConnected, table_dtype
@@ -153,7 +153,7 @@ _affine.register_autograd(_grad_of_affine, setup_context=_save_affine)
 
 
 # The axes of the maps that a norm takes; those that are not here take any.
-_AXES = {nn.BatchNorm1d: (3,), nn.BatchNorm2d: (4,), nn.BatchNorm3d: (5,)}
+_AXES: dict[type, int] = {nn.BatchNorm1d: 3, nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}
 
 
 def norm_tail(
@@ -216,17 +216,14 @@ def norm_tail(
 
 def _suits_kernels(u: Tensor, norm: Any, excitation: Any, shortcut: Tensor | None, shortcut_norm: Any) -> bool:
     """Whether all that kernels would read is beside the map, and of its sizes."""
-    tables = (*of_norm(norm), *of_norm(shortcut_norm))
-    if any(table is not None and table.ndim and table.shape[0] != u.shape[1] for table in tables):
+    if not fits_norm(u, norm) or not fits_norm(u, shortcut_norm):
         return False
     if shortcut is not None and shortcut.shape != u.shape:
         return False
-    axes = _AXES.get(type(norm))
-    if axes is not None and u.ndim not in axes:
+    if u.ndim != _AXES.get(type(norm), u.ndim):
         return False
     e = excitation
-    weights = (e.w1, e.b1, e.w2, e.b2) if isinstance(e, FullyConnected) else ()
-    return readable(u, shortcut, *tables, *weights)
+    return readable(u, shortcut, e.w1, e.b1, e.w2, e.b2) if type(e) is FullyConnected else readable(u, shortcut)
 
 
 def _rescaled(excitation: Callable[[Tensor], Tensor], y: Tensor) -> Tensor:
