@@ -167,11 +167,27 @@ def test_mistakes_get_one_line_and_leave_nothing(senet, photos, weights, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
+def network_with_a_gate_of_nan():
+    """All of its weights are finite: the hidden layer overflows, and infinity times 0 is NaN."""
+    network = create_model("se_resnet8", 3)
+    block = network.layer2[0]
+    with torch.no_grad():
+        block.bn2.bias.fill_(100)
+        block.se.fc1.weight.fill_(3e38)
+        block.se.fc2.weight.zero_()
+    return network
+
+
 def test_nan_in_the_weights_is_named(senet, photos, tmp_path):
     network = create_model("se_resnet8", 2)
     network.layer2[0].se.fc2.weight.data[:] = torch.nan
     save_weights(tmp_path / "nan.safetensors", network)
     words = ("--model", "se_resnet8", "--pretrained", tmp_path / "nan.safetensors", "--size", 16)
+    code, _, err = senet("inspect", *words, "--data", photos, "-o", tmp_path / "report")
+    assert code == 2
+    assert "'layer2.0.se.fc2.weight' has 64 of 64 values that are NaN or infinity" in err
+    network = network_with_a_gate_of_nan()
+    save_weights(tmp_path / "nan.safetensors", network)
     code, _, err = senet("inspect", *words, "--data", photos, "-o", tmp_path / "report")
     assert code == 2
     assert "gate 'layer2.0.se' gives NaN" in err
