@@ -20,7 +20,9 @@ debian = @{ $(1); } || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
 	&& { apt-get update -qq && apt-get install -qq -y --no-install-recommends $(2); } >/dev/null 2>&1; } \
 	|| { echo "senet: $(3)" >&2; test -z "$$CI"; }
 
-.PHONY: demo test test-all test-latest test-oldest compiler browser lint types docs bench lock clean
+FUZZ_SECONDS ?= 60
+
+.PHONY: demo test test-all test-latest test-oldest fuzz compiler browser lint types docs bench lock clean
 
 demo: $(TRAINS) compiler  ## the main job on the embedded digits: table, curves.png, results.json, results.csv in demo/
 	$(BIN)/senet compare --output "$(DEMO)" --overwrite
@@ -39,12 +41,16 @@ test-oldest: compiler browser  ## the quick tests with the lower bounds of pypro
 	sh requirements/install.sh python3.11 .venv-oldest dev requirements/oldest.lock
 	.venv-oldest/bin/pytest $(PARALLEL) -m "$(QUICK)"
 
+fuzz: $(INSTALLED) compiler  ## damaged files of every kind, FUZZ_SECONDS each; what fails is kept in fuzz-failures/
+	SENET_FUZZ_SECONDS=$(FUZZ_SECONDS) SENET_FUZZ_SEED=$${SEED:-$$(date +%s)} $(BIN)/pytest tests/fuzz -k mutants
+
 lock: $(INSTALLED)  ## pin again after a change of pyproject.toml; the newest of everything: make lock UPGRADE=--upgrade
 	$(BIN)/python -m pip install --quiet "uv>=0.9"
 	$(COMPILE) $(UPGRADE) --extra dev pyproject.toml --output-file requirements/dev.lock
 	$(COMPILE) --upgrade --extra train --extra report --constraint requirements/dev.lock pyproject.toml \
 		--output-file requirements/train.lock
 	$(COMPILE) --extra dev --resolution lowest-direct pyproject.toml --output-file requirements/oldest.lock
+	$(COMPILE) $(UPGRADE) --group release --output-file requirements/release.lock
 	printf '%s\n' pip "hatchling>=1.27" editables | $(COMPILE) $(UPGRADE) - --output-file requirements/build.lock
 
 lint: $(INSTALLED)
@@ -108,4 +114,4 @@ cross:
 		|| echo "senet: the wheel for aarch64 cannot be built and tested here: install g++-aarch64-linux-gnu and qemu-user" >&2
 
 clean:
-	rm -rf "$(VENV)" .venv-latest .venv-oldest "$(DEMO)" site .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf "$(VENV)" .venv-latest .venv-oldest .venv-release "$(DEMO)" dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis
