@@ -209,10 +209,12 @@ def test_folders_of_this_package_are_no_data(
 def test_own_files_are_those_that_the_package_writes() -> None:
     from senet.cli.bench import FILES as BENCH
     from senet.measure.report import FILES as REPORT
-    from senet.training import compare, fold, folder
+    from senet.training import fold
+    from senet.training.lock import LOCK
+    from senet.training.outputs import COMPARISON, RUN
 
-    written = {folder.SETTINGS, compare.MARKER, *BENCH, *REPORT, *fold.FILES}
-    assert set(OURS) == set(walk.OWN_FILES) <= written | {".senet.lock"}
+    written = {RUN.marker, COMPARISON.marker, LOCK, *BENCH, *REPORT, *fold.FILES}
+    assert set(OURS) == set(walk.OWN_FILES) <= written
 
 
 def test_pipes_sockets_and_devices_are_named_and_not_opened(tmp_path: Path) -> None:

@@ -176,8 +176,8 @@ def test_outputs_that_are_not_finite_end_both_with_the_first_layer(run, pictures
 @pytest.mark.parametrize(
     ("values", "named"),
     [
-        ({"size": 100_000, "resize": None}, "pixels a side"),
-        ({"size": 10, "resize": 10**9}, "pixels a side"),
+        ({"size": 100_000, "resize": None}, "size is 100000"),
+        ({"size": 10, "resize": 10**9}, "resize is 1000000000"),
         ({"size": "10"}, 'size is "10"; it must be an integer'),
         ({"size": True}, "size is true"),
         ({"mean": [0.5, None, 0.5]}, r"mean\[1\] is null"),
@@ -200,5 +200,5 @@ def test_other_classes_than_outputs_and_sizes_without_bound_are_one_line(run, pi
     weights = altered(run, tmp_path / "w.safetensors", lambda state: None, classes=["bar", "disc"])
     for message in both(weights, pictures):
         assert "name 2 classes, its network has 3" in message
-    with pytest.raises(InputError, match="--size 100000 makes images of"):
+    with pytest.raises(InputError, match="size is 100000"):
         evaluate(run / "last.safetensors", str(pictures), size=100_000)

@@ -24,7 +24,6 @@ from senet.training.non_finite import first_not_finite
 from senet.training.statistics import binomial_interval
 
 _LOG = logging.getLogger("senet.training")
-MAX_SIDE = 10_000  # pixels; in memory such an image has 300 MB
 TOP5_CLASSES = 6  # below this many classes a top-5 error says nothing
 
 
@@ -204,11 +203,7 @@ def described_transform(values: dict[str, Any], label: object, size: int | None 
         spec = TransformSpec.from_dict(values)
     except (InputError, TypeError, ValueError) as error:  # three numbers where two belong, say
         raise InputError(f"{label}: its metadata are damaged: transform: {error}") from error
-    spec = spec if size is None else spec.with_size(size)
-    if spec.eval_resize > MAX_SIDE:
-        what = f"{label}: its transform makes" if size is None else f"--size {size} makes"
-        raise InputError(f"{what} images of {spec.eval_resize:,} pixels a side; {MAX_SIDE:,} is the most")
-    return spec
+    return spec if size is None else spec.with_size(size)
 
 
 def pick_device(name: str) -> torch.device:

@@ -119,10 +119,8 @@ def train(
             log_to(output / "log.txt")
         # Not "if it exists": another process may not have removed an old run yet.
         state = checked_state(output / folders.CHECKPOINT) if resuming else None
-        label = label or settings.model
-        return _fit(
-            settings, recipe, output, source, classifier, metadata, console, label, loggers, stop, state, record
-        )
+        name = label or settings.model
+        return _fit(settings, recipe, output, source, classifier, metadata, console, name, loggers, stop, state, record)
 
 
 def _begin(
