@@ -1,5 +1,6 @@
 """The README and the pages of `docs/` do what they say: their commands run, their tables are those of the code."""
 
+import json
 import os
 import re
 import shlex
@@ -13,7 +14,20 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-SENET = [str(Path(sys.executable).parent / "senet")]
+# A process a page, as starting one takes longer than most of the commands.
+COMMANDS = """
+import json, sys
+from senet.cli.main import main
+for words in json.loads(sys.argv[1]):
+    code = main(words[1:])
+    if code != 0:
+        sys.exit(f"{' '.join(words)} ended with {code}")
+"""
+EXAMPLES = """
+import json, sys
+for number, code in enumerate(json.loads(sys.argv[1]), 1):
+    exec(compile(code, f"example {number}", "exec"), {"__name__": "__main__"})
+"""
 
 
 def blocks(page, language):
@@ -58,15 +72,16 @@ def photos(tmp_path):
     "page", [p for p in PAGES if any(c.startswith("senet") for c in commands(p))], ids=lambda p: p.name
 )
 def test_commands_run_in_order(page, photos):
-    for command in commands(page):
-        if command.startswith("make"):
-            continue
-        words = quick(command)
-        assert words[0] == "senet", command
-        run = subprocess.run(
-            SENET + words[1:], cwd=photos, capture_output=True, text=True, env=os.environ | {"COLUMNS": "200"}
-        )
-        assert run.returncode == 0, f"{command}\n{run.stdout}\n{run.stderr}"
+    words = [quick(command) for command in commands(page) if not command.startswith("make")]
+    assert {command[0] for command in words} == {"senet"}
+    run = subprocess.run(
+        [sys.executable, "-c", COMMANDS, json.dumps(words)],
+        cwd=photos,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"COLUMNS": "200"},
+    )
+    assert run.returncode == 0, f"{run.stdout}\n{run.stderr}"
 
 
 def test_make_targets_exist():
@@ -77,9 +92,11 @@ def test_make_targets_exist():
 
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=lambda p: p.name)
 def test_python_examples_run(page, tmp_path):
-    for code in blocks(page, "python"):
-        run = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True)
-        assert run.returncode == 0, f"{code}\n{run.stderr}"
+    examples = json.dumps(blocks(page, "python"))
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", EXAMPLES, examples], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
 
 
 def test_links_and_pictures_exist():
