@@ -55,9 +55,12 @@ def bars(*, elapsed: bool = False) -> Iterator[Callable[[str, str, int, int], No
     )
 
     console = to_errors()
+    if not console.is_terminal:  # rich 13 ends a disabled bar with an empty line
+        yield lambda bar, text, done, total: None
+        return
     clock = TimeElapsedColumn() if elapsed else TimeRemainingColumn()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), clock)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=console, transient=True) as progress:
         tasks: dict[str, Any] = {}
 
         def update(bar: str, text: str, done: int, total: int) -> None:
@@ -73,4 +76,4 @@ def counted(things: Iterable[T], text: str) -> Iterable[T]:
     from rich.progress import track
 
     console = to_errors()
-    return track(things, text, console=console, transient=True, disable=not console.is_terminal)
+    return track(things, text, console=console, transient=True) if console.is_terminal else things

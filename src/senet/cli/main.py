@@ -18,6 +18,7 @@ from senet.cli.streams import ReaderGone, steady_streams
 from senet.errors import InputError
 from senet.text import shown
 
+_LONGEST = 400  # characters of a message
 EXTRAS = frozenset(
     {
         *("lightning", "torchmetrics", "torchvision", "pydantic", "yaml", "tensorboard", "matplotlib"),
@@ -103,7 +104,7 @@ def describe(error: Exception, words: Sequence[str] = ()) -> tuple[int, str]:
     if kind == "NoArgsIsHelpError":
         return 2, str(error)
     if hasattr(error, "format_message"):  # click's, whose home differs between versions of typer
-        return 2, f"error: {' '.join(error.format_message().split())}"
+        return 2, f"error: {_shortened(' '.join(error.format_message().split()))}"
     if isinstance(error, InputError) or kind == "NonFiniteError":
         return 2, f"error: {error}"
     if kind == "Interrupted":
@@ -145,6 +146,11 @@ def _fault_of_machine(error: Exception, words: Sequence[str]) -> str | None:
     if says(_PROCESS_LOST):
         return "the connection to another process of this run was lost; its own message says why"
     return None
+
+
+def _shortened(text: str) -> str:
+    """A message that quotes what was given, however long that is."""
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"
 
 
 def _last_line(error: Exception) -> str:
