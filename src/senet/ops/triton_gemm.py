@@ -94,7 +94,8 @@ def gated_pointwise(
     """act(gate·(W·h + b) + shortcut): (N, C, *S) → (N, O, *S) in the type of ``h``, channels_last.
 
     W is (O, C), b is (O,), the gate is (N, O); sums are float32. A float32 product is exact to float32 unless
-    ``torch.backends.cuda.matmul.allow_tf32`` is set. A shortcut in another layout than channels_last is copied first.
+    PyTorch's own products on CUDA take TF32 (``torch.backends.cuda.matmul``). A shortcut in another layout than
+    channels_last is copied first.
 
     Raises:
         InputError: the map is float64.
@@ -113,7 +114,7 @@ def gated_pointwise(
     def programs(meta: dict[str, int]) -> tuple[int]:
         return (triton.cdiv(rows, meta["BLOCK_M"]) * triton.cdiv(o, meta["BLOCK_O"]),)
 
-    precision = "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    precision = "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
     with torch.cuda.device_of(h):
         _gated_kernel[programs](
             h_nsc, weight_oc.to(h.dtype).contiguous(), bias_o.contiguous(), gate_no.contiguous(), shortcut_nso, out_nso,
