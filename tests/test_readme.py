@@ -41,7 +41,7 @@ def commands(page):
 def quick(command):
     """The command as printed, with one epoch of one step: what is tested is that it works, not what it learns."""
     words = shlex.split(command, comments=True)
-    for option, value in (("--epochs", "1"), ("--seeds", "1")):
+    for option, value in (("--epochs", "1"), ("--seeds", "1"), ("--rounds", "2")):
         if option in words:
             words[words.index(option) + 1] = value
     if words[1] in ("train", "compare") and "--resume" not in words:
