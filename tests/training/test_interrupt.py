@@ -1,6 +1,5 @@
 """Signals ask a run to stop; a process that fails does not leave the others waiting."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -19,11 +18,11 @@ def test_each_signal_asks_to_stop_and_is_given_back(name):
     number = getattr(signal, name)
     before = signal.getsignal(number)
     with StopRequest().listening() as stop:
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
         assert (stop.requested, stop.signal) == (True, number)
         signal.signal(number, signal.SIG_DFL)  # as a library does
         stop.take_back()
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         assert stop.signal == signal.SIGTERM
     assert signal.getsignal(number) == before
 
@@ -32,7 +31,7 @@ def test_a_hangup_stays_ignored_under_nohup():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with StopRequest().listening() as stop:
-            os.kill(os.getpid(), signal.SIGHUP)
+            signal.raise_signal(signal.SIGHUP)
             assert not stop.requested
             stop.take_back()
             assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
