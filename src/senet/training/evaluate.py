@@ -20,8 +20,10 @@ from senet.data.transforms import TransformSpec
 from senet.errors import InputError
 from senet.models.weight_metadata import check_fields
 from senet.models.weights import build_from_checkpoint
+from senet.training.device import pick_device
 from senet.training.non_finite import first_not_finite
 from senet.training.statistics import binomial_interval
+from senet.training.trained_on import trained_on
 
 _LOG = logging.getLogger("senet.training")
 TOP5_CLASSES = 6  # below this many classes a top-5 error says nothing
@@ -206,24 +208,10 @@ def described_transform(values: dict[str, Any], label: object, size: int | None 
     return spec if size is None else spec.with_size(size)
 
 
-def pick_device(name: str) -> torch.device:
-    """The device of that name; "auto" is the best there is."""
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        return torch.device(next(kind for kind, there in available.items() if there))
-    if name not in available:
-        raise InputError(f"no device {name!r}; choose auto, cpu, cuda or mps")
-    if not available[name]:
-        raise InputError(f"no {name} device is available here; use --device cpu or auto")
-    return torch.device(name)
-
-
 def unseen_images(
     checkpoint: Path, data: str, root: str | None, metadata: dict[str, Any], max_pixels: int = MAX_PIXELS
 ) -> tuple[ImageSet, str]:
     """The images to evaluate on, without those that the network was trained on: they would flatter it."""
-    from senet.training.trained_on import trained_on  # whose settings need pick_device
-
     known = trained_on(checkpoint, metadata)
     seen = known if known is not None and Path(data).is_dir() and known.is_in(Path(data)) else None
     images, sentence = open_eval(

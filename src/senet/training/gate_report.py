@@ -28,7 +28,8 @@ from senet.measure.report import FILES, write_report
 from senet.models.known_weights import find_known
 from senet.models.registry import NetworkConfig, create_model, model_spec
 from senet.models.weights import load_weights
-from senet.training.evaluate import described_transform, load_network, pick_device, unseen_images
+from senet.training.device import pick_device
+from senet.training.evaluate import described_transform, load_network, unseen_images
 from senet.training.workers import default_workers
 
 

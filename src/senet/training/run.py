@@ -32,8 +32,8 @@ from senet.training import outputs
 from senet.training.callbacks import Recorder, StateSaver, WarmAverage
 from senet.training.classifier import Classifier
 from senet.training.data_record import DataRecord, check_data, record_of, save_record
+from senet.training.device import pick_device
 from senet.training.epoch_anew import EpochAnew
-from senet.training.evaluate import pick_device
 from senet.training.feed import Feed, transform_for
 from senet.training.interrupt import Interrupted, StopRequest
 from senet.training.processes import check_processes, environment_plugins, is_first_process

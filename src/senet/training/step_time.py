@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from senet.data.sources import DataSource
 from senet.measure.timing import Ratio, interleaved, ratio
 from senet.training.classifier import build_optimizer
-from senet.training.evaluate import pick_device
+from senet.training.device import pick_device
 from senet.training.interrupt import Interrupted, StopRequest
 from senet.training.recipe import Recipe
 from senet.training.run import build_classifier
