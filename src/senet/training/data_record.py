@@ -15,6 +15,7 @@ from pydantic import Field
 from senet.data.images import FileStore, ImageSet
 from senet.data.sources import DataSource
 from senet.errors import InputError
+from senet.text import shown
 from senet.training import folder as folders
 from senet.training.validation import CLOSED, Text, read
 
@@ -165,8 +166,8 @@ def _utf8(name: str) -> str:
 
 
 def _listed(names: Iterable[str]) -> str:
-    plain = ["".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name) for name in names]
-    return ", ".join(plain[:_LISTED]) + (f" and {len(plain) - _LISTED} more" if len(plain) > _LISTED else "")
+    known = list(map(shown, names))
+    return ", ".join(known[:_LISTED]) + (f" and {len(known) - _LISTED} more" if len(known) > _LISTED else "")
 
 
 def _renamed(saved: DataRecord, now: DataRecord) -> str:
