@@ -1,5 +1,6 @@
 """The registry: who asked for which backend, and whether it is what runs."""
 
+import dataclasses
 import threading
 import warnings
 
@@ -9,6 +10,7 @@ from torch import nn
 
 import senet
 from senet.ops import backend, compiler
+from senet.ops.backend import Sweeps, sweeps_of
 from senet.ops.native import sweeps as native
 
 needs_compiler = pytest.mark.skipif(native.why_not() is not None, reason="no C++ compiler")
@@ -131,3 +133,10 @@ def test_where_the_compiler_fails_the_definitions_run_with_one_warning(monkeypat
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         compiler.affine(u, m, v, v, None, True)
+
+
+@pytest.mark.parametrize("name", ["reference", "compiled", "native", "triton"])
+def test_every_backend_has_every_sweep(name):
+    if name == "triton":
+        pytest.importorskip("triton")
+    assert all(callable(getattr(sweeps_of(name), field.name)) for field in dataclasses.fields(Sweeps))

@@ -235,7 +235,7 @@ def _affine_backward_kernel(
         x = tl.load(u + first + element, mask=inside, other=0.0).to(ACC)
         if out is not None:
             y = tl.load(out + first + element, mask=inside, other=0.0).to(ACC)
-            d = tl.where(y > 0, d, 0.0)
+            d = tl.where(y <= 0, 0.0, d)  # NaN passes, as in PyTorch
             tl.store(g + first + element, d.to(g.dtype.element_ty), mask=inside)
         first += s.shape[0] * s_stride
         sum_gu += d * (x - centre[None, :])
@@ -335,7 +335,7 @@ def moments(u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return mean, from_pivot, variance
 
 
-def channel_mean(h: Tensor) -> Tensor:
+def mean(h: Tensor) -> Tensor:
     """The mean of each (n, c) over the positions: the squeeze (section 3.1, equation 2), (N, C, *S) → (N, C)."""
     return _statistics(h, variance=False)[0]
 
