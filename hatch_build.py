@@ -48,7 +48,7 @@ class CompiledForms(BuildHookInterface):
             for form in wanted:
                 file = Path(self._folder.name, f"{form.name}.so")
                 forms.compile_form(form, compiler, file, extra)
-                files[str(file)] = f"senet/ops/native/prebuilt/{file.name}"
+                files[str(file)] = f"senet/ops/csrc/prebuilt/{file.name}"
         except (forms.BuildError, OSError) as error:
             if tag:
                 raise SystemExit(str(error)) from error
@@ -65,7 +65,7 @@ class CompiledForms(BuildHookInterface):
 
     def _forms(self) -> Any:
         """The module that says which forms there are; PyTorch, which the package imports, need not be here."""
-        file = Path(self.root, "src", "senet", "ops", "native", "forms.py")
+        file = Path(self.root, "src", "senet", "ops", "csrc", "forms.py")
         spec = importlib.util.spec_from_file_location("senet_forms", file)
         assert spec is not None
         assert spec.loader is not None

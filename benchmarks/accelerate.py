@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch._inductor import config as inductor_config
 
 import senet
-from senet.measure.timing import Timing, interleaved, ratio
-from senet.ops.native import inference as native
-from senet.ops.native.convolutions import PackedConv2d
+from senet.ops.conv import native_gate as native
+from senet.ops.conv.native import PackedConv2d
+from senet.system.timing import Timing, interleaved, ratio
 
 MODELS = (
     "timm:seresnet50",

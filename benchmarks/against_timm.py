@@ -14,7 +14,7 @@ from common import append_row
 from torch import nn
 
 import senet
-from senet.measure.timing import interleaved, ratio
+from senet.system.timing import interleaved, ratio
 
 TARGET = 1.03
 

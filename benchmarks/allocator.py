@@ -19,7 +19,7 @@ from common import append_row
 from torch import nn
 
 import senet
-from senet.measure.timing import Timing, ratio
+from senet.system.timing import Timing, ratio
 
 NETWORKS = {"plain": ("resnet50", "reference"), "se": ("se_resnet50", "auto")}
 WORKERS = [f"{network}-{memory}" for network in NETWORKS for memory in ("keeps", "ordinary")]

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from senet.measure.machine import machine
+from senet.system.machine import machine
 
 RESULTS = Path(__file__).parent / "results"
 

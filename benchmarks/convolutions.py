@@ -4,7 +4,7 @@
 
 Both compute bias and ReLU, on weights that lie in no cache, as in a network, and maps that do. Correctness first: they
 must agree, or nothing is timed. Each becomes a row of results/convolutions.csv; which convolution is whose
-(`src/senet/ops/native/convolutions.py`) was decided by them. `--all` measures ours also where oneDNN's is used.
+(`src/senet/ops/conv/native.py`) was decided by them. `--all` measures ours also where oneDNN's is used.
 """
 
 import argparse
@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from common import append_row
 
-from senet.measure.timing import interleaved, ratio
-from senet.ops.native import convolutions
-from senet.ops.native.convolutions import OwnConv2d, PackedConv2d, PackedLinear
+from senet.ops.conv import native as convolutions
+from senet.ops.conv.native import OwnConv2d, PackedConv2d, PackedLinear
+from senet.system.timing import interleaved, ratio
 
 # kernel, stride, channels, output channels, side of the map: ResNet-50's, then what others have.
 SHAPES = (

@@ -4,7 +4,7 @@
 
 Forward and backward of batch norm (+ SE) + shortcut + ReLU and of batch norm + ReLU alone, float32, 64 channels, a
 batch of 4, maps of 2^12 to 2^23 elements in both layouts. The caches are emptied before each pass, as a network's
-convolutions do. `senet.ops.backend.SMALLEST_NATIVE` and `SMALLEST_NATIVE_BARE` are chosen by these rows.
+convolutions do. `senet.ops.dispatch.SMALLEST_NATIVE` and `SMALLEST_NATIVE_BARE` are chosen by these rows.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from common import append_row
 from torch import nn
 
 import senet
-from senet.measure.timing import Timing, ratio
+from senet.system.timing import Timing, ratio
 
 BATCH, CHANNELS = 4, 64
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}

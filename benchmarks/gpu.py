@@ -27,8 +27,8 @@ from senet.measure.candidates import BASE, Setting, choose
 from senet.measure.tax import Measured, measure
 from senet.measure.tax_figure import plot_tax
 from senet.measure.tax_files import write_numbers
-from senet.models.weights import write_atomically
-from senet.ops.backend import sweeps_of
+from senet.ops.dispatch import sweeps_of
+from senet.system.atomic import write_atomically
 
 SHARE_OF_COPY = 0.85  # the target for every sweep
 PLAIN_BEST, SE_BEST = (BASE, "plain-compiled", "plain-tail"), ("se-fast", "se-fast-compiled")

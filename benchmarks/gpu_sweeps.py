@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from senet.ops import sweeps as definitions
-from senet.ops.backend import Sweeps, sweeps_of
+from senet.ops.dispatch import Sweeps, sweeps_of
+from senet.ops.tail import definitions
 
 # The maps at the end of ResNet-50's stages.
 STAGES = ((256, 56), (512, 28), (1024, 14), (2048, 7))
@@ -61,7 +61,7 @@ def product_error(shape: tuple[int, ...], dtype: torch.dtype, last: bool, device
     """The same of the 1×1 convolution with gate, shortcut and ReLU, which inference uses; it knows no float64."""
     if dtype == torch.float64:
         return {}
-    from senet.ops.triton_gemm import gated_pointwise
+    from senet.ops.conv.triton import gated_pointwise
 
     u, _, a, b, shortcut, _ = arguments(shape, dtype, last, device)["affine"]
     weight = torch.linspace(-1, 1, u.shape[1] * 24, device=device, dtype=dtype).sin().reshape(24, -1)
@@ -117,7 +117,8 @@ def check_every_tile(device: str, shapes: tuple[tuple[int, ...], ...] = CHECKED)
 def _check_tiles(work: tuple[tuple[int, ...], str, bool, str]) -> list[dict[str, Any]]:
     shape, dtype_name, last, device = work
     dtype = getattr(torch, dtype_name.removeprefix("torch."))
-    from senet.ops import triton_gemm, triton_kernels
+    from senet.ops.conv import triton as triton_gemm
+    from senet.ops.tail import triton as triton_kernels
 
     run, rows = sweeps_of("triton"), []
     kernels = [k for home in (triton_kernels, triton_gemm) for k in vars(home).values() if hasattr(k, "configs")]

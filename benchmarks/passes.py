@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from senet.models.weights import write_atomically
+from senet.system.atomic import write_atomically
 
 FIGURE = Path(__file__).parent.parent / "docs" / "images" / "passes.svg"
 READ, WRITTEN = "#0072B2", "#D55E00"  # Okabe and Ito's blue and vermilion

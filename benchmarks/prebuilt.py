@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 import senet
-from senet.measure.timing import Timing, ratio
+from senet.system.timing import Timing, ratio
 
 PAUSE = 0.02  # seconds before each call: the other process's threads fall asleep
 WAYS = {"prebuilt": "prebuilt", "built": "build", "control": "build"}  # name of a process → SENET_NATIVE
@@ -55,7 +55,7 @@ def inference(batch: int) -> Callable[[], object]:
 
 def work(name: str) -> None:
     """A process: answers each line of its input by the seconds of one step."""
-    from senet.ops.native import build
+    from senet.ops.csrc import build
 
     torch.manual_seed(0)
     step = tail() if name == WORKS[0] else inference(int(name.rpartition(" ")[2]))

@@ -24,7 +24,7 @@ from senet.measure.candidates import Setting, choose
 from senet.measure.tax import measure
 from senet.measure.tax_figure import COLOURS
 from senet.models.resnet import TIMM_SE, Bottleneck, ResNet
-from senet.models.weights import write_atomically
+from senet.system.atomic import write_atomically
 
 FILE = RESULTS / "tax_sweep.csv"
 FIGURE = Path(__file__).parent.parent / "docs" / "images" / "tax-sweep.png"

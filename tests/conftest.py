@@ -15,7 +15,7 @@ if _workers > 1:
 import torch  # noqa: E402 - OpenMP reads it once
 from torch.utils.data._utils import signal_handling  # noqa: E402
 
-from senet.ops.native import build  # noqa: E402
+from senet.ops.csrc import build  # noqa: E402
 
 
 def pytest_configure(config):

@@ -16,14 +16,14 @@ from pathlib import Path
 
 import pytest
 
-from senet.ops.native import forms
+from senet.ops.csrc import forms
 
 ROOT = Path(__file__).parent.parent
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform != "linux", reason="the wheels are for Linux"),
 ]
-DRIVER = Path(__file__).parent / "ops" / "native_driver.cpp"
+DRIVER = Path(__file__).parent / "ops" / "csrc" / "native_driver.cpp"
 
 
 def checked(command, **options):
@@ -81,7 +81,7 @@ STEPS = """
 import warnings
 warnings.simplefilter("error")
 import torch, senet
-from senet.ops.native import build
+from senet.ops.csrc import build
 torch.manual_seed(0)
 torch.set_num_threads(2)
 assert build.compiler() is None
@@ -114,11 +114,11 @@ OF_THIS_PROCESSOR = [f for f in forms.FORMS if f.machine == platform.machine() a
 @pytest.mark.parametrize("form", OF_THIS_PROCESSOR, ids=lambda form: form.name)
 def test_an_installed_wheel_runs_its_prebuilt_code_without_a_compiler(installed, form):
     better = OF_THIS_PROCESSOR[: OF_THIS_PROCESSOR.index(form)]  # which an older processor does not run
-    older = f"from senet.ops.native import forms\nforms.FORMS = forms.FORMS[{len(better)} :]\n"
+    older = f"from senet.ops.csrc import forms\nforms.FORMS = forms.FORMS[{len(better)} :]\n"
     package, library, runtimes = run_in(installed, "python", "-c", older + STEPS).splitlines()
     assert Path(package).is_relative_to(installed)
     assert Path(library).name == f"{form.name}.so"
-    assert Path(library).parent == Path(package).parent / "ops" / "native" / "prebuilt"
+    assert Path(library).parent == Path(package).parent / "ops" / "csrc" / "prebuilt"
     assert runtimes == "1"  # PyTorch's
     assert not (installed / "cache").exists()
 
@@ -141,7 +141,7 @@ def test_each_form_computes_what_plain_loops_do(wheel_for, form, tmp_path):
     compiler = f"{form.machine}-linux-gnu-g++"
     if shutil.which(compiler) is None:
         pytest.skip(f"no {compiler}")
-    member = f"senet/ops/native/prebuilt/{form.name}.so"
+    member = f"senet/ops/csrc/prebuilt/{form.name}.so"
     library = zipfile.ZipFile(wheel_for(form.machine)).extract(member, tmp_path)
     options = ["-O1", "-std=c++17", "-fopenmp", "-w", f"-I{forms.HERE}"]
     checked([compiler, *options, str(DRIVER), library, "-o", str(tmp_path / "driver")])

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 from senet._version import __version__
 
 if TYPE_CHECKING:
-    from senet.allocator import keep_freed_memory
     from senet.errors import InputError
     from senet.gates.accelerate import accelerate
     from senet.gates.attach import attach, detach
@@ -25,7 +24,8 @@ if TYPE_CHECKING:
     from senet.models.weights import build_from_checkpoint, load_weights, save_weights
     from senet.nn.residual_tail import ResidualTail
     from senet.nn.squeeze_excite import SEConfig, SqueezeExcite
-    from senet.ops.backend import use_backend
+    from senet.ops.dispatch import use_backend
+    from senet.system.allocator import keep_freed_memory
 
 # Public name → where it lives. Loaded at first use (PEP 562), so that the command line answers without importing torch.
 _HOMES = {
@@ -49,7 +49,7 @@ _HOMES = {
     "find_sites": "senet.gates.sites",
     "fold": "senet.gates.fold",
     "from_pretrained": "senet.models.sharing",
-    "keep_freed_memory": "senet.allocator",
+    "keep_freed_memory": "senet.system.allocator",
     "list_models": "senet.models.registry",
     "load_weights": "senet.models.weights",
     "model_spec": "senet.models.registry",
@@ -59,7 +59,7 @@ _HOMES = {
     "register_timm": "senet.models.timm_registry",
     "save": "senet.models.sharing",
     "save_weights": "senet.models.weights",
-    "use_backend": "senet.ops.backend",
+    "use_backend": "senet.ops.dispatch",
 }
 
 __all__ = [

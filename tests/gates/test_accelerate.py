@@ -13,8 +13,8 @@ import senet
 from senet import SEConfig
 from senet.gates import microbatch
 from senet.nn.folded import FoldedConv2d, FoldedGate, FoldedSum, FoldedTail
-from senet.ops import early_gate
-from senet.ops.native import build
+from senet.ops.conv import early_gate
+from senet.ops.csrc import build
 
 needs_compiler = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
 

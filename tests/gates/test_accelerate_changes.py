@@ -16,7 +16,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 import senet
 from senet.nn.folded import FoldedTail
-from senet.ops.native.convolutions import PackedConv2d
+from senet.ops.conv.native import PackedConv2d
 
 
 class Net(nn.Module):

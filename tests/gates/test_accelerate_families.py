@@ -14,8 +14,9 @@ from senet.gates.acceleration import known_gates
 from senet.gates.folding import ALONE, EARLY, LATE, PROJECTED
 from senet.nn.folded import FoldedConv2d
 from senet.nn.residual_tail import ResidualTail
-from senet.ops import early_gate, reference
-from senet.ops.native import build
+from senet.ops import reference
+from senet.ops.conv import early_gate
+from senet.ops.csrc import build
 
 # network → (form of its gates, how many, how many are swept in training)
 FAMILIES = {

@@ -10,7 +10,7 @@ from torch.nn.utils import parametrizations, prune
 from torchvision.ops.misc import SqueezeExcitation
 
 import senet
-from senet.ops import early_gate
+from senet.ops.conv import early_gate
 
 
 class Adapted(nn.Module):

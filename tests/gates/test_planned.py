@@ -10,9 +10,10 @@ from torch import nn
 
 import senet
 from senet.gates import planned
-from senet.ops.native import build, convolutions
-from senet.ops.native.convolutions import OwnConv2d
-from senet.ops.native.run import Run, Step
+from senet.ops.conv import native as convolutions
+from senet.ops.conv.native import OwnConv2d
+from senet.ops.conv.program import Run, Step
+from senet.ops.csrc import build
 from senet.ops.reference import FullyConnected
 
 pytestmark = pytest.mark.skipif(

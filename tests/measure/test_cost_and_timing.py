@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import senet
 from senet import SEConfig, SqueezeExcite
 from senet.measure.cost import Cost, meta_model, model_cost, module_cost, module_costs
-from senet.measure.timing import Timing, interleaved, ratio
+from senet.system.timing import Timing, interleaved, ratio
 
 
 @pytest.mark.parametrize(

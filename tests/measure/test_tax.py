@@ -20,8 +20,8 @@ from senet.measure.memory import saved_for_backward
 from senet.measure.tax import CheckError, Measured, checked_setting, measure, measure_into
 from senet.measure.tax_figure import plot_tax
 from senet.measure.tax_files import write_tax
-from senet.measure.timing import Timing, interleaved, ratio
 from senet.models import registry
+from senet.system.timing import Timing, interleaved, ratio
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 EAGER = choose(["se-reference"])
@@ -307,7 +307,7 @@ def test_gpu_script_from_start_to_end_on_the_processor(tmp_path):
 
 
 def test_gpu_script_finds_a_wrong_sweep(scripts):
-    from senet.ops.backend import sweeps_of
+    from senet.ops.dispatch import sweeps_of
 
     right = sweeps_of("reference")
     wrong = replace(right, moments_backward=lambda *args: right.moments_backward(*args) * 1.01)

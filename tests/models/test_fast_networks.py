@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import senet
 from senet import SEConfig, SqueezeExcite
-from senet.ops.native import sweeps as native
+from senet.ops.tail import native
 
 NO_COMPILER = native.why_not() is not None
 NATIVE = pytest.param("native", marks=pytest.mark.skipif(NO_COMPILER, reason="no C++ compiler"))

@@ -7,8 +7,8 @@ import torch
 
 import senet
 from senet import SEConfig
-from senet.files import write_atomically
 from senet.models import registry
+from senet.system.atomic import write_atomically
 
 
 def test_lists_pairs_and_patterns():

@@ -9,8 +9,8 @@ from torch import nn
 
 import senet
 from senet import ResidualTail, SEConfig, SqueezeExcite
-from senet.ops import moments_affine
-from senet.ops.native import sweeps as native
+from senet.ops.tail import autograd as moments_affine
+from senet.ops.tail import native
 
 pytestmark = pytest.mark.skipif(native.why_not() is not None, reason="no C++ compiler")
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}

@@ -14,7 +14,7 @@ from senet import ResidualTail, SEConfig, SqueezeExcite
 from senet.nn import residual_tail
 from senet.nn.residual_tail import norm_act
 from senet.ops import reference
-from senet.ops.native import sweeps as native
+from senet.ops.tail import native
 
 NO_COMPILER = native.why_not() is not None
 NATIVE = pytest.param("native", marks=pytest.mark.skipif(NO_COMPILER, reason="no C++ compiler"))

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from senet import SEConfig, SqueezeExcite
-from senet.ops import compiler, reference
-from senet.ops.moments_affine import norm_tail
+from senet.ops import reference
+from senet.ops.tail import inductor as compiler
+from senet.ops.tail.autograd import norm_tail
 
 BATCH_NORMS = {3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 

@@ -8,12 +8,14 @@ from torch import nn
 
 import senet
 from senet import SEConfig, SqueezeExcite
-from senet.ops import compiler, early_gate, reference
+from senet.ops import reference
 from senet.ops.border import UnsuitedMapError
-from senet.ops.moments_affine import norm_tail
-from senet.ops.native import sweeps as native
-from senet.ops.native.convolutions import PackedConv2d
-from senet.ops.native.inference import gate_of
+from senet.ops.conv import early_gate
+from senet.ops.conv.native import PackedConv2d
+from senet.ops.conv.native_gate import gate_of
+from senet.ops.tail import inductor as compiler
+from senet.ops.tail import native
+from senet.ops.tail.autograd import norm_tail
 
 C = 16
 needs_native = pytest.mark.skipif(early_gate.why_not("native", torch.zeros(1)) is not None, reason="no C++ compiler")

@@ -48,7 +48,7 @@ def _own_cache(monkeypatch, tmp_path):
 @pytest.mark.parametrize("map_type", ["bf16", "fp32"])
 @pytest.mark.parametrize("name", ["moments", "affine", "affine_backward"])
 def test_a_sweep_compiles_for_hopper_and_moves_16_bytes_a_thread(name, map_type, last):
-    from senet.ops import triton_kernels as kernels
+    from senet.ops.tail import triton as kernels
 
     ptx = hopper_ptx(getattr(kernels, f"_{name}_kernel"), map_type, **{**FLAGS, "LAST": last})
     assert re.search(r"ld\.global\.v4\.b32|cp\.async\.cg\.shared\.global [^;]*, 0x10", ptx)
@@ -59,7 +59,7 @@ def test_a_sweep_compiles_for_hopper_and_moves_16_bytes_a_thread(name, map_type,
 
 
 def test_the_small_kernels_and_the_odd_cases_compile_for_hopper():
-    from senet.ops import triton_kernels as kernels
+    from senet.ops.tail import triton as kernels
 
     hopper_ptx(kernels._combine_kernel, LAST=True, PARTS=16, BLOCK=64)
     hopper_ptx(
@@ -70,7 +70,7 @@ def test_the_small_kernels_and_the_odd_cases_compile_for_hopper():
 
 
 def test_the_product_uses_the_matrix_units_of_hopper():
-    from senet.ops import triton_gemm as gemm
+    from senet.ops.conv import triton as gemm
 
     ptx = hopper_ptx(gemm._gated_kernel, RELU=True, **BLOCKS)
     assert "wgmma.mma_async" in ptx

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from senet.ops.sweeps import pivot
+from senet.ops.tail.definitions import pivot
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 
@@ -47,14 +47,14 @@ def device(request):
 
 @pytest.fixture
 def kernels():
-    from senet.ops import triton_kernels
+    from senet.ops.tail import triton as triton_kernels
 
     return triton_kernels
 
 
 @pytest.fixture
 def gemm():
-    from senet.ops import triton_gemm
+    from senet.ops.conv import triton as triton_gemm
 
     return triton_gemm
 

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from senet.allocator import keep_freed_memory
 from senet.cli import options as opt
 from senet.data import MAX_PIXELS
+from senet.system.allocator import keep_freed_memory
 from senet.text import shown
 
 DEFAULT_MODEL = "se_resnet14"

@@ -14,12 +14,12 @@ from rich.console import Console
 from rich.table import Table
 
 from senet.cli.console import counted
-from senet.csv_file import csv_text
-from senet.files import write_atomically
 from senet.measure.cost import Cost, model_cost
 from senet.measure.cost_parts import NetworkCost
 from senet.models.registry import list_models, model_spec
 from senet.paper.costs import UNITS, Compared, numbered_notes
+from senet.system.atomic import write_atomically
+from senet.system.csv_file import csv_text
 
 Record = dict[str, Any]
 

@@ -92,7 +92,7 @@ def key_values(entries: list[str] | None, option: str) -> tuple[tuple[str, Any],
 
     No value of these options is text that means yes or no, so ``bias=no`` is taken for ``bias=false``.
     """
-    from senet.yaml_text import parse
+    from senet.system.yaml_text import parse
 
     pairs: dict[str, Any] = {}
     for entry in entries or []:

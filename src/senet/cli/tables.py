@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from senet.cli.console import counted
-from senet.csv_file import write_csv, write_rows
+from senet.system.csv_file import write_csv, write_rows
 
 if TYPE_CHECKING:
     from senet.training.compare import Comparison

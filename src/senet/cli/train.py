@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from senet.allocator import keep_freed_memory
 from senet.cli import options as opt
 from senet.data import MAX_PIXELS
 from senet.errors import InputError
+from senet.system.allocator import keep_freed_memory
 from senet.text import shown
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from senet.gates.snapshot import Contents, Listeners, Structure
 from senet.gates.swept import Swept, hooks_of
 from senet.nn.attachment import in_line, tensors_of
 from senet.nn.plain import refuse_to_script
-from senet.ops import early_gate
 from senet.ops.border import UnsuitedMapError
+from senet.ops.conv import early_gate
 
 _FORMS = ("_fast", "_tails")  # what is made from the network, and made anew when it changes
 _OWN = ("_requested", "_trainable", *_FORMS)

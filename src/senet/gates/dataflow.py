@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from senet.ops.backend import use_backend
+from senet.ops.dispatch import use_backend
 
 RESHAPES = frozenset({"view", "_unsafe_view", "reshape", "expand", "unsqueeze", "squeeze", "clone", "t", "alias"})
 PRODUCTS = frozenset({"addmm", "mm", "bmm", "matmul", "linear", "baddbmm"})

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from senet._version import __version__
 from senet.errors import InputError
-from senet.files import write_atomically
 from senet.gates.excitations import Excitations, Extremes, SiteExcitations
 from senet.models.weight_metadata import check_fields
+from senet.system.atomic import write_atomically
 
 if TYPE_CHECKING:
     import pyarrow as pa

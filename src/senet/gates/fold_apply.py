@@ -19,7 +19,7 @@ from senet.gates.fold_report import FOLDED, KEPT, SCALED, SiteFold
 from senet.gates.recognise import Gate, find_gates
 from senet.nn import attachment
 from senet.nn.constant_gate import ConstantGate, replace_gate
-from senet.ops.backend import use_backend
+from senet.ops.dispatch import use_backend
 
 _RELATIVE = 1e-9  # of the output's size, in float64
 

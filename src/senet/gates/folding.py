@@ -19,7 +19,7 @@ from senet.gates.graph import (
 )
 from senet.nn.folded import FoldedConv2d, FoldedGate, FoldedLinear, FoldedSum, FoldedTail
 from senet.nn.plain import is_plain
-from senet.ops.native.convolutions import PackedLinear
+from senet.ops.conv.native import PackedLinear
 from senet.ops.reference import FullyConnected
 
 EARLY, LATE = "early gate", "late gate, one sweep"

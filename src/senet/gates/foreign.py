@@ -18,7 +18,7 @@ from senet.nn.folded import ACTIVATIONS
 from senet.nn.plain import has_own_hooks, is_plain_fc
 from senet.nn.squeeze_excite import SEConfig, SqueezeExcite
 from senet.ops import reference
-from senet.ops.early_gate import fold_norm
+from senet.ops.conv.early_gate import fold_norm
 from senet.ops.reference import FullyConnected
 
 NOT_PLAIN = "its FCs are no plain layers, or somebody listens to them: they are called"

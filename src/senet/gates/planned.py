@@ -1,7 +1,7 @@
 """Inference graphs whose convolutions run in one call of the library, on memory that was planned for a shape of images.
 
 At batch 1 a few hundred small steps of Python, with caches that a convolution has just emptied, are part of the time.
-For each shape that is met, runs of our own convolutions (senet.ops.native.convolutions) become one step. Maps that
+For each shape that is met, runs of our own convolutions (senet.ops.conv.native) become one step. Maps that
 nobody outside of a run sees lie in a workspace and take each other's place; the others are new tensors, as ever.
 """
 
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, fx
 
 from senet.nn.folded import Convolved, FoldedConv2d, FoldedGate, FoldedLinear, FoldedSum, FoldedTail
+from senet.ops.conv.program import Run, Step
 from senet.ops.layout import is_last
-from senet.ops.native.run import Run, Step
 
 _WORKSPACE = 64 * 2**20  # bytes that are held between calls; of larger maps Python's part is small
 

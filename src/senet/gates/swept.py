@@ -13,7 +13,7 @@ from senet.gates.graph import RELUS, added_to, called_module, only_user, take_ou
 from senet.nn.attachment import CHILD, gate_of_output, rescale_input, rescale_output
 from senet.nn.residual_tail import ResidualTail
 from senet.nn.squeeze_excite import SqueezeExcite
-from senet.ops.norm_tables import NORMS
+from senet.ops.tail.norms import NORMS
 
 
 class SweptTail(nn.Module):

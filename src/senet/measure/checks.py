@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import senet
 from senet.measure.candidates import CANDIDATES, DTYPES, Network, Runner, Setting, Twins, make_twins, precision
-from senet.ops.backend import backend_for
+from senet.ops.dispatch import backend_for
 
 GRADIENTS_FLOAT64 = 1e-9  # relative; a network's depth multiplies float64's rounding of 1e-16
 OUTPUTS = 1e-5  # relative; where the type's own rounding is larger, MARGIN times plain PyTorch's error in that type

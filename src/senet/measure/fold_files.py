@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from senet.csv_file import write_csv
-from senet.files import write_atomically
 from senet.gates.fold_report import FoldReport, FoldStep
-from senet.measure.machine import machine
-from senet.measure.timing import interleaved, ratio
+from senet.system.atomic import write_atomically
+from senet.system.csv_file import write_csv
+from senet.system.machine import machine
+from senet.system.timing import interleaved, ratio
 from senet.text import json_text
 
 if TYPE_CHECKING:

@@ -9,13 +9,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from senet.csv_file import write_csv
 from senet.errors import InputError
-from senet.files import write_atomically
 from senet.gates.doctor import Diagnosis, Thresholds, diagnose
 from senet.gates.excitations import Excitations
 from senet.measure.report_data import Picture, data_uri, page_data, thumbnails
 from senet.measure.report_figures import plot_class_means, plot_class_spread
+from senet.system.atomic import write_atomically
+from senet.system.csv_file import write_csv
 from senet.text import shown
 
 FILES = ("index.html", "class_means.png", "class_spread.png", "findings.csv", "excitations.npz")

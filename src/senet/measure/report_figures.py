@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from senet.errors import InputError
-from senet.files import write_atomically
 from senet.gates.excitations import Excitations, SiteExcitations
+from senet.system.atomic import write_atomically
 from senet.text import shown
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 import senet
 from senet.measure.candidates import BASE, CANDIDATES, DTYPES, Runner, Setting, Twins, precision
-from senet.measure.timing import interleaved, ratio
 from senet.models.base import FIRST_STAGE, ConvNet
+from senet.system.timing import interleaved, ratio
 
 Stage = Callable[[Tensor], Tensor]
 _STAGED = ("se-reference", "se-fast")  # what is accelerated has no stages of its own

@@ -18,8 +18,8 @@ from senet.measure.candidates import BASE, CANDIDATES, DTYPES, LAYOUTS, Runner, 
 from senet.measure.memory import peak_mb, saved_mb_per_image
 from senet.measure.peers import NotHere
 from senet.measure.stages import StageCost, stage_costs
-from senet.measure.timing import Ratio, Timing, interleaved, ratio
 from senet.models.registry import model_spec
+from senet.system.timing import Ratio, Timing, interleaved, ratio
 
 COLUMNS = (
     *("model", "mode", "batch", "size", "dtype", "layout", "device", "threads", "rounds", "candidate", "ms"),

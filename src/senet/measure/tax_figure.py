@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from senet.measure.candidates import BASE, CANDIDATES
-from senet.models.weights import write_atomically
+from senet.system.atomic import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from senet.csv_file import write_csv
-from senet.files import write_atomically
-from senet.measure.machine import machine
 from senet.measure.tax import COLUMNS, Measured
 from senet.measure.tax_figure import plot_tax
+from senet.system.atomic import write_atomically
+from senet.system.csv_file import write_csv
+from senet.system.machine import machine
 from senet.text import json_text
 
 

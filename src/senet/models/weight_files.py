@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from senet._version import __version__
 from senet.errors import InputError
-from senet.files import write_atomically
 from senet.models.caffe import read_caffemodel
 from senet.models.weight_metadata import read_metadata
+from senet.system.atomic import write_atomically
 
 _LOG = logging.getLogger("senet.models")
 _KEY = "senet"  # safetensors metadata maps strings to strings: ours is one JSON text under this key

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from senet.errors import InputError
-from senet.files import write_atomically
 from senet.models.fitting import Structure, check_gates, check_values, fit, gate_configs
 from senet.models.known_weights import known_weights
 from senet.models.layouts import OWN, PUBLISHED, Layout, recognise
@@ -17,6 +16,7 @@ from senet.models.weight_files import is_extra_state, load_weights, save_weights
 from senet.models.weight_metadata import check_metadata, shown
 from senet.models.weight_sources import find_weights
 from senet.nn.squeeze_excite import SEConfig
+from senet.system.atomic import write_atomically
 
 __all__ = [
     "build_from_checkpoint",

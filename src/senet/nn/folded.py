@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from senet.ops import early_gate
 from senet.ops.border import UnsuitedMapError
+from senet.ops.conv import early_gate
+from senet.ops.conv import native_gate as native
+from senet.ops.conv.native import OwnConv2d, PackedConv2d, PackedLinear
 from senet.ops.layout import is_last, prepared
-from senet.ops.native import inference as native
-from senet.ops.native.convolutions import OwnConv2d, PackedConv2d, PackedLinear
 from senet.ops.reference import FullyConnected
 
 # name → what it is in PyTorch (in place), oneDNN's name for it, and its bounds.

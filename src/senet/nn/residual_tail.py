@@ -10,9 +10,9 @@ from senet.nn.attachment import gate_of_output
 from senet.nn.plain import has_hooks, refuse_to_script
 from senet.nn.squeeze_excite import SqueezeExcite
 from senet.ops import reference
-from senet.ops.backend import backend_for, current_backend, traces_reference
-from senet.ops.moments_affine import norm_tail
-from senet.ops.norm_tables import NORMS, gathers, uses_batch_statistics
+from senet.ops.dispatch import backend_for, current_backend, traces_reference
+from senet.ops.tail.autograd import norm_tail
+from senet.ops.tail.norms import NORMS, gathers, uses_batch_statistics
 
 
 class ResidualTail(nn.Module):

@@ -21,8 +21,8 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.callbacks.weight_averaging import WeightAveraging
 from torch import Tensor
 
-from senet.csv_file import write_csv
 from senet.models.weights import save_weights
+from senet.system.csv_file import write_csv
 from senet.training.classifier import Classifier
 from senet.training.curves import COLUMNS, plot_curves
 from senet.training.interrupt import Interrupted, StopRequest

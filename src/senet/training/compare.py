@@ -15,13 +15,13 @@ from typing import Any
 
 from rich.console import Console
 
-from senet.csv_file import write_csv
 from senet.data.sources import DataSource
 from senet.errors import InputError
 from senet.measure.cost import Cost, model_cost, module_cost
-from senet.measure.timing import Ratio
 from senet.models.elsewhere import ATTACHED
 from senet.models.registry import model_spec
+from senet.system.csv_file import write_csv
+from senet.system.timing import Ratio
 from senet.training import folder as folders
 from senet.training import outputs
 from senet.training.comparison_file import check_same, on_other_data, save_comparison

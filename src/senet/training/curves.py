@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from senet.errors import InputError
-from senet.files import write_atomically
+from senet.system.atomic import write_atomically
 from senet.text import shown
 
 if TYPE_CHECKING:

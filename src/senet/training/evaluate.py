@@ -20,7 +20,7 @@ from senet.data.transforms import TransformSpec
 from senet.errors import InputError
 from senet.models.weight_metadata import check_fields
 from senet.models.weights import build_from_checkpoint
-from senet.training.device import pick_device
+from senet.system.device import pick_device
 from senet.training.non_finite import first_not_finite
 from senet.training.statistics import binomial_interval
 from senet.training.trained_on import trained_on

@@ -16,7 +16,7 @@ from typing import Any
 
 from senet._version import __version__
 from senet.errors import InputError
-from senet.files import write_atomically
+from senet.system.atomic import write_atomically
 from senet.text import json_text
 
 SETTINGS = "run.json"

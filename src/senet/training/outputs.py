@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from senet.errors import InputError
-from senet.files import remove_leftovers
+from senet.system.atomic import remove_leftovers
 from senet.training.folder import CHECKPOINT, DATA, RESULT, SETTINGS
 from senet.training.lock import LOCK, locked, refuse_held
 

@@ -18,8 +18,8 @@ from pydantic_core import PydanticCustomError
 
 from senet.data.transforms import MAX_SIDE
 from senet.errors import InputError
+from senet.system.yaml_text import parse, write
 from senet.training.validation import first_problem, shown
-from senet.yaml_text import parse, write
 
 MAX_COUNT = 1_000_000  # epochs, or images in a batch
 _MAX_RATE = 1e30  # float32 ends at 3e38

@@ -20,19 +20,19 @@ from rich.console import Console
 
 from senet.data.sources import DataSource, open_source
 from senet.errors import InputError
-from senet.files import write_atomically
 from senet.gates.attach import attach
 from senet.gates.policies import sites_from
 from senet.models.elsewhere import ATTACHED
 from senet.models.known_weights import find_known
 from senet.models.registry import NetworkConfig, create_model, model_spec
 from senet.nn.attachment import described
+from senet.system.atomic import write_atomically
+from senet.system.device import pick_device
 from senet.training import folder as folders
 from senet.training import outputs
 from senet.training.callbacks import Recorder, StateSaver, WarmAverage
 from senet.training.classifier import Classifier
 from senet.training.data_record import DataRecord, check_data, record_of, save_record
-from senet.training.device import pick_device
 from senet.training.epoch_anew import EpochAnew
 from senet.training.feed import Feed, transform_for
 from senet.training.interrupt import Interrupted, StopRequest

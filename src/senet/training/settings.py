@@ -14,8 +14,8 @@ from senet.data import MAX_PIXELS
 from senet.errors import InputError
 from senet.models.registry import model_spec
 from senet.nn.squeeze_excite import SEConfig
+from senet.system.device import pick_device
 from senet.training import folder as folders
-from senet.training.device import pick_device
 from senet.training.recipe import Recipe, load_recipe
 from senet.training.validation import CLOSED, Text, checked, read
 

@@ -13,7 +13,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from senet.errors import InputError
-from senet.files import replacing
+from senet.system.atomic import replacing
 
 _REMEDY = "begin the run anew with --overwrite"
 # What Lightning saves, and the callbacks without whose state the run would go on silently as another.

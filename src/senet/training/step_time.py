@@ -11,9 +11,9 @@ import torch
 from torch.nn import functional as F
 
 from senet.data.sources import DataSource
-from senet.measure.timing import Ratio, interleaved, ratio
+from senet.system.device import pick_device
+from senet.system.timing import Ratio, interleaved, ratio
 from senet.training.classifier import build_optimizer
-from senet.training.device import pick_device
 from senet.training.interrupt import Interrupted, StopRequest
 from senet.training.recipe import Recipe
 from senet.training.run import build_classifier

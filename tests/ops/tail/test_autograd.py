@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from senet.ops import reference
-from senet.ops.moments_affine import norm_tail
-from senet.ops.native import sweeps as native
+from senet.ops.tail import native
+from senet.ops.tail.autograd import norm_tail
 
 NO_COMPILER = native.why_not() is not None
 NATIVE = pytest.param("native", marks=pytest.mark.skipif(NO_COMPILER, reason="no C++ compiler"))

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import senet
-from senet import allocator
+from senet.system import allocator
 
 PROGRAM = """
 import resource, sys

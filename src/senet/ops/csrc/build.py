@@ -14,8 +14,8 @@ import tempfile
 from pathlib import Path
 
 from senet.errors import InputError
-from senet.ops.native import forms
-from senet.ops.native.forms import BuildError, compiler
+from senet.ops.csrc import forms
+from senet.ops.csrc.forms import BuildError, compiler
 
 __all__ = ["BuildError", "cache_folder", "compiler", "library", "loaded_from", "why_not"]
 

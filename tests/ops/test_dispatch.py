@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 import senet
-from senet.ops import backend, compiler
-from senet.ops.backend import Sweeps, sweeps_of
-from senet.ops.native import sweeps as native
+from senet.ops import dispatch as backend
+from senet.ops.dispatch import Sweeps, sweeps_of
+from senet.ops.tail import inductor as compiler
+from senet.ops.tail import native
 
 needs_compiler = pytest.mark.skipif(native.why_not() is not None, reason="no C++ compiler")
 BIG = torch.zeros(1, backend.SMALLEST_NATIVE, 1, 1)

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from senet.errors import InputError
-from senet.yaml_text import parse, write
+from senet.system.yaml_text import parse, write
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from senet.ops import reference
-from senet.ops.native import inference as native
+from senet.ops.conv import native_gate as native
 from senet.ops.reference import FullyConnected
 
 BACKENDS = ("reference", "native", "triton")
@@ -82,7 +82,7 @@ def gated_sum(u: Tensor, gate: Tensor, shortcut: Tensor | None, relu: bool, back
     if backend == "native":
         return native.gated_sum_(u, gate, shortcut, relu)
     if backend == "triton":
-        from senet.ops import triton_kernels  # here, as Triton is heavy
+        from senet.ops.tail import triton as triton_kernels  # here, as Triton is heavy
 
         return triton_kernels.scale_add_relu(u, gate, shortcut, relu)
     y = reference.scale(u, gate)
@@ -95,7 +95,7 @@ def gated_pointwise(
 ) -> Tensor:
     """δ(gate·(weight·h + bias) + shortcut): a 1×1 convolution, stride 1, with the tail in its epilogue."""
     if backend == "triton":
-        from senet.ops import triton_gemm
+        from senet.ops.conv import triton as triton_gemm
 
         return triton_gemm.gated_pointwise(h, weight.flatten(1), bias, gate, shortcut, relu)
     return gated_sum(F.conv2d(h, weight, bias), gate, shortcut, relu, backend)

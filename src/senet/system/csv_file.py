@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TextIO
 
-from senet.files import write_atomically
+from senet.system.atomic import write_atomically
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 

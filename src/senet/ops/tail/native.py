@@ -1,4 +1,4 @@
-"""The sweeps of ``senet.ops.sweeps`` in C++ (sweeps.hpp): float32, float64 and bfloat16 maps on the CPU."""
+"""The sweeps of ``senet.ops.tail.definitions`` in C++ (sweeps.hpp): float32, float64 and bfloat16 maps on the CPU."""
 
 import ctypes
 import functools
@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from senet.ops import sweeps
+from senet.ops.csrc.build import library, why_not
 from senet.ops.layout import in_layout, prepared
-from senet.ops.native.build import library, why_not
 from senet.ops.reference import table_dtype
+from senet.ops.tail import definitions as sweeps
 
 __all__ = ["TYPES", "affine", "affine_backward", "mean", "moments", "moments_backward", "why_not"]
 

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from senet.ops.native import build, convolutions
-from senet.ops.native.convolutions import OwnConv2d, PackedConv2d, PackedLinear
+from senet.ops.conv import native as convolutions
+from senet.ops.conv.native import OwnConv2d, PackedConv2d, PackedLinear
+from senet.ops.csrc import build
 from senet.ops.reference import FullyConnected
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
@@ -234,7 +235,7 @@ def test_narrower_vectors_compute_the_same(options, tmp_path):
     script = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from senet.ops.native import build
+from senet.ops.csrc import build
 build._TARGETS = ({options!r},)
 import test_native_convolutions as t
 assert t.convolutions._panel() == {16 if "-mavx2" in options else 8}

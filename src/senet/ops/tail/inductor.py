@@ -14,9 +14,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from senet.ops import sweeps
+from senet.ops.csrc.build import compiler
 from senet.ops.layout import in_layout
-from senet.ops.native.build import compiler
+from senet.ops.tail import definitions as sweeps
 
 
 def why_not() -> str | None:

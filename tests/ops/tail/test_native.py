@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from senet.ops.native import build
-from senet.ops.native import sweeps as native
+from senet.ops.csrc import build
+from senet.ops.tail import native
 
 needs_compiler = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
 BIG = (3, 40, 31, 33)  # several blocks of rows an image

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from senet import InputError
-from senet.ops.native import build, forms
+from senet.ops.csrc import build, forms
 
 needs_gcc = pytest.mark.skipif(
     sys.platform != "linux" or "Free Software" not in forms.run([build.compiler() or "true", "--version"]).stdout,
@@ -213,7 +213,7 @@ ctypes.CDLL = lambda name, mode=0, **rest: real(name, **rest)  # a PyTorch that 
 import torch
 ctypes.CDLL = real
 from pathlib import Path
-from senet.ops.native import build, forms
+from senet.ops.csrc import build, forms
 forms.PREBUILT = Path(sys.argv[1])
 build.library().threads.restype = ctypes.c_int
 maps = Path("/proc/self/maps").read_text().splitlines()

@@ -1,6 +1,6 @@
 """Batch norm + SE + shortcut + ReLU on the CPU in one call of the library each way (tail.hpp).
 
-The general form (``senet.ops.moments_affine``) leaves the tables to autograd and takes any norm and any excitation.
+The general form (``senet.ops.tail.autograd``) leaves the tables to autograd and takes any norm and any excitation.
 This one takes what nearly every network has, batch norm and the paper's excitation, and saves the cost of the small
 parts.
 """
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from senet.ops.layout import in_layout, prepared
-from senet.ops.native.sweeps import call
 from senet.ops.reference import FullyConnected, table_dtype
+from senet.ops.tail.native import call
 
 NO_DOUBLE_BACKWARD = (
     "senet: the fast sweeps have no second derivative; for a double backward run the forward pass in "

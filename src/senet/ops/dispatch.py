@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from senet.errors import InputError
-from senet.ops import compiler
-from senet.ops.native import sweeps as native
+from senet.ops.tail import inductor as compiler
+from senet.ops.tail import native
 
 NAMES = ("auto", "reference", "compiled", "native", "triton")
 
@@ -149,6 +149,6 @@ def _available(name: str) -> bool:
 @functools.cache
 def sweeps_of(name: str) -> Sweeps:
     """The functions of a backend. ``"reference"`` gives the definitions themselves."""
-    homes = {"reference": "sweeps", "compiled": "compiler", "native": "native.sweeps", "triton": "triton_kernels"}
-    module = importlib.import_module(f"senet.ops.{homes[name]}")
+    homes = {"reference": "definitions", "compiled": "inductor", "native": "native", "triton": "triton"}
+    module = importlib.import_module(f"senet.ops.tail.{homes[name]}")
     return Sweeps(module.moments, module.mean, module.affine, module.affine_backward, module.moments_backward)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from senet.ops.border import UnsuitedMapError
+from senet.ops.conv.native import OwnConv2d
+from senet.ops.csrc import build
 from senet.ops.layout import is_last
-from senet.ops.native import build
-from senet.ops.native.convolutions import OwnConv2d
 
 _LINE = 64  # bytes: maps begin at the start of a cache line
 

@@ -5,7 +5,7 @@ import io
 
 import pytest
 
-from senet.csv_file import csv_text, write_csv
+from senet.system.csv_file import csv_text, write_csv
 
 
 def read(text):

@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from senet.ops import reference, sweeps
-from senet.ops.backend import sweeps_of
+from senet.ops import reference
 from senet.ops.border import fits_norm, readable
-from senet.ops.native.batch_norm_tail import NO_DOUBLE_BACKWARD, batch_norm_tail, suits
-from senet.ops.norm_tables import frozen_tables, norm_tables, uses_batch_statistics
+from senet.ops.dispatch import sweeps_of
 from senet.ops.reference import FullyConnected, table_dtype
-from senet.ops.sweeps import positions
+from senet.ops.tail import definitions as sweeps
+from senet.ops.tail.definitions import positions
+from senet.ops.tail.native_batch_norm import NO_DOUBLE_BACKWARD, batch_norm_tail, suits
+from senet.ops.tail.norms import frozen_tables, norm_tables, uses_batch_statistics
 
 
 @torch.library.custom_op("senet::moments", mutates_args=())

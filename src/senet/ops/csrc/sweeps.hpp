@@ -1,4 +1,4 @@
-// The sweeps of senet/ops/sweeps.py: the only loops over maps that training needs.
+// The sweeps of senet/ops/tail/definitions.py: the only loops over maps that training needs.
 
 #pragma once
 

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from senet.files import remove_leftovers, replacing, temporary_folder, write_atomically
+from senet.system.atomic import remove_leftovers, replacing, temporary_folder, write_atomically
 
 
 def test_a_file_has_the_mode_that_the_umask_gives(tmp_path):
@@ -81,7 +81,7 @@ def test_leftovers_of_dead_processes_go_and_others_stay(tmp_path):
 
 
 def test_a_temporary_folder_of_a_killed_process_goes_at_the_next_write(tmp_path):
-    code = "import os, sys; from pathlib import Path; from senet.files import temporary_folder\n"
+    code = "import os, sys; from pathlib import Path; from senet.system.atomic import temporary_folder\n"
     code += "with temporary_folder(Path(sys.argv[1])) as folder: (folder / 'a').touch(); os._exit(9)"
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
     assert len(os.listdir(tmp_path)) == 1

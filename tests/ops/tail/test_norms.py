@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from senet.ops import norm_tables as tables
-from senet.ops.backend import sweeps_of
-from senet.ops.moments_affine import norm_tail
-from senet.ops.native import sweeps as native
-from senet.ops.norm_tables import norm_tables, uses_batch_statistics
-from senet.ops.sweeps import pivot
+from senet.ops.dispatch import sweeps_of
+from senet.ops.tail import native
+from senet.ops.tail import norms as tables
+from senet.ops.tail.autograd import norm_tail
+from senet.ops.tail.definitions import pivot
+from senet.ops.tail.norms import norm_tables, uses_batch_statistics
 
 NO_COMPILER = native.why_not() is not None
 NATIVE = pytest.param("native", marks=pytest.mark.skipif(NO_COMPILER, reason="no C++ compiler"))
@@ -145,7 +145,7 @@ SETTINGS += [] if NO_COMPILER else ["native 2 2", "native 1 3"]  # an empty map 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory, in_two_processes):
     folder = tmp_path_factory.mktemp("ranks")
-    in_two_processes(folder, RANK, str(Path(__file__).with_name("conftest.py")), *SETTINGS)
+    in_two_processes(folder, RANK, str(Path(__file__).parents[1] / "conftest.py"), *SETTINGS)
     return folder
 
 

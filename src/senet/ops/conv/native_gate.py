@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 
 from senet.ops.border import UnsuitedMapError
+from senet.ops.csrc import build
 from senet.ops.layout import in_layout, is_last
-from senet.ops.native import build
-from senet.ops.native.batch_norm_tail import GATE_NUMBERS
-from senet.ops.native.sweeps import TYPES, call
 from senet.ops.reference import FullyConnected, squeeze, table_dtype
+from senet.ops.tail.native import TYPES, call
+from senet.ops.tail.native_batch_norm import GATE_NUMBERS
 
 # The numbers of inference.hpp: what stands between the two FCs.
 ACTIVATION_NUMBERS = {"relu": 0, "silu": 1, "hardswish": 2}

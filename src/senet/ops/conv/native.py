@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from senet.ops.border import UnsuitedMapError
+from senet.ops.conv.native_gate import gate_of, gated_sum_, number_of
+from senet.ops.csrc import build
 from senet.ops.layout import is_last
-from senet.ops.native import build
-from senet.ops.native.inference import gate_of, gated_sum_, number_of
-from senet.ops.native.sweeps import address
 from senet.ops.reference import FullyConnected
+from senet.ops.tail.native import address
 
 _CHUNK = 16  # channels that convolutions.hpp reads at once
 

@@ -1,0 +1,1 @@
+"""Convolutions and gates of inference: in C++, in Triton, and as PyTorch's own."""

@@ -1,0 +1,1 @@
+"""What the machine and its files ask of everybody: whole files or none, caches, timing, devices, memory."""
