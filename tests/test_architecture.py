@@ -11,9 +11,26 @@ import senet
 
 SOURCE = Path(senet.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
-# A folder may import from folders of a lower number only; the loose files at the top are the ground.
-FLOORS = {"": 0, "system": 1, "ops": 1, "nn": 2, "models": 3, "data": 4, "gates": 4, "measure": 5}
-FLOORS |= {"training": 6, "paper": 6, "cli": 7}
+# The house, from the ground up: a package may import from packages of lower floors only. Packages on one floor do not
+# know each other; the loose files at the top (errors.py, text.py) are the ground.
+HOUSE = (
+    ("",),
+    ("system",),
+    ("data", "ops"),
+    ("nn",),
+    ("models", "surgery"),
+    ("acceleration", "cost", "runs", "weights"),
+    ("attachment", "evaluation", "hub"),
+    ("inspection", "training"),
+    ("comparison", "folding"),
+    ("bench",),
+    ("cli",),
+)
+FLOORS = {package: number for number, packages in enumerate(HOUSE) for package in packages}
+FLOORS = {name: floor for name, floor in FLOORS.items() if (SOURCE / name).is_dir()}
+OLD = {"gates": 7.5, "measure": 7.7, "paper": 8, "training": 8}  # still to move
+FLOORS |= {name: floor for name, floor in OLD.items() if (SOURCE / name).is_dir()}
+TO_OPEN = {("models/registry.py", "senet.weights.load")}  # arrows that point up, and are turned after the move
 HEAVY = ["lightning", "torchvision", "matplotlib", "triton", "torchmetrics", "pydantic", "sklearn", "scipy", "PIL"]
 
 
@@ -38,7 +55,9 @@ def test_imports_go_down(path):
     for module in imported(path):
         if module.split(".")[0] == "senet":
             other = folder_of(module)
-            assert other == own or FLOORS[other] < FLOORS[own], f"{path.name} imports {module}"
+            if (str(path.relative_to(SOURCE)), module) in TO_OPEN:
+                continue
+            assert other == own or FLOORS[other] < FLOORS[own], f"{path.relative_to(SOURCE)} imports {module}"
 
 
 def test_every_folder_has_a_floor():

@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from senet.gates.fold import fold
     from senet.gates.fold_report import FoldReport
     from senet.gates.policies import SitePolicy
-    from senet.gates.recognise import find_gates
     from senet.gates.record import record_excitations
     from senet.gates.sites import Site, find_sites
+    from senet.hub.save import from_pretrained, push_to_hub, save
+    from senet.hub.timm_registry import register_timm
     from senet.models.registry import ModelSpec, create_model, list_models, model_spec, register_model
-    from senet.models.sharing import from_pretrained, push_to_hub, save
-    from senet.models.timm_registry import register_timm
-    from senet.models.weights import build_from_checkpoint, load_weights, save_weights
     from senet.nn.residual_tail import ResidualTail
     from senet.nn.squeeze_excite import SEConfig, SqueezeExcite
     from senet.ops.dispatch import use_backend
+    from senet.surgery.find_gates import find_gates
     from senet.system.allocator import keep_freed_memory
+    from senet.weights.load import build_from_checkpoint, load_weights, save_weights
 
 # Public name → where it lives. Loaded at first use (PEP 562), so that the command line answers without importing torch.
 _HOMES = {
@@ -41,24 +41,24 @@ _HOMES = {
     "SqueezeExcite": "senet.nn.squeeze_excite",
     "accelerate": "senet.gates.accelerate",
     "attach": "senet.gates.attach",
-    "build_from_checkpoint": "senet.models.weights",
+    "build_from_checkpoint": "senet.weights.load",
     "create_model": "senet.models.registry",
     "detach": "senet.gates.attach",
     "diagnose": "senet.gates.doctor",
-    "find_gates": "senet.gates.recognise",
+    "find_gates": "senet.surgery.find_gates",
     "find_sites": "senet.gates.sites",
     "fold": "senet.gates.fold",
-    "from_pretrained": "senet.models.sharing",
+    "from_pretrained": "senet.hub.save",
     "keep_freed_memory": "senet.system.allocator",
     "list_models": "senet.models.registry",
-    "load_weights": "senet.models.weights",
+    "load_weights": "senet.weights.load",
     "model_spec": "senet.models.registry",
-    "push_to_hub": "senet.models.sharing",
+    "push_to_hub": "senet.hub.save",
     "record_excitations": "senet.gates.record",
     "register_model": "senet.models.registry",
-    "register_timm": "senet.models.timm_registry",
-    "save": "senet.models.sharing",
-    "save_weights": "senet.models.weights",
+    "register_timm": "senet.hub.timm_registry",
+    "save": "senet.hub.save",
+    "save_weights": "senet.weights.load",
     "use_backend": "senet.ops.dispatch",
 }
 

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from senet import Excitations, create_model, save_weights
 from senet.cli.main import app
 from senet.measure import report
-from senet.models.weights import load_weights
 from senet.training import gate_report
+from senet.weights.load import load_weights
 
 
 @pytest.fixture

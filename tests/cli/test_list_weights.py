@@ -1,6 +1,6 @@
 import json
 
-from senet.models.known_weights import KNOWN_WEIGHTS
+from senet.weights.known import KNOWN_WEIGHTS
 
 
 def test_known_weights_as_a_table(senet):

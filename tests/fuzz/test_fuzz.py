@@ -23,10 +23,10 @@ from safetensors.torch import save
 
 import senet
 from senet.data.decode import BadImageError, open_picture
-from senet.models.weights import build_from_checkpoint, load_weights
 from senet.training.recipe import load_recipe
 from senet.training.settings import load_run
 from senet.training.state import checked_state
+from senet.weights.load import build_from_checkpoint, load_weights
 
 SEEDS = Path(__file__).parent / "seeds"
 SECONDS = float(os.environ.get("SENET_FUZZ_SECONDS", 0))

@@ -8,8 +8,8 @@ from torch import nn
 import senet
 from senet.gates.doctor import HEALTHY, KINDS, Thresholds
 from senet.gates.excitations import SiteExcitations
-from senet.gates.recognise import find_gates
 from senet.nn.squeeze_excite import GATE_NAMES
+from senet.surgery.find_gates import find_gates
 
 
 def gate_of(function, identity=False):

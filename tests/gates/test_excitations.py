@@ -17,7 +17,7 @@ import senet
 from senet.data.images import ArrayStore, ImageSet
 from senet.data.loaders import make_loader
 from senet.gates.excitations import SiteExcitations
-from senet.gates.recognise import Gate
+from senet.surgery.find_gates import Gate
 
 GATE = Gate("se", "senet", 6, "sigmoid", 0.0, 0.5, 1.0, nn.Identity())
 

@@ -14,10 +14,10 @@ from PIL import Image
 import senet
 from senet.gates.doctor import Thresholds, diagnose
 from senet.gates.excitations import SiteExcitations
-from senet.gates.recognise import Gate
 from senet.measure.report import FILES, build_page, finding_rows, write_report
 from senet.measure.report_data import SHOWN_IMAGES, THUMBNAILS, _ranges, data_uri, thumbnails
 from senet.measure.report_figures import figure_classes, figure_sites, plot_class_means, sampled_channels
+from senet.surgery.find_gates import Gate
 
 
 def gate(name, channels, high=1.0):

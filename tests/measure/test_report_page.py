@@ -9,9 +9,9 @@ from playwright.sync_api import Error, sync_playwright
 
 import senet
 from senet.gates.excitations import SiteExcitations
-from senet.gates.recognise import Gate
 from senet.measure import report
 from senet.measure.report import write_report
+from senet.surgery.find_gates import Gate
 
 pytestmark = pytest.mark.browser
 FLAGS = (

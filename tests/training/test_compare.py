@@ -6,11 +6,11 @@ import torch
 from PIL import Image
 
 from senet.errors import InputError
-from senet.models.weights import load_weights
 from senet.training.compare import compare, explain, twins
 from senet.training.interrupt import Interrupted, StopRequest
 from senet.training.settings import RunSettings
 from senet.training.statistics import Interval, paired_interval, verdict
+from senet.weights.load import load_weights
 
 
 @pytest.fixture(autouse=True)

@@ -7,12 +7,12 @@ import pytest
 
 from senet.cli.main import main
 from senet.errors import InputError
-from senet.models.weights import load_weights
 from senet.training.compare import compare
 from senet.training.evaluate import evaluate
 from senet.training.interrupt import Interrupted, StopRequest
 from senet.training.run import train
 from senet.training.settings import RunSettings
+from senet.weights.load import load_weights
 
 
 @pytest.fixture

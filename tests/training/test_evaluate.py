@@ -8,10 +8,10 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from senet.errors import InputError
-from senet.models.weights import build_from_checkpoint, load_weights, save_weights
 from senet.training.evaluate import evaluate, predict
 from senet.training.run import train
 from senet.training.settings import RunSettings
+from senet.weights.load import build_from_checkpoint, load_weights, save_weights
 
 CLASSES = ("bar", "disc", "square")
 

@@ -6,10 +6,10 @@ import yaml
 
 from senet.data.sources import open_source
 from senet.errors import InputError
-from senet.models.known_weights import find_known
 from senet.models.registry import NetworkConfig, create_model, list_models, model_spec
 from senet.training.feed import transform_for
 from senet.training.recipe import list_recipes, load_recipe, recipe_keys
+from senet.weights.known import find_known
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from senet.errors import InputError
-from senet.models.weights import load_weights
 from senet.training.interrupt import Interrupted, StopRequest
 from senet.training.run import train
 from senet.training.settings import RunSettings
+from senet.weights.load import load_weights
 
 # Everything with a state: averaged weights, momentum, a schedule, mixing and dropout that draw random numbers.
 EVERYTHING = ("ema=0.99", "mixup=0.2", "cutmix=1.0", "dropout=0.3", "schedule.name=cosine", "clip_grad_norm=1")

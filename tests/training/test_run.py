@@ -8,10 +8,10 @@ import torch
 
 import senet
 from senet.errors import InputError
-from senet.models.weights import build_from_checkpoint, load_weights
 from senet.training.callbacks import NonFiniteError
 from senet.training.run import train
 from senet.training.settings import RunSettings
+from senet.weights.load import build_from_checkpoint, load_weights
 
 
 def test_a_run_folder_holds_what_is_promised(pictures, quick_recipe, tmp_path):

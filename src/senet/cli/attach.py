@@ -65,7 +65,7 @@ def command(
     example = example_for(model, network, size)
     report = attach(network, config, policy, example, dry_run=output is None)
     if output is not None:
-        from senet.models.sharing import save
+        from senet.hub.save import save
 
         save(network, output)
     if form == "json":

@@ -80,7 +80,7 @@ def _network(model: str) -> tuple[NetworkConfig, bool]:
     from senet.models.registry import NetworkConfig, model_spec
 
     if model.endswith(".safetensors"):
-        from senet.models.weights import described_network, load_weights
+        from senet.weights.load import described_network, load_weights
 
         state, metadata = load_weights(model)
         config, _ = described_network(metadata, model, state)
@@ -92,7 +92,7 @@ def _network(model: str) -> tuple[NetworkConfig, bool]:
 
 def _sides(config: NetworkConfig, has_gates: bool) -> tuple[NetworkConfig, NetworkConfig]:
     """The plain network, and the one with gates: one of them is ``config``, the other its twin."""
-    from senet.models.elsewhere import ATTACHED
+    from senet.models.external import ATTACHED
     from senet.models.registry import model_spec
 
     spec = model_spec(config.model)

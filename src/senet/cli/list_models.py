@@ -12,7 +12,7 @@ from senet.errors import InputError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from senet.models.known_weights import KnownWeights
+    from senet.weights.known import KnownWeights
 
 
 def command(
@@ -41,7 +41,7 @@ def command(
 
 
 def _show_weights(names: list[str], console: Console, as_json: bool) -> None:
-    from senet.models.known_weights import KNOWN_WEIGHTS
+    from senet.weights.known import KNOWN_WEIGHTS
 
     known = {name: KNOWN_WEIGHTS[name] for name in names if name in KNOWN_WEIGHTS}
     if as_json:

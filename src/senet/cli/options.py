@@ -119,7 +119,7 @@ def check_recipe(recipe: str | None, output: Path, overwrite: bool) -> None:
 
 def attached_name(model: str) -> str:
     """The name of a plain network with gates attached; raises ``InputError`` for one that has SE already."""
-    from senet.models.elsewhere import ATTACHED
+    from senet.models.external import ATTACHED
     from senet.models.registry import model_spec
 
     return model_spec(model.removesuffix(ATTACHED) + ATTACHED).name

@@ -16,13 +16,13 @@ from senet.gates.acceleration import Acceleration, known_gates, own_names, produ
 from senet.gates.folding import folded
 from senet.gates.graph import required
 from senet.gates.microbatch import InCache
-from senet.gates.recognise import find_gates
 from senet.gates.snapshot import Contents, Listeners, Structure
 from senet.gates.swept import Swept, hooks_of
 from senet.nn.attachment import in_line, tensors_of
 from senet.nn.plain import refuse_to_script
 from senet.ops.border import UnsuitedMapError
 from senet.ops.conv import early_gate
+from senet.surgery.find_gates import find_gates
 
 _FORMS = ("_fast", "_tails")  # what is made from the network, and made anew when it changes
 _OWN = ("_requested", "_trainable", *_FORMS)

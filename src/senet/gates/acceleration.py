@@ -7,10 +7,10 @@ import torch
 from torch import fx, nn
 
 from senet.gates.foreign import NOT_PLAIN, ForeignGate, UnknownGateError
-from senet.gates.recognise import find_gates
 from senet.nn.attachment import CHILD, INPUT, attached
 from senet.nn.plain import has_own_hooks, is_plain_fc
 from senet.nn.squeeze_excite import SqueezeExcite
+from senet.surgery.find_gates import find_gates
 
 Known = SqueezeExcite | ForeignGate
 _PRODUCTS = (operator.mul, operator.imul, torch.mul, "mul", "mul_")

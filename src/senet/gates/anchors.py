@@ -3,10 +3,10 @@
 import torch
 from torch import nn
 
-from senet.gates.dataflow import NORMS, RESHAPES, Flow, Node
 from senet.gates.patterns import ACTIVATIONS, SCALINGS, SUMS, Place, following
 from senet.nn.attachment import CHILD, Side
 from senet.nn.squeeze_excite import SEConfig
+from senet.surgery.dataflow import NORMS, RESHAPES, Flow, Node
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # whatever is added to them takes part in their loop
 

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from senet._version import __version__
 from senet.errors import InputError
 from senet.gates.excitations import Excitations, Extremes, SiteExcitations
-from senet.models.weight_metadata import check_fields
 from senet.system.atomic import write_atomically
+from senet.weights.metadata import check_fields
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -58,7 +58,7 @@ class SiteExcitations:
     """The excitations of one gate.
 
     Attributes:
-        name, kind, function, low, neutral, high: of the gate, see ``senet.gates.recognise.Gate``.
+        name, kind, function, low, neutral, high: of the gate, see ``senet.surgery.find_gates.Gate``.
         count: (K + 1,) images of each row; a gate that runs twice in a forward pass counts an image twice.
         mean, m2: (K + 1, C) mean, and sum of squared distances from it; 0 in rows without images.
         lowest, highest: (C,) over all images.

@@ -14,7 +14,7 @@ from senet.gates.excitations import Excitations
 from senet.gates.fold_apply import Folder
 from senet.gates.fold_report import FoldReport, FoldStep
 from senet.gates.fold_search import Evaluate, Measure, Progress, accuracy_of, search
-from senet.gates.recognise import Gate, find_gates, plain_network
+from senet.surgery.find_gates import Gate, find_gates, plain_network
 
 
 def fold(

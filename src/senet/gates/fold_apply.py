@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from senet.errors import InputError
-from senet.gates.dataflow import Flow, Node
-from senet.gates.example import recorded
 from senet.gates.fold_plan import CannotFold, Factor, Planner
 from senet.gates.fold_report import FOLDED, KEPT, SCALED, SiteFold
-from senet.gates.recognise import Gate, find_gates
 from senet.nn import attachment
 from senet.nn.constant_gate import ConstantGate, replace_gate
 from senet.ops.dispatch import use_backend
+from senet.surgery.dataflow import Flow, Node
+from senet.surgery.example_input import recorded
+from senet.surgery.find_gates import Gate, find_gates
 
 _RELATIVE = 1e-9  # of the output's size, in float64
 

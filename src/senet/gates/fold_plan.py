@@ -16,9 +16,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from senet.gates.dataflow import PRODUCTS, RESHAPES, Flow, Node
-from senet.gates.recognise import Gate
 from senet.nn.attachment import gate_of_output
+from senet.surgery.dataflow import PRODUCTS, RESHAPES, Flow, Node
+from senet.surgery.find_gates import Gate
 
 Side = Literal["output", "input"]
 

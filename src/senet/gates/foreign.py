@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from senet.gates.recognise import Gate
 from senet.nn.folded import ACTIVATIONS
 from senet.nn.plain import has_own_hooks, is_plain_fc
 from senet.nn.squeeze_excite import SEConfig, SqueezeExcite
 from senet.ops import reference
 from senet.ops.conv.early_gate import fold_norm
 from senet.ops.reference import FullyConnected
+from senet.surgery.find_gates import Gate
 
 NOT_PLAIN = "its FCs are no plain layers, or somebody listens to them: they are called"
 _SAME = 1e-10  # relative, in float64

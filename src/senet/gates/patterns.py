@@ -13,7 +13,7 @@ Class names play no part, so that a ResNet is a ResNet whoever wrote it. The rul
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from senet.gates.dataflow import NORMS, PRODUCTS, RESHAPES, Flow, Node
+from senet.surgery.dataflow import NORMS, PRODUCTS, RESHAPES, Flow, Node
 
 ACTIVATIONS = frozenset(
     {

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from senet.errors import InputError
 from senet.gates.excitations import Excitations, Integers, SiteExcitations, shown_images
-from senet.gates.recognise import Gate, find_gates, plain_network
+from senet.surgery.find_gates import Gate, find_gates, plain_network
 
 _LOG = logging.getLogger("senet.gates")
 
@@ -38,7 +38,7 @@ def record_excitations(
 
     Args:
         model: any network with SE gates: ours, timm's, torchvision's, wrapped, compiled or accelerated
-            (``senet.gates.recognise`` says what is found).
+            (``senet.surgery.find_gates`` says what is found).
         loader: gives images, (images, targets) or (images, targets, numbers), as tuples or lists. Images (N, C, *S) go
             to the network's device; targets (N,) are class numbers, −1 for unknown; numbers (N,) say which images of
             the data set these are, by default they are counted.

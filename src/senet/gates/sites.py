@@ -11,12 +11,12 @@ from torch import nn
 
 from senet.errors import InputError
 from senet.gates.anchors import CONTAINERS, Anchors
-from senet.gates.dataflow import Flow, Node
-from senet.gates.example import recorded
 from senet.gates.patterns import Patterns, Place
 from senet.gates.policies import SitePolicy, chosen, policy_of
 from senet.nn.attachment import CHILD, INPUT, Side, without_gates
 from senet.nn.squeeze_excite import SEConfig, SqueezeExcite
+from senet.surgery.dataflow import Flow, Node
+from senet.surgery.example_input import recorded
 
 GATED = "it has SE or another channel gate already"
 BEHIND_ACTIVATIONS = "behind each convolution and activation"

@@ -1,6 +1,6 @@
 """What a network costs: parameters, and multiply-adds counted by PyTorch's own counter, module by module.
 
-The SE blocks' share is counted apart, in any network: ours, and whatever ``gates.recognise`` finds. A block is two
+The SE blocks' share is counted apart, in any network: ours, and whatever ``surgery.find_gates`` finds. A block is two
 fully connected layers (multiply-adds), a pooling (one addition a value) and a scaling (one multiplication a value).
 """
 
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from senet.errors import InputError
-from senet.gates.recognise import find_gates, plain_network
 from senet.models.registry import ModelSpec, create_model, model_spec
 from senet.nn.squeeze_excite import SqueezeExcite
+from senet.surgery.find_gates import find_gates, plain_network
 
 CIFAR_SIDE = 32
 

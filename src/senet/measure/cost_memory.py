@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from senet.gates.recognise import plain_network
 from senet.measure.cost import evaluating, lineage, one_image, running_modules
+from senet.surgery.find_gates import plain_network
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import nn
 from senet.measure.cost import Cost, image_side, meta_model, module_costs
 from senet.measure.cost_memory import Memory, activation_memory
 from senet.models.base import FIRST_STAGE, ConvNet, FlatConvNet
-from senet.models.elsewhere import ATTACHED
+from senet.models.external import ATTACHED
 from senet.models.registry import NetworkConfig
 from senet.nn.attachment import attached
 

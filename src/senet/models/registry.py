@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from senet.errors import InputError
-from senet.models.elsewhere import ATTACHED, builder_of, is_elsewhere
+from senet.models.external import ATTACHED, builder_of, is_elsewhere
 from senet.nn.attachment import attach_described
 from senet.nn.constant_gate import replace_described
 from senet.nn.squeeze_excite import SEConfig
@@ -203,7 +203,7 @@ def create_model(
         se: another SE configuration than the name's; None is the plain network.
         pretrained: weights to start from: a file, ``timm:NAME``, ``hf:OWNER/REPO``, ``torchvision:WEIGHTS``,
             ``https://…#sha256=…``, or ``"default"``, those known for this network. See
-            ``senet.models.weights.load_pretrained``.
+            ``senet.weights.load.load_pretrained``.
         **kwargs: the family's own arguments, ``features_only=True`` or ``drop_rate=0.2`` say.
 
     Raises:
@@ -237,6 +237,6 @@ def create_model(
 
 
 def _load_pretrained(model: nn.Module, source: str) -> None:
-    from senet.models.weights import load_pretrained  # which needs the registry itself
+    from senet.weights.load import load_pretrained  # which needs the registry itself
 
     load_pretrained(model, source)

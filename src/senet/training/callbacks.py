@@ -21,11 +21,11 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.callbacks.weight_averaging import WeightAveraging
 from torch import Tensor
 
-from senet.models.weights import save_weights
 from senet.system.csv_file import write_csv
 from senet.training.classifier import Classifier
 from senet.training.curves import COLUMNS, plot_curves
 from senet.training.interrupt import Interrupted, StopRequest
+from senet.weights.load import save_weights
 
 SYNC_EVERY = 50  # steps between two looks at the loss on an accelerator, where each look waits for the device
 SAVE_SECONDS = 900.0  # a run that is killed outright loses no more than this, even within a long epoch

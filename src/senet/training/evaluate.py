@@ -18,12 +18,12 @@ from senet.data.loaders import MAX_BAD_FRACTION, Batch, ImageLoader, make_loader
 from senet.data.sources import open_eval, open_files
 from senet.data.transforms import TransformSpec
 from senet.errors import InputError
-from senet.models.weight_metadata import check_fields
-from senet.models.weights import build_from_checkpoint
 from senet.system.device import pick_device
 from senet.training.non_finite import first_not_finite
 from senet.training.statistics import binomial_interval
 from senet.training.trained_on import trained_on
+from senet.weights.load import build_from_checkpoint
+from senet.weights.metadata import check_fields
 
 _LOG = logging.getLogger("senet.training")
 TOP5_CLASSES = 6  # below this many classes a top-5 error says nothing

@@ -17,7 +17,7 @@ from senet.training.workers import default_workers
 
 if TYPE_CHECKING:
     from senet.data.sources import DataSource
-    from senet.models.known_weights import KnownWeights
+    from senet.weights.known import KnownWeights
 
 _LOG = logging.getLogger("senet.training")
 

@@ -24,12 +24,12 @@ from senet.gates.fold_report import FoldReport
 from senet.gates.fold_search import Evaluate, accuracy_of
 from senet.gates.record import record_excitations
 from senet.measure import fold_files
-from senet.models.weights import save_weights
 from senet.system.device import pick_device
 from senet.training.evaluate import load_network, unseen_images
 from senet.training.gate_report import all_or_nothing, check_output
 from senet.training.trained_on import TrainedOn, trained_on
 from senet.training.workers import default_workers
+from senet.weights.load import save_weights
 
 WEIGHTS = "folded.safetensors"
 FILES = (WEIGHTS, *fold_files.FILES)

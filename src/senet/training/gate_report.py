@@ -24,13 +24,13 @@ from senet.errors import InputError
 from senet.gates.doctor import Diagnosis, Thresholds
 from senet.gates.record import record_excitations
 from senet.measure.report import FILES, write_report
-from senet.models.known_weights import find_known
 from senet.models.registry import NetworkConfig, create_model, model_spec
-from senet.models.weights import load_weights
 from senet.system.atomic import temporary_folder
 from senet.system.device import pick_device
 from senet.training.evaluate import described_transform, load_network, unseen_images
 from senet.training.workers import default_workers
+from senet.weights.known import find_known
+from senet.weights.load import load_weights
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,7 @@ from senet.data.sources import DataSource, open_source
 from senet.errors import InputError
 from senet.gates.attach import attach
 from senet.gates.policies import sites_from
-from senet.models.elsewhere import ATTACHED
-from senet.models.known_weights import find_known
+from senet.models.external import ATTACHED
 from senet.models.registry import NetworkConfig, create_model, model_spec
 from senet.nn.attachment import described
 from senet.system.atomic import write_atomically
@@ -41,6 +40,7 @@ from senet.training.progress import ProgressReport
 from senet.training.recipe import Recipe
 from senet.training.settings import RunResult, RunSettings, check, load_result, load_settings, resumed, se_config
 from senet.training.state import StateFile, checked_state, restoring
+from senet.weights.known import find_known
 
 _LOG = logging.getLogger("senet.training")
 TINY_SIDE = 16  # pixels

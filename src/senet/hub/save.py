@@ -2,7 +2,7 @@
 
 Folder and repository are made and read by ``huggingface_hub``'s ``PyTorchModelHubMixin``. The networks do not inherit
 from it: everyone who imports a network would import it, and it takes the arguments of a class for the configuration,
-where here a registered name and an ``SEConfig`` make a network. ``senet.models.hub`` puts the mixin around a network
+where here a registered name and an ``SEConfig`` make a network. ``senet.hub.folder`` puts the mixin around a network
 at the moment that it is saved or loaded.
 """
 
@@ -17,8 +17,8 @@ from torch import nn
 
 from senet.errors import InputError
 from senet.models.registry import NetworkConfig
-from senet.models.weights import described_network, load_weights, save_weights
 from senet.nn import attachment
+from senet.weights.load import described_network, load_weights, save_weights
 
 _ENTRIES = {"classes": list, "transform": dict, "metrics": dict, "dataset": str, "license": str}
 OTHERWISE = "senet.save_weights(path, model) writes the weights alone"
@@ -177,7 +177,7 @@ def _difference(model: nn.Module, config: NetworkConfig) -> str | None:
 
 def _hub() -> Any:
     try:
-        from senet.models import hub
+        from senet.hub import folder as hub
     except ImportError as error:
         raise InputError(f"huggingface_hub is not installed ({error}); pip install huggingface_hub") from error
     return hub

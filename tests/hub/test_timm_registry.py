@@ -11,7 +11,7 @@ from timm.data import resolve_model_data_config
 import senet
 from senet import SEConfig
 from senet.data.transforms import TransformSpec
-from senet.models.timm_registry import input_cfg
+from senet.hub.timm_registry import input_cfg
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -16,8 +16,8 @@ from timm.models.senet import SEModule as LegacySE
 from torch import nn
 
 import senet
-from senet.gates.recognise import find_gates, plain_network
 from senet.nn.squeeze_excite import GATE_NAMES
+from senet.surgery.find_gates import find_gates, plain_network
 
 
 def heard(model, *inputs):

@@ -9,8 +9,8 @@ import torch
 
 import senet
 from senet import SEConfig
-from senet.models.fitting import grouped
-from senet.models.weights import load_pretrained
+from senet.weights.fit import grouped
+from senet.weights.load import load_pretrained
 
 IDENTITY = SEConfig(identity_init=True)
 
@@ -100,7 +100,7 @@ def test_plain_weights_open_every_identity_initialised_twin_at_the_plain_output(
 
 
 def test_default_of_an_identity_initialised_twin_is_the_plain_networks(tmp_path, monkeypatch):
-    from senet.models import known_weights as known
+    from senet.weights import known
 
     plain = senet.create_model("resnet8", 5)
     path = saved(tmp_path / "w.safetensors", plain)

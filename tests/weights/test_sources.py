@@ -16,7 +16,7 @@ import torch
 import torchvision
 
 import senet
-from senet.models.weight_sources import find_weights
+from senet.weights.sources import find_weights
 
 COMMIT = "0" * 39 + "1"
 

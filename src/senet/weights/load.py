@@ -7,16 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from senet.errors import InputError
-from senet.models.fitting import Structure, check_gates, check_values, fit, gate_configs
-from senet.models.known_weights import known_weights
-from senet.models.layouts import OWN, PUBLISHED, Layout, recognise
-from senet.models.prefixes import network_part
 from senet.models.registry import NetworkConfig, list_models
-from senet.models.weight_files import is_extra_state, load_weights, save_weights
-from senet.models.weight_metadata import check_metadata, shown
-from senet.models.weight_sources import find_weights
 from senet.nn.squeeze_excite import SEConfig
 from senet.system.atomic import write_atomically
+from senet.weights.files import is_extra_state, load_weights, save_weights
+from senet.weights.fit import Structure, check_gates, check_values, fit, gate_configs
+from senet.weights.key_maps import OWN, PUBLISHED, Layout, recognise
+from senet.weights.known import known_weights
+from senet.weights.metadata import check_metadata, shown
+from senet.weights.prefixes import network_part
+from senet.weights.sources import find_weights
 
 __all__ = [
     "build_from_checkpoint",
@@ -37,7 +37,7 @@ def load_pretrained(model: nn.Module, source: str | os.PathLike[str]) -> None:
 
     Args:
         model: made by ``create_model``, if ``source`` is ``"default"``.
-        source: see ``senet.models.weight_sources.find_weights``; or ``"default"``, see ``senet.models.known_weights``.
+        source: see ``senet.weights.sources.find_weights``; or ``"default"``, see ``senet.weights.known``.
 
     Raises:
         InputError: the source is not to be had, the file is no weight file, or its weights are not this network's:

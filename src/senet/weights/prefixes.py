@@ -6,11 +6,11 @@ from collections.abc import Collection
 from typing import Any
 
 from senet.errors import InputError
-from senet.models.fitting import COUNTER, grouped
-from senet.models.layouts import recognise
-from senet.models.weight_files import is_averaged
+from senet.weights.files import is_averaged
+from senet.weights.fit import COUNTER, grouped
+from senet.weights.key_maps import recognise
 
-_LOG = logging.getLogger("senet.models")
+_LOG = logging.getLogger("senet.weights")
 # Words that wrappers put into keys, in front or in the middle: DataParallel and AveragedModel, torch.compile, FSDP,
 # Fabric, activation checkpointing.
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_forward_module", "_checkpoint_wrapped_module"}

@@ -13,11 +13,11 @@ from torch import nn
 
 from senet._version import __version__
 from senet.errors import InputError
+from senet.hub.timm_registry import PREFIX, input_cfg, layer_names
 from senet.models.registry import NetworkConfig, model_spec
-from senet.models.timm_registry import PREFIX, input_cfg, layer_names
-from senet.models.weights import described_network, load_weights, save_weights
+from senet.weights.load import described_network, load_weights, save_weights
 
-TEMPLATE = resources.files("senet.models").joinpath("model_card.md")
+TEMPLATE = resources.files("senet.hub").joinpath("model_card.md")
 CLASSES_SHOWN = 20
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from senet.errors import InputError
-from senet.gates.dataflow import Flow, record
+from senet.surgery.dataflow import Flow, record
 
 # Sides to try, likeliest first, by the number of spatial axes: of images, of the usual small data sets, of clips.
 SIDES: dict[int, list[tuple[int, ...]]] = {

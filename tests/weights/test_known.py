@@ -6,8 +6,8 @@ import torch
 import torchvision
 
 import senet
-from senet.models.known_weights import KNOWN_WEIGHTS
-from senet.models.layouts import recognise
+from senet.weights.key_maps import recognise
+from senet.weights.known import KNOWN_WEIGHTS
 
 TORCHVISION = {name: row for name, row in KNOWN_WEIGHTS.items() if row.source.startswith("torchvision:")}
 TIMM = {name: row for name, row in KNOWN_WEIGHTS.items() if row.source.startswith("timm:")}

@@ -9,7 +9,7 @@ import torch
 
 import senet
 from senet import SEConfig
-from senet.models.weight_metadata import check_fields
+from senet.weights.metadata import check_fields
 
 WRONG = ["null", "[]", "{}", "-1", "1e400", "NaN", '"x"', "9" * 5000, "true", "1.5", "[" * 900 + "]" * 900]
 SIZES = ["1000000000000", "900000000000000000"]

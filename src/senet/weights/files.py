@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from senet._version import __version__
 from senet.errors import InputError
-from senet.models.caffe import read_caffemodel
-from senet.models.weight_metadata import read_metadata
 from senet.system.atomic import write_atomically
+from senet.weights.caffe import read_caffemodel
+from senet.weights.metadata import read_metadata
 
-_LOG = logging.getLogger("senet.models")
+_LOG = logging.getLogger("senet.weights")
 _KEY = "senet"  # safetensors metadata maps strings to strings: ours is one JSON text under this key
 _EXTRA_KEY = "senet.extra_state"  # … and what modules keep beside tensors is another
 _EXTRA_STATE = "_extra_state"  # the last word of a key whose value is a module's own, see nn.Module.get_extra_state

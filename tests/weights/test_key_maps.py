@@ -11,7 +11,7 @@ import torchvision
 
 import senet
 from senet import SEConfig
-from senet.models.layouts import LAYOUTS, OWN, recognise
+from senet.weights.key_maps import LAYOUTS, OWN, recognise
 
 RELATIVE = 1e-6  # in float64; what the file rounded to float32 is the same for both
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 import senet
-from senet.models.weights import load_pretrained
+from senet.weights.load import load_pretrained
 
 KEY = "layer1.0.conv1.weight"
 

@@ -12,9 +12,9 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 import senet
 from senet import SEConfig
-from senet.models.caffe import MAX_LAYERS, read_caffemodel
 from senet.models.resnet import Bottleneck, ResNet
-from senet.models.weights import load_pretrained
+from senet.weights.caffe import MAX_LAYERS, read_caffemodel
+from senet.weights.load import load_pretrained
 
 MESSAGES = {  # of caffe.proto: field → (number, type, repeated)
     "BlobShape": {"dim": (1, "INT64", True)},

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from senet.errors import InputError
 from senet.models.base import ConvNet
-from senet.models.layouts import Layout
 from senet.models.resnet import Bottleneck, ResNet
-from senet.models.weight_files import is_extra_state
 from senet.nn.squeeze_excite import SEConfig, SqueezeExcite
+from senet.weights.files import is_extra_state
+from senet.weights.key_maps import Layout
 
-_LOG = logging.getLogger("senet.models")
+_LOG = logging.getLogger("senet.weights")
 COUNTER = "num_batches_tracked"
 _FLOATS = (
     torch.float16,

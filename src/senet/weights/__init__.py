@@ -1,0 +1,1 @@
+"""Weights into networks: found, read, recognized, renamed, and made to fit."""
