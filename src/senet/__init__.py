@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING, Any
 from senet._version import __version__
 
 if TYPE_CHECKING:
+    from senet.acceleration.accelerate import accelerate
+    from senet.attachment.attach import attach, detach
+    from senet.attachment.policies import SitePolicy
+    from senet.attachment.report import AttachReport
+    from senet.attachment.sites import Site, find_sites
     from senet.errors import InputError
-    from senet.gates.accelerate import accelerate
-    from senet.gates.attach import attach, detach
-    from senet.gates.attach_report import AttachReport
     from senet.gates.doctor import diagnose
     from senet.gates.excitations import Excitations
     from senet.gates.fold import fold
     from senet.gates.fold_report import FoldReport
-    from senet.gates.policies import SitePolicy
     from senet.gates.record import record_excitations
-    from senet.gates.sites import Site, find_sites
     from senet.hub.save import from_pretrained, push_to_hub, save
     from senet.hub.timm_registry import register_timm
     from senet.models.registry import ModelSpec, create_model, list_models, model_spec, register_model
@@ -29,24 +29,24 @@ if TYPE_CHECKING:
 
 # Public name → where it lives. Loaded at first use (PEP 562), so that the command line answers without importing torch.
 _HOMES = {
-    "AttachReport": "senet.gates.attach_report",
+    "AttachReport": "senet.attachment.report",
     "Excitations": "senet.gates.excitations",
     "FoldReport": "senet.gates.fold_report",
     "InputError": "senet.errors",
     "ModelSpec": "senet.models.registry",
     "ResidualTail": "senet.nn.residual_tail",
     "SEConfig": "senet.nn.squeeze_excite",
-    "Site": "senet.gates.sites",
-    "SitePolicy": "senet.gates.policies",
+    "Site": "senet.attachment.sites",
+    "SitePolicy": "senet.attachment.policies",
     "SqueezeExcite": "senet.nn.squeeze_excite",
-    "accelerate": "senet.gates.accelerate",
-    "attach": "senet.gates.attach",
+    "accelerate": "senet.acceleration.accelerate",
+    "attach": "senet.attachment.attach",
     "build_from_checkpoint": "senet.weights.load",
     "create_model": "senet.models.registry",
-    "detach": "senet.gates.attach",
+    "detach": "senet.attachment.attach",
     "diagnose": "senet.gates.doctor",
     "find_gates": "senet.surgery.find_gates",
-    "find_sites": "senet.gates.sites",
+    "find_sites": "senet.attachment.sites",
     "fold": "senet.gates.fold",
     "from_pretrained": "senet.hub.save",
     "keep_freed_memory": "senet.system.allocator",

@@ -11,8 +11,8 @@ from senet.cli import options as opt
 from senet.errors import InputError
 
 if TYPE_CHECKING:
-    from senet.gates.attach_report import AttachReport
-    from senet.gates.policies import SitePolicy
+    from senet.attachment.policies import SitePolicy
+    from senet.attachment.report import AttachReport
 
 MODEL_HELP = "A network from `senet list`, torchvision:NAME or timm:NAME."
 
@@ -60,7 +60,7 @@ def command(
     policy = site_policy(sites, {name: value for name, value in limits.items() if value is not None})
     config = gate_config(se)
     network = create_model(model, num_classes, pretrained=pretrained)
-    from senet.gates.attach import attach
+    from senet.attachment.attach import attach
 
     example = example_for(model, network, size)
     report = attach(network, config, policy, example, dry_run=output is None)
@@ -85,7 +85,7 @@ def site_policy(sites: str, limits: dict[str, Any]) -> SitePolicy | list[str]:
     """The policy of ``--sites`` and the limits, or the module paths."""
     from dataclasses import replace
 
-    from senet.gates.policies import policy_of, sites_from
+    from senet.attachment.policies import policy_of, sites_from
 
     wanted = sites_from(sites)
     if isinstance(wanted, str):

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from senet.acceleration.accelerate import Accelerated
 from senet.errors import InputError
-from senet.gates.accelerate import Accelerated
 from senet.gates.excitations import Excitations
 from senet.gates.fold_apply import Folder
 from senet.gates.fold_report import FoldReport, FoldStep

@@ -18,10 +18,10 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from rich.console import Console
 
+from senet.attachment.attach import attach
+from senet.attachment.policies import sites_from
 from senet.data.sources import DataSource, open_source
 from senet.errors import InputError
-from senet.gates.attach import attach
-from senet.gates.policies import sites_from
 from senet.models.external import ATTACHED
 from senet.models.registry import NetworkConfig, create_model, model_spec
 from senet.nn.attachment import described

@@ -15,7 +15,7 @@ from senet.errors import InputError
 from senet.nn.squeeze_excite import SEConfig, SqueezeExcite
 
 if TYPE_CHECKING:
-    from senet.gates.sites import Site
+    from senet.attachment.sites import Site
 
 _ROUNDS = 7
 

@@ -6,8 +6,9 @@ from typing import Any
 import torch.nn.functional as F
 from torch import fx, nn
 
-from senet.gates.foreign import norm_and_activation
-from senet.gates.graph import (
+from senet.acceleration.foreign import norm_and_activation
+from senet.acceleration.modules import FoldedConv2d, FoldedGate, FoldedLinear, FoldedSum, FoldedTail
+from senet.acceleration.trace import (
     RELUS,
     SUMS,
     added_to,
@@ -17,7 +18,6 @@ from senet.gates.graph import (
     take_out_identities,
     traced,
 )
-from senet.nn.folded import FoldedConv2d, FoldedGate, FoldedLinear, FoldedSum, FoldedTail
 from senet.nn.plain import is_plain
 from senet.ops.conv.native import PackedLinear
 from senet.ops.reference import FullyConnected

@@ -10,9 +10,9 @@ from torch import nn
 
 import senet
 from senet import SEConfig
-from senet.gates.acceleration import known_gates
-from senet.gates.folding import ALONE, EARLY, LATE, PROJECTED
-from senet.nn.folded import FoldedConv2d
+from senet.acceleration.fuse import ALONE, EARLY, LATE, PROJECTED
+from senet.acceleration.modules import FoldedConv2d
+from senet.acceleration.report import known_gates
 from senet.nn.residual_tail import ResidualTail
 from senet.ops import reference
 from senet.ops.conv import early_gate

@@ -11,13 +11,13 @@ from torch.autograd import forward_ad
 from torch.nn.modules.module import _has_any_global_hook
 from torch.utils._pytree import tree_leaves
 
+from senet.acceleration.fuse import folded
+from senet.acceleration.microbatch import InCache
+from senet.acceleration.report import Acceleration, known_gates, own_names, products
+from senet.acceleration.staleness import Contents, Listeners, Structure
+from senet.acceleration.trace import required
+from senet.acceleration.training import Swept, hooks_of
 from senet.errors import InputError
-from senet.gates.acceleration import Acceleration, known_gates, own_names, products
-from senet.gates.folding import folded
-from senet.gates.graph import required
-from senet.gates.microbatch import InCache
-from senet.gates.snapshot import Contents, Listeners, Structure
-from senet.gates.swept import Swept, hooks_of
 from senet.nn.attachment import in_line, tensors_of
 from senet.nn.plain import refuse_to_script
 from senet.ops.border import UnsuitedMapError

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 import senet
 from senet import SEConfig
-from senet.gates.sites import GATED
+from senet.attachment.sites import GATED
 
 
 @dataclass

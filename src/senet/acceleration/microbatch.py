@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from senet.gates.planned import Planned
+from senet.acceleration.executor import Planned
 
 _WORTH_IT = 512 * 2**10  # bytes of a map of one image from which it is worth cutting the batch
 _AT_ONCE = 8 * 2**20  # bytes of the largest map that are computed at once

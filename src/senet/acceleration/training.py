@@ -6,10 +6,10 @@ The network's own modules run in the order of their trace; only the ends of resi
 
 from torch import Tensor, fx, nn
 
+from senet.acceleration.foreign import ForeignGate
+from senet.acceleration.report import Known, known_gates
+from senet.acceleration.trace import RELUS, added_to, called_module, only_user, take_out_identities, traced
 from senet.errors import InputError
-from senet.gates.acceleration import Known, known_gates
-from senet.gates.foreign import ForeignGate
-from senet.gates.graph import RELUS, added_to, called_module, only_user, take_out_identities, traced
 from senet.nn.attachment import CHILD, gate_of_output, rescale_input, rescale_output
 from senet.nn.residual_tail import ResidualTail
 from senet.nn.squeeze_excite import SqueezeExcite

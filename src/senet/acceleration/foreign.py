@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from senet.nn.folded import ACTIVATIONS
+from senet.acceleration.modules import ACTIVATIONS
 from senet.nn.plain import has_own_hooks, is_plain_fc
 from senet.nn.squeeze_excite import SEConfig, SqueezeExcite
 from senet.ops import reference

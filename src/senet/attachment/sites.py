@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from senet.attachment.anchors import CONTAINERS, Anchors
+from senet.attachment.patterns import Patterns, Place
+from senet.attachment.policies import SitePolicy, chosen, policy_of
 from senet.errors import InputError
-from senet.gates.anchors import CONTAINERS, Anchors
-from senet.gates.patterns import Patterns, Place
-from senet.gates.policies import SitePolicy, chosen, policy_of
 from senet.nn.attachment import CHILD, INPUT, Side, without_gates
 from senet.nn.squeeze_excite import SEConfig, SqueezeExcite
 from senet.surgery.dataflow import Flow, Node

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import senet
-from senet.nn.folded import FoldedGate
+from senet.acceleration.modules import FoldedGate
 
 
 def images(*size):

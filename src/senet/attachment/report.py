@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import nn
 
+from senet.attachment.sites import Search, Site
 from senet.errors import InputError
-from senet.gates.sites import Search, Site
 from senet.nn.squeeze_excite import SEConfig, SqueezeExcite
 
 # Fresh gates stand still at first: with the last FC zeroed its gradient alone is not zero. They may take larger steps

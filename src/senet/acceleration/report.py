@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
-from senet.gates.foreign import NOT_PLAIN, ForeignGate, UnknownGateError
+from senet.acceleration.foreign import NOT_PLAIN, ForeignGate, UnknownGateError
 from senet.nn.attachment import CHILD, INPUT, attached
 from senet.nn.plain import has_own_hooks, is_plain_fc
 from senet.nn.squeeze_excite import SqueezeExcite

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.feature_extraction import create_feature_extractor
 
 import senet
-from senet.nn.folded import FoldedTail
+from senet.acceleration.modules import FoldedTail
 from senet.ops.conv.native import PackedConv2d
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import senet
-from senet.gates.sites import BEHIND_ACTIVATIONS, BEHIND_CONVOLUTIONS
+from senet.attachment.sites import BEHIND_ACTIVATIONS, BEHIND_CONVOLUTIONS
 
 
 class DenseLayer(nn.Module):

@@ -15,7 +15,7 @@ from torch.nn.parallel import DataParallel
 
 import senet
 from senet import SEConfig, SitePolicy
-from senet.gates.attach_report import LR_MULTIPLIER
+from senet.attachment.report import LR_MULTIPLIER
 from senet.nn.attachment import attached, described, in_line
 
 RESNET18 = [f"layer{stage}.{block}.bn2" for stage in (1, 2, 3, 4) for block in (0, 1)]

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from senet.acceleration.accelerate import Accelerated
+from senet.attachment.policies import SitePolicy
+from senet.attachment.report import AttachReport
+from senet.attachment.sites import Site, check_is_network, search
 from senet.errors import InputError
-from senet.gates.accelerate import Accelerated
-from senet.gates.attach_report import AttachReport
-from senet.gates.policies import SitePolicy
-from senet.gates.sites import Site, check_is_network, search
 from senet.nn.attachment import attach_all, attached, detach_all, without_gates
 from senet.nn.squeeze_excite import SEConfig, SqueezeExcite
 
@@ -32,8 +32,8 @@ def attach(
     gate at module ``layer1.0.bn3`` has the keys ``layer1.0.bn3.se.…``. Copies, pickles, ``torch.compile``,
     ``torch.export`` and ONNX export work as before; DistributedDataParallel and ``torch.compile`` come after attaching.
 
-    Sites are found by the data flow of a run on ``example_input`` (see ``senet.gates.patterns``), in evaluation mode
-    and without traces in statistics, modes, gradients or random generators.
+    Sites are found by the data flow of a run on ``example_input`` (see ``senet.attachment.patterns``), in evaluation
+    mode and without traces in statistics, modes, gradients or random generators.
 
     Args:
         model: 1-D, 2-D or 3-D; a classifier, detector, segmenter or anything else that computes on maps (N, C, *S).

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import senet
-from senet.gates import planned
+from senet.acceleration import executor as planned
 from senet.ops.conv import native as convolutions
 from senet.ops.conv.native import OwnConv2d
 from senet.ops.conv.program import Run, Step

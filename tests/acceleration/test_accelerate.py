@@ -11,8 +11,8 @@ from torch import nn
 
 import senet
 from senet import SEConfig
-from senet.gates import microbatch
-from senet.nn.folded import FoldedConv2d, FoldedGate, FoldedSum, FoldedTail
+from senet.acceleration import microbatch
+from senet.acceleration.modules import FoldedConv2d, FoldedGate, FoldedSum, FoldedTail
 from senet.ops.conv import early_gate
 from senet.ops.csrc import build
 

@@ -9,8 +9,8 @@ from torch import nn
 
 import senet
 from senet import SEConfig, SitePolicy
-from senet.gates.policies import chosen
-from senet.gates.sites import search
+from senet.attachment.policies import chosen
+from senet.attachment.sites import search
 
 RESNET = torchvision.models.resnet18()
 X = torch.zeros(1, 3, 64, 64)

@@ -1,0 +1,1 @@
+"""``senet.accelerate``: a network's own maths in fewer passes over its maps."""

@@ -1,0 +1,1 @@
+"""``senet.attach``: SE in any network, at the sites that its data flow shows."""
