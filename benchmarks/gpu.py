@@ -22,11 +22,11 @@ import torch
 from common import RESULTS, append_row
 from tax import OURS, Target, save
 
+from senet.bench.candidates import BASE, Setting, choose
+from senet.bench.figure import plot_tax
+from senet.bench.files import write_numbers
+from senet.bench.tax import Measured, measure
 from senet.errors import InputError
-from senet.measure.candidates import BASE, Setting, choose
-from senet.measure.tax import Measured, measure
-from senet.measure.tax_figure import plot_tax
-from senet.measure.tax_files import write_numbers
 from senet.ops.dispatch import sweeps_of
 from senet.system.atomic import write_atomically
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from senet.measure.candidates import CANDIDATES, Runner, Setting, build, make_twins
+from senet.bench.candidates import CANDIDATES, Runner, Setting, build, make_twins
 
 DEFAULTS = {"train": ["plain-eager", "plain-tail", "se-fast"], "inference": ["plain-eager", "se-accelerated"]}
 

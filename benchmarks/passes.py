@@ -3,7 +3,7 @@
     python benchmarks/passes.py     draws docs/images/passes.svg
 
 A *transfer* is one map read or written. What is listed here is compared with what PyTorch does by
-tests/measure/test_passes.py; batch norm's own second look at its map is inside one of PyTorch's operations.
+tests/bench/test_passes.py; batch norm's own second look at its map is inside one of PyTorch's operations.
 """
 
 import io

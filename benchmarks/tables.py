@@ -15,9 +15,9 @@ from gpu import GPU_TARGETS, SHARE_OF_COPY
 from tax import CPU_TARGETS, Target
 
 import senet
-from senet.measure.candidates import CANDIDATES
-from senet.measure.cost import model_cost
-from senet.paper.costs import UNITS, compared, numbered_notes
+from senet.bench.candidates import CANDIDATES
+from senet.cost.count import model_cost
+from senet.cost.paper import UNITS, compared, numbered_notes
 from senet.training.statistics import Interval, verdict
 
 ROOT = Path(__file__).parent.parent

@@ -3,7 +3,7 @@
     python benchmarks/tax.py [--rounds 15] [--only train] [--processes 9]
 
 Float32, 224×224, channels_last unless ``--layout`` says otherwise; a train step of 8, inference of 1 and of 8. It is
-what `senet bench` measures (senet.measure.tax): correctness first, everybody in turn in one run. Every ratio becomes a
+what `senet bench` measures (senet.bench.tax): correctness first, everybody in turn in one run. Every ratio becomes a
 row of results/tax.csv.
 
 Where the allocator puts weights and maps stays for a whole process, and is worth some per cent of a train step
@@ -23,9 +23,9 @@ from typing import Any
 
 from common import append_row
 
+from senet.bench.candidates import BASE, CANDIDATES, Setting, choose
+from senet.bench.tax import Measured, measure
 from senet.errors import InputError
-from senet.measure.candidates import BASE, CANDIDATES, Setting, choose
-from senet.measure.tax import Measured, measure
 
 FILE = "tax.csv"
 SHOWN = ("model", "mode", "batch", "size", "dtype", "layout", "device")

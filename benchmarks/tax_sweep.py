@@ -4,7 +4,7 @@
     python benchmarks/tax_sweep.py --draw      draws docs/images/tax-sweep.png from the rows, measures nothing
 
 One thing changes at a time: batch at 224 pixels, size at a batch of 4, and the width of the bottleneck (`base_width`)
-at both. Float32, channels_last, CPU; each point is one interleaved run of senet.measure.tax.
+at both. Float32, channels_last, CPU; each point is one interleaved run of senet.bench.tax.
 """
 
 import argparse
@@ -19,10 +19,10 @@ from common import RESULTS
 from tax import save
 
 import senet
+from senet.bench.candidates import Setting, choose
+from senet.bench.figure import COLOURS
+from senet.bench.tax import measure
 from senet.errors import InputError
-from senet.measure.candidates import Setting, choose
-from senet.measure.tax import measure
-from senet.measure.tax_figure import COLOURS
 from senet.models.resnet import TIMM_SE, Bottleneck, ResNet
 from senet.system.atomic import write_atomically
 

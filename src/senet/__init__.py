@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from senet.attachment.report import AttachReport
     from senet.attachment.sites import Site, find_sites
     from senet.errors import InputError
-    from senet.gates.doctor import diagnose
-    from senet.gates.excitations import Excitations
-    from senet.gates.fold import fold
-    from senet.gates.fold_report import FoldReport
-    from senet.gates.record import record_excitations
+    from senet.folding.fold import fold
+    from senet.folding.report import FoldReport
     from senet.hub.save import from_pretrained, push_to_hub, save
     from senet.hub.timm_registry import register_timm
+    from senet.inspection.doctor import diagnose
+    from senet.inspection.excitations import Excitations
+    from senet.inspection.record import record_excitations
     from senet.models.registry import ModelSpec, create_model, list_models, model_spec, register_model
     from senet.nn.residual_tail import ResidualTail
     from senet.nn.squeeze_excite import SEConfig, SqueezeExcite
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 # Public name → where it lives. Loaded at first use (PEP 562), so that the command line answers without importing torch.
 _HOMES = {
     "AttachReport": "senet.attachment.report",
-    "Excitations": "senet.gates.excitations",
-    "FoldReport": "senet.gates.fold_report",
+    "Excitations": "senet.inspection.excitations",
+    "FoldReport": "senet.folding.report",
     "InputError": "senet.errors",
     "ModelSpec": "senet.models.registry",
     "ResidualTail": "senet.nn.residual_tail",
@@ -44,17 +44,17 @@ _HOMES = {
     "build_from_checkpoint": "senet.weights.load",
     "create_model": "senet.models.registry",
     "detach": "senet.attachment.attach",
-    "diagnose": "senet.gates.doctor",
+    "diagnose": "senet.inspection.doctor",
     "find_gates": "senet.surgery.find_gates",
     "find_sites": "senet.attachment.sites",
-    "fold": "senet.gates.fold",
+    "fold": "senet.folding.fold",
     "from_pretrained": "senet.hub.save",
     "keep_freed_memory": "senet.system.allocator",
     "list_models": "senet.models.registry",
     "load_weights": "senet.weights.load",
     "model_spec": "senet.models.registry",
     "push_to_hub": "senet.hub.save",
-    "record_excitations": "senet.gates.record",
+    "record_excitations": "senet.inspection.record",
     "register_model": "senet.models.registry",
     "register_timm": "senet.hub.timm_registry",
     "save": "senet.hub.save",

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from senet.measure import tax
+from senet.bench import tax
 
 TINY = ("bench", "se_resnet8", "--size", 16, "--batch", 2, "--rounds", 2, "--device", "cpu", "--candidates")
 
@@ -70,8 +70,8 @@ def test_mistakes_are_one_line_and_exit_code_2(senet, words, message):
 
 
 def test_a_failed_check_is_one_line_and_nothing_is_timed(senet, tmp_path, monkeypatch):
-    monkeypatch.setattr("senet.measure.checks.OUTPUTS", 0.0)
-    monkeypatch.setattr("senet.measure.checks.MARGIN", 0.0)
+    monkeypatch.setattr("senet.bench.checks.OUTPUTS", 0.0)
+    monkeypatch.setattr("senet.bench.checks.MARGIN", 0.0)
     code, out, err = senet(*TINY, "se-reference", "--mode", "inference", "-o", tmp_path / "tax")
     assert code == 2
     assert err.count("\n") == 1

@@ -9,7 +9,7 @@ import pytest
 
 from senet import SEConfig, attach, create_model, save, save_weights
 from senet.cli import cost_tables
-from senet.measure.cost import model_cost
+from senet.cost.count import model_cost
 
 
 def test_a_network_beside_its_twin_in_every_form(senet, tmp_path):

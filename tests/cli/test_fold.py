@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from senet import build_from_checkpoint, find_gates, record_excitations, save_weights
 from senet.cli.main import app
-from senet.training import fold as folding
+from senet.folding import command as folding
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from senet import Excitations, create_model, save_weights
 from senet.cli.main import app
-from senet.measure import report
-from senet.training import gate_report
+from senet.inspection import command as gate_report
+from senet.inspection import report
 from senet.weights.load import load_weights
 
 

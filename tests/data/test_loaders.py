@@ -18,8 +18,8 @@ from senet.data.loaders import Batch, EpochSampler, ImageLoader, make_loader
 from senet.data.sources import open_files
 from senet.data.transforms import TransformSpec
 from senet.errors import InputError
-from senet.gates.fold_search import accuracy_of
-from senet.gates.record import record_excitations
+from senet.folding.search import accuracy_of
+from senet.inspection.record import record_excitations
 from senet.models.registry import create_model
 
 SPEC = TransformSpec(size=12, augment="imagenet")

@@ -208,8 +208,8 @@ def test_folders_of_this_package_are_no_data(
 
 def test_own_files_are_those_that_the_package_writes() -> None:
     from senet.cli.bench import FILES as BENCH
-    from senet.measure.report import FILES as REPORT
-    from senet.training import fold
+    from senet.folding import command as fold
+    from senet.inspection.report import FILES as REPORT
     from senet.training.lock import LOCK
     from senet.training.outputs import COMPARISON, RUN
 

@@ -9,7 +9,7 @@ from torch import nn
 
 import senet
 from senet import InputError, SEConfig, SqueezeExcite
-from senet.measure.cost import model_cost
+from senet.cost.count import model_cost
 from senet.models.inception import HalvingMaxPool
 
 

@@ -1,12 +1,12 @@
 """The SE-ResNet-50s of the ablations, made through ``SEConfig``: each adds the weights of equation 5 (section 4).
 
-What the paper prints of them is held by ``tests/paper/test_published_costs.py``.
+What the paper prints of them is held by ``tests/cost/test_published.py``.
 """
 
 import pytest
 
 from senet import SEConfig
-from senet.measure.cost import model_cost
+from senet.cost.count import model_cost
 
 # Channels at the end of a block, inside it, and blocks of the stages 2 to 5 (Table 1).
 STAGES = {2: (256, 64, 3), 3: (512, 128, 4), 4: (1024, 256, 6), 5: (2048, 512, 3)}

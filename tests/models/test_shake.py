@@ -7,7 +7,7 @@ from torch import nn
 
 import senet
 from senet import SEConfig, SqueezeExcite
-from senet.measure.cost import model_cost
+from senet.cost.count import model_cost
 from senet.models.shake import BasicBranch, Mix, NextBranch, ShakeBlock, TwoPathShortcut, shake
 
 NAMES = ["shake26_2x96d", "shake29_2x4x64d"]

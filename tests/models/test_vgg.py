@@ -7,7 +7,7 @@ from torch import nn
 
 import senet
 from senet import InputError, SEConfig, SqueezeExcite
-from senet.measure.cost import model_cost
+from senet.cost.count import model_cost
 
 CHANNELS = [64] * 2 + [128] * 2 + [256] * 3 + [512] * 6
 # Where torchvision's features.N have the ReLU of each of the 13 convolutions.

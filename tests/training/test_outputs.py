@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from senet.errors import InputError
+from senet.inspection.command import check_output
 from senet.training.compare import compare
-from senet.training.gate_report import check_output
 from senet.training.interrupt import Interrupted, StopRequest
 from senet.training.lock import LOCK, locked
 from senet.training.outputs import refuse_inside

@@ -12,14 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from senet.acceleration.modules import (
-    Convolved,
-    FoldedConv2d,
-    FoldedGate,
-    FoldedLinear,
-    FoldedSum,
-    FoldedTail,
-)
+from senet.acceleration.modules import Convolved, FoldedConv2d, FoldedGate, FoldedLinear, FoldedSum, FoldedTail
 from senet.ops.conv.program import Run, Step
 from senet.ops.layout import is_last
 

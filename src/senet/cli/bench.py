@@ -11,7 +11,7 @@ from senet.cli import options as opt
 from senet.errors import InputError
 
 if TYPE_CHECKING:
-    from senet.measure.tax import Measured
+    from senet.bench.tax import Measured
 
 FILES = ("tax.csv", "tax.json", "tax.png")
 
@@ -48,8 +48,8 @@ def command(
         raise InputError(f"--threads {threads} is not allowed; it must be at least 1")
     import torch
 
-    from senet.measure.candidates import Setting, choose
-    from senet.measure.tax import Measured, checked_setting
+    from senet.bench.candidates import Setting, choose
+    from senet.bench.tax import Measured, checked_setting
     from senet.models.registry import model_spec
 
     if threads is not None:
@@ -69,9 +69,9 @@ def command(
 
 def _run(everything: list[Measured], output: Path | None) -> None:
     """Measure, show and write; whatever stops it, what has been measured by then is shown and written."""
+    from senet.bench.files import write_tax
     from senet.cli.console import to_output
     from senet.cli.tax_tables import checks_table, tax_tables
-    from senet.measure.tax_files import write_tax
 
     console = to_output()
     try:
@@ -91,8 +91,8 @@ def _run(everything: list[Measured], output: Path | None) -> None:
 
 
 def _measure(measured: Measured) -> None:
+    from senet.bench.tax import measure_into
     from senet.cli.console import bars
-    from senet.measure.tax import measure_into
 
     title = f"{measured.setting.mode}, batch {measured.setting.batch}"
     with bars(elapsed=True) as show:

@@ -39,7 +39,7 @@ def command(
 
     console = to_output() if form == "table" else None
     if vs_paper:
-        from senet.paper.costs import compared, rows_of
+        from senet.cost.paper import compared, rows_of
 
         figures = compared() if model is None else compared(rows_of(_network(model)[0].model))
         records = tables.paper_records(figures)
@@ -60,8 +60,8 @@ def _one(
 ) -> list[dict[str, Any]]:
     """A network beside its twin, and its parts."""
     from senet.cli import cost_tables as tables
-    from senet.measure.cost import image_side
-    from senet.measure.cost_parts import config_cost
+    from senet.cost.count import image_side
+    from senet.cost.parts import config_cost
 
     config, has_gates = _network(model)
     size = image_side(config.model, input_size)
@@ -76,7 +76,7 @@ def _one(
 
 def _network(model: str) -> tuple[NetworkConfig, bool]:
     """How the network of a name or a weight file is made, and whether it has gates."""
-    from senet.measure.cost import usual_classes
+    from senet.cost.count import usual_classes
     from senet.models.registry import NetworkConfig, model_spec
 
     if model.endswith(".safetensors"):

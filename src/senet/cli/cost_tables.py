@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.table import Table
 
 from senet.cli.console import counted
-from senet.measure.cost import Cost, model_cost
-from senet.measure.cost_parts import NetworkCost
+from senet.cost.count import Cost, model_cost
+from senet.cost.paper import UNITS, Compared, numbered_notes
+from senet.cost.parts import NetworkCost
 from senet.models.registry import list_models, model_spec
-from senet.paper.costs import UNITS, Compared, numbered_notes
 from senet.system.atomic import write_atomically
 from senet.system.csv_file import csv_text
 

@@ -13,7 +13,7 @@ from senet.data import MAX_PIXELS
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from senet.gates.fold_report import FoldReport
+    from senet.folding.report import FoldReport
 
 _MAX_DROP = 0.1
 
@@ -61,7 +61,7 @@ def command(
     import matplotlib  # noqa: F401 - where it is missing, say so before anything is computed
 
     from senet.cli.console import bars, to_output
-    from senet.training.fold import FILES, fold_checkpoint
+    from senet.folding.command import FILES, fold_checkpoint
 
     if max_drop is None and sites == "*" and stage is None:
         max_drop = _MAX_DROP

@@ -15,7 +15,7 @@ from senet.errors import InputError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from senet.gates.doctor import Diagnosis, Thresholds
+    from senet.inspection.doctor import Diagnosis, Thresholds
 
 _ADVICE = 12  # findings told in full on the terminal; all are in findings.csv
 
@@ -55,8 +55,8 @@ def command(
     import matplotlib  # noqa: F401 - where it is missing, say so before anything is computed
 
     from senet.cli.console import bars, to_output
-    from senet.measure.report import FILES
-    from senet.training.gate_report import check_output, inspect, open_checkpoint, open_model
+    from senet.inspection.command import check_output, inspect, open_checkpoint, open_model
+    from senet.inspection.report import FILES
 
     check_output(output, overwrite)
     lines = _thresholds(threshold)
@@ -89,7 +89,7 @@ def command(
 def _thresholds(entries: list[str] | None) -> Thresholds:
     from dataclasses import fields
 
-    from senet.gates.doctor import Thresholds
+    from senet.inspection.doctor import Thresholds
 
     values = dict(opt.key_values(entries, "--threshold"))
     known = [field.name for field in fields(Thresholds)]

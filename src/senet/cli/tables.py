@@ -149,7 +149,7 @@ def zoo_json(names: list[str]) -> str:
 
 
 def _zoo_row(name: str) -> dict[str, Any]:
-    from senet.measure.cost import model_cost
+    from senet.cost.count import model_cost
     from senet.models.registry import model_spec
 
     spec = model_spec(name)

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from senet.measure.tax import Measured
+    from senet.bench.tax import Measured
 
 _MEMORY = {"saved_mb_per_image": "MB/image", "peak_mb": "peak MB"}
 

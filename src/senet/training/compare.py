@@ -15,9 +15,9 @@ from typing import Any
 
 from rich.console import Console
 
+from senet.cost.count import Cost, model_cost, module_cost
 from senet.data.sources import DataSource
 from senet.errors import InputError
-from senet.measure.cost import Cost, model_cost, module_cost
 from senet.models.external import ATTACHED
 from senet.models.registry import model_spec
 from senet.system.csv_file import write_csv

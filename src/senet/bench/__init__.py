@@ -1,0 +1,1 @@
+"""What SE costs here in time, of everybody in turn, checked first."""

@@ -1,0 +1,90 @@
+"""Where the tax is paid: each stage of a network timed on its own, on the input that it gets in the network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import senet
+from senet.bench.candidates import BASE, CANDIDATES, DTYPES, Runner, Setting, Twins, precision
+from senet.models.base import FIRST_STAGE, ConvNet
+from senet.system.timing import interleaved, ratio
+
+Stage = Callable[[Tensor], Tensor]
+_STAGED = ("se-reference", "se-fast")  # what is accelerated has no stages of its own
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """One stage of one candidate.
+
+    Attributes:
+        candidate, stage: the paper's number of the stage; 2 is the first after the stem.
+        ms, plain_ms: median times of the stage and of plain eager's.
+        share: (ms − plain_ms) ÷ the time of all plain stages: what this stage adds to the whole.
+        over_plain: median of the rounds' ratios.
+    """
+
+    candidate: str
+    stage: int
+    ms: float
+    plain_ms: float
+    share: float
+    over_plain: float
+
+
+def stage_costs(setting: Setting, twins: Twins, runners: dict[str, Runner], rounds: int) -> list[StageCost]:
+    """The stages of SE eager candidates against plain eager's, interleaved; empty for networks without stages."""
+    names = [n for n in (BASE, *_STAGED) if n in runners and isinstance(runners[n].model, ConvNet)]
+    if len(names) < 2 or BASE not in names:
+        return []
+    steps: dict[str, Callable[[], object]] = {}
+    stages: dict[int, list[str]] = {}
+    for name in names:
+        model = runners[name].model
+        assert isinstance(model, ConvNet)
+        for number, (stage, entry) in enumerate(_entries(model, name, setting, twins), FIRST_STAGE):
+            steps[f"{name}/{number}"] = _step(model, stage, entry, name, setting)
+            stages.setdefault(number, []).append(name)
+    times = interleaved(steps, rounds=rounds, warmup=2, device=setting.device)
+    total = sum(times[f"{BASE}/{number}"].median for number in stages)
+    costs = []
+    for number in stages:
+        plain = times[f"{BASE}/{number}"]
+        for name in stages[number]:
+            own = times[f"{name}/{number}"]
+            share = (own.median - plain.median) / total
+            over = ratio(own, plain).median
+            costs.append(StageCost(name, number, 1e3 * own.median, 1e3 * plain.median, share, over))
+    return [cost for cost in costs if cost.candidate != BASE]
+
+
+def _entries(model: ConvNet, name: str, setting: Setting, twins: Twins) -> list[tuple[Stage, Tensor]]:
+    """The stages with the input that each gets."""
+    x = twins.x if setting.mode == "train" else twins.x.to(DTYPES[setting.dtype])
+    pairs = []
+    with torch.no_grad(), senet.use_backend(CANDIDATES[name].backend), precision(setting):
+        x = model.stem(x)
+        for stage in model.stages():
+            pairs.append((stage, x))
+            x = stage(x)
+    return pairs
+
+
+def _step(model: ConvNet, stage: Stage, entry: Tensor, name: str, setting: Setting) -> Callable[[], object]:
+    backend, train = CANDIDATES[name].backend, setting.mode == "train"
+    entry = entry.clone().requires_grad_(train)
+
+    def run() -> None:
+        with torch.set_grad_enabled(train), senet.use_backend(backend):
+            with precision(setting):
+                out = stage(entry)
+            if train:
+                out.backward(torch.ones_like(out))
+                model.zero_grad(set_to_none=True)
+                entry.grad = None
+
+    return run

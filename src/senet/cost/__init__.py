@@ -1,0 +1,1 @@
+"""Parameters, multiply-adds and memory, counted; and those that the paper prints."""

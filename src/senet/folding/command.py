@@ -1,0 +1,199 @@
+"""``senet fold`` in Python: a checkpoint, images, and the checkpoint with fewer gates."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from senet._version import __version__
+from senet.data import MAX_PIXELS
+from senet.data.images import ImageSet
+from senet.data.loaders import make_loader
+from senet.data.sources import open_source
+from senet.data.transforms import TransformSpec
+from senet.errors import InputError
+from senet.folding import files as fold_files
+from senet.folding.fold import fold
+from senet.folding.report import FoldReport
+from senet.folding.search import Evaluate, accuracy_of
+from senet.inspection.command import all_or_nothing, check_output
+from senet.inspection.excitations import Excitations
+from senet.inspection.record import record_excitations
+from senet.system.device import pick_device
+from senet.training.evaluate import load_network, unseen_images
+from senet.training.trained_on import TrainedOn, trained_on
+from senet.training.workers import default_workers
+from senet.weights.load import save_weights
+
+WEIGHTS = "folded.safetensors"
+FILES = (WEIGHTS, *fold_files.FILES)
+_IN_MEMORY = 2**30  # bytes of decoded images that are kept between two steps of the search
+_TIMED_BATCH = 8
+
+Progress = Callable[[str, int, int], object]  # what is being done, steps done, steps in all
+
+
+def fold_checkpoint(
+    checkpoint: str | Path,
+    data: str,
+    output: str | Path,
+    *,
+    sites: str = "*",
+    stage: int | None = None,
+    max_drop: float | None = None,
+    constants: bool = False,
+    excitations: str | Path | None = None,
+    record_images: int = 1024,
+    images: int | None = None,
+    rounds: int = 15,
+    size: int | None = None,
+    batch_size: int = 64,
+    workers: int | None = None,
+    device: str = "auto",
+    root: str | None = None,
+    on_bad_image: Literal["skip", "fail"] = "skip",
+    max_pixels: int = MAX_PIXELS,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> tuple[FoldReport, dict[str, str]]:
+    """Fold gates of a network of ``senet train`` and write the folded network and ``FILES`` into a folder.
+
+    The gates are recorded on training images where the data has them, and the accuracy is that on validation images.
+    Nothing is written before everything has been computed.
+
+    Args:
+        checkpoint: a ``.safetensors`` file of ``senet train``, or of this function.
+        data: as for ``senet.training.evaluate.evaluate``.
+        output: the folder; files of an earlier run in it are replaced with ``overwrite`` only.
+        sites, stage, max_drop, constants: as for ``senet.fold``.
+        excitations: a file of ``Excitations.save``, instead of recording.
+        record_images: how many images to record at most.
+        images: how many validation images to measure the accuracy on at most; None: all.
+        rounds: how often the networks' turn comes when each step is timed; 0 leaves the time out.
+        size, batch_size, workers, device, root, on_bad_image, max_pixels: as for ``senet.training.evaluate.evaluate``.
+        progress: called as ``progress(what, done, total)``.
+
+    Returns:
+        the report, and where it comes from, in words.
+
+    Raises:
+        InputError: files are there already; no gates, or none of that name; excitations of another network; …
+    """
+    output, checkpoint = Path(output), Path(checkpoint)
+    check_output(output, overwrite, FILES, {"--checkpoint": checkpoint, "--excitations": excitations})
+    _check_counts(record_images, images, rounds)
+    network, metadata, spec = load_network(checkpoint, size)
+    network = network.to(pick_device(device))
+    unseen, sentence = unseen_images(checkpoint, data, root, metadata, max_pixels)
+    known = trained_on(checkpoint, metadata)
+    tell = progress or _silent
+    batches = functools.partial(_batches, spec=spec, size=batch_size, workers=workers, on_bad_image=on_bad_image)
+    if excitations is None:
+        shown = _evenly(_to_record(known, data, root, unseen, max_pixels), record_images)
+        found = _recorded(network, batches(shown), spec, len(shown), tell)
+    else:
+        found = Excitations.load(excitations)
+    judged = _evenly(unseen, images)
+    timed, example = (_example(network, metadata, spec, batch) for batch in (_TIMED_BATCH, 1))
+    report = fold(
+        network,
+        found,
+        sites,
+        stage=stage,
+        evaluate=_evaluation(batches(judged), judged, spec),
+        max_drop=max_drop,
+        constants=constants,
+        measure=fold_files.time_of(timed, rounds) if rounds else None,
+        example_input=example,
+        progress=lambda done, total, gate: tell(f"folding {gate}" if gate else "folding", done, total),
+    )
+    about = {
+        **{"model": metadata["model"], "checkpoint": str(checkpoint), "data": data, "senet": __version__},
+        "gates": f"means over {found.images} images of {data if excitations is None else excitations}",
+        "accuracy": f"top-1 on {len(judged)} images ({sentence}); one image is {100 / len(judged):.3g} points",
+    }
+    with all_or_nothing(output) as place:
+        save_weights(place / WEIGHTS, report.network, _described(report, metadata, known))
+        fold_files.write_fold(place, report, about)
+    return report, about
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    pass
+
+
+def _batches(
+    images: ImageSet, *, spec: TransformSpec, size: int, workers: int | None, on_bad_image: Literal["skip", "fail"]
+) -> Iterable[Any]:
+    workers = default_workers(images) if workers is None else workers
+    shown = images.with_transform(spec.eval_transform("center"))
+    return make_loader(shown, size, train=False, workers=workers, on_bad_image=on_bad_image)
+
+
+def _check_counts(record_images: int, images: int | None, rounds: int) -> None:
+    for name, value, least in (("record_images", record_images, 2), ("images", images, 1), ("rounds", rounds, 0)):
+        if value is not None and value < least:
+            raise InputError(f"fold: {name} is {value}; give at least {least}")
+
+
+def _recorded(
+    network: nn.Module, loader: Iterable[Any], spec: TransformSpec, count: int, tell: Progress
+) -> Excitations:
+    def progress(done: int) -> None:
+        tell("recording the gates", done, count)
+
+    return record_excitations(network, loader, preprocess=spec.normalize, top=0, progress=progress)
+
+
+def _to_record(known: TrainedOn | None, data: str, root: str | None, unseen: ImageSet, max_pixels: int) -> ImageSet:
+    """The training images that go with the images to be judged on; those themselves where all were taken for that."""
+    fraction = known.val_fraction if known else 0.2
+    try:
+        source = open_source(data, root=root, val_fraction=fraction, max_pixels=max_pixels)
+    except InputError:
+        return unseen
+    return source.train if source.val.names == unseen.names else unseen
+
+
+def _evenly(images: ImageSet, most: int | None) -> ImageSet:
+    """At most so many images, evenly spread."""
+    if most is None or len(images) <= most:
+        return images
+    return images.subset([index * len(images) // most for index in range(most)])
+
+
+def _evaluation(loader: Iterable[Any], images: ImageSet, spec: TransformSpec) -> Evaluate:
+    """The accuracy; decoded images are kept in memory where they are few."""
+    if 3 * spec.size**2 * len(images) > _IN_MEMORY:
+        return accuracy_of(loader, spec.normalize)
+    kept: list[Any] = []
+
+    def evaluate(network: nn.Module) -> float:
+        if not kept:
+            kept.extend(loader)
+        return accuracy_of(kept, spec.normalize)(network)
+
+    return evaluate
+
+
+def _example(network: nn.Module, metadata: dict[str, Any], spec: TransformSpec, batch: int) -> torch.Tensor:
+    like = next(network.parameters())
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(batch, metadata.get("in_chans", 3), spec.size, spec.size, generator=generator)
+    return x.to(like.device, like.dtype)
+
+
+def _described(report: FoldReport, metadata: dict[str, Any], known: TrainedOn | None) -> dict[str, Any]:
+    """What makes the folded network again, and which images it must not be judged on."""
+    config: Any = report.network.network_config
+    structure = {"attached": config.attached, "folded": config.folded} if config.folded else {}
+    final = report.final
+    metrics = {} if final is None else {"metrics": {"val_error": 100 - final.accuracy}}
+    origin = {} if known is None else {"trained_on": asdict(known)}
+    return metadata | structure | metrics | origin

@@ -1,1 +1,0 @@
-"""SE as an operation on networks that exist already."""

@@ -1,0 +1,1 @@
+"""What gates do over a data set: recorded, judged, and shown as figures and a page."""

@@ -1,1 +1,0 @@
-"""What a network costs, counted and timed."""

@@ -1,1 +1,0 @@
-"""The published numbers, and what they are compared with."""
