@@ -13,9 +13,9 @@ from pathlib import Path
 from common import RESULTS, append_row
 from rich.console import Console
 
-from senet.training.compare import compare
-from senet.training.recipe import load_recipe
-from senet.training.settings import RunSettings, default_recipe
+from senet.comparison.compare import compare
+from senet.runs.recipe import load_recipe
+from senet.runs.settings import RunSettings, default_recipe
 
 FILE = "cifar10_jpeg_compare.csv"
 FIGURE = Path(__file__).parent.parent / "docs" / "images" / "cifar10.png"

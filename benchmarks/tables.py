@@ -16,9 +16,9 @@ from tax import CPU_TARGETS, Target
 
 import senet
 from senet.bench.candidates import CANDIDATES
+from senet.comparison.statistics import Interval, verdict
 from senet.cost.count import model_cost
 from senet.cost.paper import UNITS, compared, numbered_notes
-from senet.training.statistics import Interval, verdict
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

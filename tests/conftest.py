@@ -17,6 +17,8 @@ from torch.utils.data._utils import signal_handling  # noqa: E402
 
 from senet.ops.csrc import build  # noqa: E402
 
+pytest_plugins = ["helpers.runs"]  # fixtures of all tests that need a run
+
 
 def pytest_configure(config):
     """Without a compiler the fast CPU code says once that it is not there; the tests of all else run all the same."""

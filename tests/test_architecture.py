@@ -27,14 +27,7 @@ HOUSE = (
     ("cli",),
 )
 FLOORS = {package: number for number, packages in enumerate(HOUSE) for package in packages}
-FLOORS = {name: floor for name, floor in FLOORS.items() if (SOURCE / name).is_dir()}
-OLD = {"gates": 7.5, "measure": 7.7, "paper": 8, "training": 7.9}  # still to move
-FLOORS |= {name: floor for name, floor in OLD.items() if (SOURCE / name).is_dir()}
-TO_OPEN = {  # arrows that point up, and are turned after the move
-    ("models/registry.py", "senet.weights.load"),
-    ("inspection/command.py", "senet.training.evaluate"),
-    ("inspection/command.py", "senet.training.workers"),
-}
+TO_OPEN = {("models/registry.py", "senet.weights.load"), ("evaluation/evaluate.py", "senet.comparison.statistics")}
 HEAVY = ["lightning", "torchvision", "matplotlib", "triton", "torchmetrics", "pydantic", "sklearn", "scipy", "PIL"]
 
 

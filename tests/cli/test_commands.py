@@ -86,7 +86,7 @@ def test_images_above_max_pixels_are_named_and_not_taken(senet, photos, trained,
 
 
 def test_compare_prints_table_and_verdict(senet, photos, tmp_path, monkeypatch):
-    monkeypatch.setattr("senet.training.step_time.BUDGET", 0.1)
+    monkeypatch.setattr("senet.comparison.step_time.BUDGET", 0.1)
     words = ("compare", "--data", photos, "--model", "resnet8", "--seeds", 1, "--epochs", 1, "--set", "batch_size=8")
     code, out, err = senet(*words, "-o", tmp_path / "out", "--se", "gate=tanh")
     assert code == 0

@@ -210,8 +210,8 @@ def test_own_files_are_those_that_the_package_writes() -> None:
     from senet.cli.bench import FILES as BENCH
     from senet.folding import command as fold
     from senet.inspection.report import FILES as REPORT
-    from senet.training.lock import LOCK
-    from senet.training.outputs import COMPARISON, RUN
+    from senet.runs.lock import LOCK
+    from senet.runs.outputs import COMPARISON, RUN
 
     written = {RUN.marker, COMPARISON.marker, LOCK, *BENCH, *REPORT, *fold.FILES}
     assert set(OURS) == set(walk.OWN_FILES) <= written

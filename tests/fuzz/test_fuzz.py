@@ -23,8 +23,8 @@ from safetensors.torch import save
 
 import senet
 from senet.data.decode import BadImageError, open_picture
-from senet.training.recipe import load_recipe
-from senet.training.settings import load_run
+from senet.runs.recipe import load_recipe
+from senet.runs.settings import load_run
 from senet.training.state import checked_state
 from senet.weights.load import build_from_checkpoint, load_weights
 

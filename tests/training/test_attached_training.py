@@ -4,13 +4,13 @@ import pytest
 import torch
 
 import senet
+from senet.comparison.compare import compare, twins
+from senet.evaluation.evaluate import load_network
 from senet.nn.attachment import attached
+from senet.runs.recipe import load_recipe
+from senet.runs.settings import RunSettings
 from senet.training.classifier import build_optimizer
-from senet.training.compare import compare, twins
-from senet.training.evaluate import load_network
-from senet.training.recipe import load_recipe
 from senet.training.run import train
-from senet.training.settings import RunSettings
 
 RECIPE = load_recipe("digits", ["epochs=1", "schedule.warmup_epochs=0", "batch_size=64", "attached_lr=10"])
 
@@ -58,7 +58,7 @@ def test_gates_learn_faster():
 
 
 def test_compare_with_and_without(tmp_path, monkeypatch):
-    monkeypatch.setattr("senet.training.step_time.BUDGET", 0.1)
+    monkeypatch.setattr("senet.comparison.step_time.BUDGET", 0.1)
     found = compare(settings("resnet8+se"), RECIPE, tmp_path / "out", seeds=1)
     assert (found.plain.model, found.se.model) == ("resnet8", "resnet8+se")
     gates = senet.attach(senet.create_model("resnet8", 10, 1), dry_run=True, example_input=torch.zeros(1, 1, 8, 8))

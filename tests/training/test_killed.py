@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 
-from senet.training.lock import LOCK
+from senet.runs.lock import LOCK
 
 KILLS = 12
 WORDS = ["train", "--data", "digits", "--model", "se_resnet8", "--epochs", "6", "--set", "ema=0.99"]

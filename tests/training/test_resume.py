@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from senet.errors import InputError
+from senet.runs.settings import RunSettings
 from senet.training.interrupt import Interrupted, StopRequest
 from senet.training.run import train
-from senet.training.settings import RunSettings
 from senet.weights.load import load_weights
 
 # Everything with a state: averaged weights, momentum, a schedule, mixing and dropout that draw random numbers.
@@ -66,7 +66,7 @@ def assert_same_run(one, other):
 
 @pytest.fixture(scope="module")
 def unbroken(pictures, tmp_path_factory):
-    from senet.training.recipe import load_recipe
+    from senet.runs.recipe import load_recipe
 
     recipe = load_recipe("cifar", ["epochs=3", "batch_size=8", "lr=0.05", *EVERYTHING])
     folder = tmp_path_factory.mktemp("unbroken") / "run"

@@ -8,9 +8,9 @@ import torch
 
 import senet
 from senet.errors import InputError
+from senet.runs.settings import RunSettings
 from senet.training.callbacks import NonFiniteError
 from senet.training.run import train
-from senet.training.settings import RunSettings
 from senet.weights.load import build_from_checkpoint, load_weights
 
 

@@ -56,10 +56,10 @@ def command(
     from senet.training.processes import check_processes
 
     check_processes(devices=1, num_nodes=1)
-    from senet.training.compare import compare
+    from senet.comparison.compare import compare
+    from senet.runs.recipe import load_recipe
+    from senet.runs.settings import RunSettings, default_recipe
     from senet.training.interrupt import Interrupted
-    from senet.training.recipe import load_recipe
-    from senet.training.settings import RunSettings, default_recipe
 
     opt.check_changed(allow_changed_data, resume)
     settings = RunSettings(

@@ -33,7 +33,7 @@ def command(
 
     from senet.cli.console import to_output
     from senet.cli.tables import evaluation_table
-    from senet.training.evaluate import evaluate
+    from senet.evaluation.evaluate import evaluate
 
     result = evaluate(
         checkpoint,

@@ -111,7 +111,7 @@ def recipe_changes(epochs: int | None, changes: list[str] | None) -> list[str]:
 
 def check_recipe(recipe: str | None, output: Path, overwrite: bool) -> None:
     """Refuse a recipe that lies in the folder to be overwritten."""
-    from senet.training.outputs import refuse_inside
+    from senet.runs.outputs import refuse_inside
 
     if overwrite:
         refuse_inside(output, {"--recipe": recipe})

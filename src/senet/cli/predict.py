@@ -29,7 +29,7 @@ def command(
     """
     from senet.cli.console import to_output
     from senet.cli.tables import prediction_table, predictions_csv
-    from senet.training.evaluate import predict
+    from senet.evaluation.evaluate import predict
 
     predictions = predict(
         checkpoint,

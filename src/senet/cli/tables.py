@@ -16,8 +16,8 @@ from senet.cli.console import counted
 from senet.system.csv_file import write_csv, write_rows
 
 if TYPE_CHECKING:
-    from senet.training.compare import Comparison
-    from senet.training.evaluate import Evaluation, Predictions
+    from senet.comparison.compare import Comparison
+    from senet.evaluation.evaluate import Evaluation, Predictions
     from senet.training.run import RunResult
 
 

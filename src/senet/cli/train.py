@@ -17,8 +17,8 @@ from senet.system.allocator import keep_freed_memory
 from senet.text import shown
 
 if TYPE_CHECKING:
-    from senet.training.recipe import Recipe
-    from senet.training.settings import RunSettings
+    from senet.runs.recipe import Recipe
+    from senet.runs.settings import RunSettings
 
 
 def command(
@@ -57,9 +57,9 @@ def command(
     from senet.training.processes import check_processes, is_first_process
 
     check_processes(devices, num_nodes)
-    from senet.training.recipe import load_recipe
+    from senet.runs.recipe import load_recipe
+    from senet.runs.settings import RunSettings, default_recipe
     from senet.training.run import train
-    from senet.training.settings import RunSettings, default_recipe
 
     folder = _folder(run, output, resume)
     opt.check_changed(allow_changed_data, resume)
@@ -110,7 +110,7 @@ def command(
 
 def _saved(folder: Path, place: dict[str, Any]) -> tuple[RunSettings, Recipe]:
     """Settings and recipe of the run in a folder, in today's place."""
-    from senet.training.settings import load_run
+    from senet.runs.settings import load_run
 
     settings, recipe = load_run(folder)
     return replace(settings, **place), recipe

@@ -18,6 +18,8 @@ from senet.data.loaders import make_loader
 from senet.data.sources import open_source
 from senet.data.transforms import TransformSpec
 from senet.errors import InputError
+from senet.evaluation.evaluate import load_network, unseen_images
+from senet.evaluation.workers import default_workers
 from senet.folding import files as fold_files
 from senet.folding.fold import fold
 from senet.folding.report import FoldReport
@@ -25,10 +27,8 @@ from senet.folding.search import Evaluate, accuracy_of
 from senet.inspection.command import all_or_nothing, check_output
 from senet.inspection.excitations import Excitations
 from senet.inspection.record import record_excitations
+from senet.runs.trained_on import TrainedOn, trained_on
 from senet.system.device import pick_device
-from senet.training.evaluate import load_network, unseen_images
-from senet.training.trained_on import TrainedOn, trained_on
-from senet.training.workers import default_workers
 from senet.weights.load import save_weights
 
 WEIGHTS = "folded.safetensors"
@@ -69,14 +69,15 @@ def fold_checkpoint(
 
     Args:
         checkpoint: a ``.safetensors`` file of ``senet train``, or of this function.
-        data: as for ``senet.training.evaluate.evaluate``.
+        data: as for ``senet.evaluation.evaluate.evaluate``.
         output: the folder; files of an earlier run in it are replaced with ``overwrite`` only.
         sites, stage, max_drop, constants: as for ``senet.fold``.
         excitations: a file of ``Excitations.save``, instead of recording.
         record_images: how many images to record at most.
         images: how many validation images to measure the accuracy on at most; None: all.
         rounds: how often the networks' turn comes when each step is timed; 0 leaves the time out.
-        size, batch_size, workers, device, root, on_bad_image, max_pixels: as for ``senet.training.evaluate.evaluate``.
+        size, batch_size, workers, device, root, on_bad_image, max_pixels: as for
+            ``senet.evaluation.evaluate.evaluate``.
         progress: called as ``progress(what, done, total)``.
 
     Returns:

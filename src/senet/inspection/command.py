@@ -21,14 +21,14 @@ from senet.data.loaders import make_loader
 from senet.data.sources import open_eval
 from senet.data.transforms import TransformSpec
 from senet.errors import InputError
+from senet.evaluation.evaluate import described_transform, load_network, unseen_images
+from senet.evaluation.workers import default_workers
 from senet.inspection.doctor import Diagnosis, Thresholds
 from senet.inspection.record import record_excitations
 from senet.inspection.report import FILES, write_report
 from senet.models.registry import NetworkConfig, create_model, model_spec
 from senet.system.atomic import temporary_folder
 from senet.system.device import pick_device
-from senet.training.evaluate import described_transform, load_network, unseen_images
-from senet.training.workers import default_workers
 from senet.weights.known import find_known
 from senet.weights.load import load_weights
 
@@ -132,7 +132,7 @@ def inspect(
         classes: what the two figures show; by default a few, evenly spread.
         top: images to keep that open, and that close, each channel most.
         thresholds: where the gate doctor draws its lines.
-        batch_size, workers, device, on_bad_image: as for ``senet.training.evaluate.evaluate``.
+        batch_size, workers, device, on_bad_image: as for ``senet.evaluation.evaluate.evaluate``.
         progress: called with the number of images so far.
 
     Raises:

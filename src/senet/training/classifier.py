@@ -15,9 +15,9 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from senet.data.transforms import TransformSpec
 from senet.errors import InputError
+from senet.evaluation.evaluate import TOP5_CLASSES
 from senet.nn.attachment import attached
-from senet.training.evaluate import TOP5_CLASSES
-from senet.training.recipe import Recipe, ScheduleRecipe
+from senet.runs.recipe import Recipe, ScheduleRecipe
 
 if TYPE_CHECKING:
     from lightning.pytorch.utilities.types import OptimizerLRScheduler

@@ -10,10 +10,10 @@ import lightning.pytorch as pl
 from senet.data.images import ImageSet
 from senet.data.loaders import ImageLoader, make_loader
 from senet.data.transforms import TransformSpec
+from senet.evaluation.workers import default_workers
+from senet.runs.recipe import Recipe
+from senet.runs.settings import OnBadImage
 from senet.training.interrupt import end_others
-from senet.training.recipe import Recipe
-from senet.training.settings import OnBadImage
-from senet.training.workers import default_workers
 
 if TYPE_CHECKING:
     from senet.data.sources import DataSource

@@ -25,20 +25,20 @@ from senet.errors import InputError
 from senet.models.external import ATTACHED
 from senet.models.registry import NetworkConfig, create_model, model_spec
 from senet.nn.attachment import described
+from senet.runs import folder as folders
+from senet.runs import outputs
+from senet.runs.data_record import DataRecord, check_data, record_of, save_record
+from senet.runs.recipe import Recipe
+from senet.runs.settings import RunResult, RunSettings, check, load_result, load_settings, resumed, se_config
 from senet.system.atomic import write_atomically
 from senet.system.device import pick_device
-from senet.training import folder as folders
-from senet.training import outputs
 from senet.training.callbacks import Recorder, StateSaver, WarmAverage
 from senet.training.classifier import Classifier
-from senet.training.data_record import DataRecord, check_data, record_of, save_record
 from senet.training.epoch_anew import EpochAnew
 from senet.training.feed import Feed, transform_for
 from senet.training.interrupt import Interrupted, StopRequest
 from senet.training.processes import check_processes, environment_plugins, is_first_process
 from senet.training.progress import ProgressReport
-from senet.training.recipe import Recipe
-from senet.training.settings import RunResult, RunSettings, check, load_result, load_settings, resumed, se_config
 from senet.training.state import StateFile, checked_state, restoring
 from senet.weights.known import find_known
 

@@ -5,17 +5,17 @@ import pytest
 import torch
 from PIL import Image
 
+from senet.comparison.compare import compare, explain, twins
+from senet.comparison.statistics import Interval, paired_interval, verdict
 from senet.errors import InputError
-from senet.training.compare import compare, explain, twins
+from senet.runs.settings import RunSettings
 from senet.training.interrupt import Interrupted, StopRequest
-from senet.training.settings import RunSettings
-from senet.training.statistics import Interval, paired_interval, verdict
 from senet.weights.load import load_weights
 
 
 @pytest.fixture(autouse=True)
 def _quick_timing(monkeypatch):
-    monkeypatch.setattr("senet.training.step_time.BUDGET", 0.1)
+    monkeypatch.setattr("senet.comparison.step_time.BUDGET", 0.1)
 
 
 def test_comparison_end_to_end(pictures, quick_recipe, tmp_path):
@@ -81,13 +81,13 @@ def test_an_interrupted_comparison_resumes_without_repeating(pictures, quick_rec
         def requested(self, value):
             pass
 
-    monkeypatch.setattr("senet.training.compare.StopRequest", StopLater)
+    monkeypatch.setattr("senet.comparison.compare.StopRequest", StopLater)
     with pytest.raises(Interrupted):
         compare(settings, recipe, tmp_path / "out", seeds=2)
     done = {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "runs").glob("*/result.json")}
     assert 1 <= len(done) < 4
     monkeypatch.undo()
-    monkeypatch.setattr("senet.training.step_time.BUDGET", 0.1)
+    monkeypatch.setattr("senet.comparison.step_time.BUDGET", 0.1)
     resumed = compare(settings, recipe, tmp_path / "out", seeds=2, resume=True)
     for path, written in done.items():
         assert path.stat().st_mtime_ns == written

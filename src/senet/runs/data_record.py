@@ -15,11 +15,11 @@ from pydantic import Field
 from senet.data.images import FileStore, ImageSet
 from senet.data.sources import DataSource
 from senet.errors import InputError
+from senet.runs import folder as folders
+from senet.runs.validation import CLOSED, Text, read
 from senet.text import shown
-from senet.training import folder as folders
-from senet.training.validation import CLOSED, Text, read
 
-_LOG = logging.getLogger("senet.training")
+_LOG = logging.getLogger("senet.runs")
 _SAMPLE = 32  # training files by which a folder is known wherever it lies
 _LISTED = 5  # classes named in a message
 Number = Annotated[int, Field(strict=True, ge=0)]

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, PlainValidator, TypeAdapter, Validat
 from pydantic_core import PydanticCustomError
 
 from senet.errors import InputError
-from senet.training import folder as folders
+from senet.runs import folder as folders
 
 T = TypeVar("T")
 # For ``__pydantic_config__`` of a dataclass: an unknown name is a mistake. What its fields take says their types; with

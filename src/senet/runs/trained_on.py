@@ -10,10 +10,10 @@ from pydantic import Field
 
 from senet.data.images import ImageSet
 from senet.errors import InputError
-from senet.training import folder as folders
-from senet.training.data_record import Sample, digest_of, load_record, size_of
-from senet.training.settings import load_settings
-from senet.training.validation import CLOSED, Text, checked
+from senet.runs import folder as folders
+from senet.runs.data_record import Sample, digest_of, load_record, size_of
+from senet.runs.settings import load_settings
+from senet.runs.validation import CLOSED, Text, checked
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from senet.errors import InputError
-from senet.training import folder as folders
-from senet.training.data_record import DataRecord, check_classes, load_record
-from senet.training.outputs import COMPARISON
-from senet.training.recipe import Recipe
-from senet.training.settings import RunSettings, load_result, pairs_of_se, same_run
-from senet.training.validation import CLOSED, Text, read
+from senet.runs import folder as folders
+from senet.runs.data_record import DataRecord, check_classes, load_record
+from senet.runs.outputs import COMPARISON
+from senet.runs.recipe import Recipe
+from senet.runs.settings import RunSettings, load_result, pairs_of_se, same_run
+from senet.runs.validation import CLOSED, Text, read
 
 MARKER = COMPARISON.marker
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from senet.errors import InputError
 
 LOCK = ".senet.lock"
-_LOG = logging.getLogger("senet.training")
+_LOG = logging.getLogger("senet.runs")
 _held: dict[int, Path] = {}
 
 

@@ -18,8 +18,8 @@ from pydantic_core import PydanticCustomError
 
 from senet.data.transforms import MAX_SIDE
 from senet.errors import InputError
+from senet.runs.validation import first_problem, shown
 from senet.system.yaml_text import parse, write
-from senet.training.validation import first_problem, shown
 
 MAX_COUNT = 1_000_000  # epochs, or images in a batch
 _MAX_RATE = 1e30  # float32 ends at 3e38
@@ -153,7 +153,7 @@ class Recipe(_Section):
 
 def list_recipes() -> list[str]:
     """Names of the recipes that come with the package."""
-    folder = resources.files("senet.training") / "recipes"
+    folder = resources.files("senet.runs") / "recipes"
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
@@ -186,7 +186,7 @@ def _read(source: str | Path) -> tuple[str, dict[str, Any]]:
                 f"no recipe {str(source)!r}; {hint}There are {', '.join(list_recipes())}, or give a .yaml file"
             )
         where, default_name = f"recipe {source!r}", str(source)
-        text = (resources.files("senet.training") / "recipes" / f"{source}.yaml").read_text(encoding="utf-8")
+        text = (resources.files("senet.runs") / "recipes" / f"{source}.yaml").read_text(encoding="utf-8")
     values = parse(text, where)
     if not isinstance(values, dict):
         raise InputError(f"{where} must be a mapping of keys to values")

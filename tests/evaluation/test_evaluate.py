@@ -8,9 +8,9 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from senet.errors import InputError
-from senet.training.evaluate import evaluate, predict
+from senet.evaluation.evaluate import evaluate, predict
+from senet.runs.settings import RunSettings
 from senet.training.run import train
-from senet.training.settings import RunSettings
 from senet.weights.load import build_from_checkpoint, load_weights, save_weights
 
 CLASSES = ("bar", "disc", "square")
@@ -18,7 +18,7 @@ CLASSES = ("bar", "disc", "square")
 
 @pytest.fixture(scope="module")
 def run(pictures, tmp_path_factory):
-    from senet.training.recipe import load_recipe
+    from senet.runs.recipe import load_recipe
 
     folder = tmp_path_factory.mktemp("run") / "run"
     # 10 pixels out of 12, so that crops differ.
@@ -78,7 +78,7 @@ def test_top5_on_many_classes(pictures, tmp_path):
 
 def test_the_same_folder_means_its_validation_images(pictures, tmp_path):
     """Without a val folder, a run trains on most images of the folder; they must not flatter the evaluation."""
-    from senet.training.recipe import load_recipe
+    from senet.runs.recipe import load_recipe
 
     recipe = load_recipe("cifar", ["epochs=1", "batch_size=8"])
     settings = RunSettings(str(pictures / "train"), "resnet8", val_fraction=0.3)

@@ -2,15 +2,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from senet.comparison.statistics import Interval, binomial_interval, mean_interval, paired_interval, verdict, widen
 from senet.errors import InputError
-from senet.training.statistics import (
-    Interval,
-    binomial_interval,
-    mean_interval,
-    paired_interval,
-    verdict,
-    widen,
-)
 
 
 @pytest.mark.parametrize("count", [2, 3, 10])

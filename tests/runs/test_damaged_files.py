@@ -8,13 +8,13 @@ import pytest
 import yaml
 
 from senet.cli.main import main
+from senet.comparison.files import MARKER, check_same, save_comparison
 from senet.errors import InputError
-from senet.training.comparison_file import MARKER, check_same, save_comparison
+from senet.runs.data_record import load_record
+from senet.runs.recipe import load_recipe
+from senet.runs.settings import RunSettings, load_result, load_run
 from senet.training.curves import read_csv
-from senet.training.data_record import load_record
-from senet.training.recipe import load_recipe
 from senet.training.run import train
-from senet.training.settings import RunSettings, load_result, load_run
 
 WRONG = (None, [], {}, 3, True, "text", -1.5, float("nan"), float("inf"), 10**400, [[None]])
 UNREADABLE = ("", "{", "[1]", "null", "3", '"text"', "[" * 5000 + "]" * 5000, "9" * 5000, '{"data": \x00}')

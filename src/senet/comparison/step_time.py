@@ -11,13 +11,13 @@ import torch
 from torch.nn import functional as F
 
 from senet.data.sources import DataSource
+from senet.runs.recipe import Recipe
+from senet.runs.settings import RunSettings
 from senet.system.device import pick_device
 from senet.system.timing import Ratio, interleaved, ratio
 from senet.training.classifier import build_optimizer
 from senet.training.interrupt import Interrupted, StopRequest
-from senet.training.recipe import Recipe
 from senet.training.run import build_classifier
-from senet.training.settings import RunSettings
 
 BUDGET = 12.0  # seconds for all rounds together
 ROUNDS = (5, 40)

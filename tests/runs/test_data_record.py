@@ -6,12 +6,12 @@ import shutil
 import pytest
 
 from senet.cli.main import main
+from senet.comparison.compare import compare
 from senet.errors import InputError
-from senet.training.compare import compare
-from senet.training.evaluate import evaluate
+from senet.evaluation.evaluate import evaluate
+from senet.runs.settings import RunSettings
 from senet.training.interrupt import Interrupted, StopRequest
 from senet.training.run import train
-from senet.training.settings import RunSettings
 from senet.weights.load import load_weights
 
 
@@ -135,7 +135,7 @@ def test_a_run_of_the_version_before_goes_on_and_gets_a_record(data, quick_recip
 
 
 def test_a_verdict_never_pools_runs_on_different_data(data, quick_recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr("senet.training.step_time.BUDGET", 0.1)
+    monkeypatch.setattr("senet.comparison.step_time.BUDGET", 0.1)
     settings, recipe, output = RunSettings(str(data), "resnet8"), quick_recipe("epochs=1"), tmp_path / "out"
     compare(settings, recipe, output, seeds=1)
     for path in list((data / "disc").iterdir()):
@@ -153,7 +153,7 @@ def test_a_verdict_never_pools_runs_on_different_data(data, quick_recipe, tmp_pa
 
 
 def test_a_comparison_of_the_version_before_is_known_by_its_number_of_images(data, quick_recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr("senet.training.step_time.BUDGET", 0.1)
+    monkeypatch.setattr("senet.comparison.step_time.BUDGET", 0.1)
     settings, recipe, output = RunSettings(str(data), "resnet8"), quick_recipe("epochs=1"), tmp_path / "out"
     first = compare(settings, recipe, output, seeds=1)
     (output / "compare.json").write_text(json.dumps({"plain": "resnet8", "se": "se_resnet8", "data": str(data)}))

@@ -14,23 +14,23 @@ from unittest.mock import Mock
 import pytest
 import torch
 
+from senet.comparison.compare import compare
 from senet.errors import InputError
 from senet.inspection.command import check_output
-from senet.training.compare import compare
+from senet.runs.lock import LOCK, locked
+from senet.runs.outputs import refuse_inside
+from senet.runs.settings import RunSettings
 from senet.training.interrupt import Interrupted, StopRequest
-from senet.training.lock import LOCK, locked
-from senet.training.outputs import refuse_inside
 from senet.training.processes import check_processes
 from senet.training.run import train
-from senet.training.settings import RunSettings
 
-HOLD = "import sys; from pathlib import Path; from senet.training.lock import locked\n"
+HOLD = "import sys; from pathlib import Path; from senet.runs.lock import locked\n"
 HOLD += "with locked(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
 
 
 @pytest.fixture(autouse=True)
 def _quick_timing(monkeypatch):
-    monkeypatch.setattr("senet.training.step_time.BUDGET", 0.1)
+    monkeypatch.setattr("senet.comparison.step_time.BUDGET", 0.1)
 
 
 @contextmanager
@@ -217,7 +217,7 @@ def test_a_full_disk_names_the_file_and_can_be_resumed(pictures, quick_recipe, t
 @pytest.fixture(scope="module")
 def stopped(pictures, tmp_path_factory):
     """A run that has been stopped, and its recipe."""
-    from senet.training.recipe import load_recipe
+    from senet.runs.recipe import load_recipe
 
     recipe, folder = load_recipe("cifar", ["epochs=1", "batch_size=8"]), tmp_path_factory.mktemp("stopped") / "run"
     stop = StopRequest()

@@ -14,10 +14,10 @@ from senet.data import MAX_PIXELS
 from senet.errors import InputError
 from senet.models.registry import model_spec
 from senet.nn.squeeze_excite import SEConfig
+from senet.runs import folder as folders
+from senet.runs.recipe import Recipe, load_recipe
+from senet.runs.validation import CLOSED, Text, checked, read
 from senet.system.device import pick_device
-from senet.training import folder as folders
-from senet.training.recipe import Recipe, load_recipe
-from senet.training.validation import CLOSED, Text, checked, read
 
 MAX_WORKERS = 256
 MAX_DEVICES = 65536

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from senet.errors import InputError
+from senet.runs.folder import CHECKPOINT, DATA, RESULT, SETTINGS
+from senet.runs.lock import LOCK, locked, refuse_held
 from senet.system.atomic import remove_leftovers
-from senet.training.folder import CHECKPOINT, DATA, RESULT, SETTINGS
-from senet.training.lock import LOCK, locked, refuse_held
 
-_LOG = logging.getLogger("senet.training")
+_LOG = logging.getLogger("senet.runs")
 _OLD_TEMPORARY = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}")
 
 

@@ -15,35 +15,26 @@ from typing import Any
 
 from rich.console import Console
 
+from senet.comparison.files import check_same, on_other_data, save_comparison
+from senet.comparison.statistics import HELPS, HURTS, UNKNOWN, Interval, mean_interval, paired_interval, verdict, widen
+from senet.comparison.step_time import StepTimes, time_steps
 from senet.cost.count import Cost, model_cost, module_cost
 from senet.data.sources import DataSource
 from senet.errors import InputError
 from senet.models.external import ATTACHED
 from senet.models.registry import model_spec
+from senet.runs import folder as folders
+from senet.runs import outputs
+from senet.runs.data_record import record_of
+from senet.runs.recipe import Recipe
+from senet.runs.settings import RunResult, RunSettings, check, se_config
 from senet.system.csv_file import write_csv
 from senet.system.timing import Ratio
-from senet.training import folder as folders
-from senet.training import outputs
-from senet.training.comparison_file import check_same, on_other_data, save_comparison
 from senet.training.curves import plot_curves, read_csv
-from senet.training.data_record import record_of
 from senet.training.feed import transform_for
 from senet.training.interrupt import Interrupted, StopRequest
 from senet.training.processes import check_processes
-from senet.training.recipe import Recipe
 from senet.training.run import build_classifier, open_data, threads_for, train
-from senet.training.settings import RunResult, RunSettings, check, se_config
-from senet.training.statistics import (
-    HELPS,
-    HURTS,
-    UNKNOWN,
-    Interval,
-    mean_interval,
-    paired_interval,
-    verdict,
-    widen,
-)
-from senet.training.step_time import StepTimes, time_steps
 
 KIND = outputs.COMPARISON
 MAX_SEEDS = 1000

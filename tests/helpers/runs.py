@@ -5,7 +5,7 @@ import random
 import pytest
 from PIL import Image, ImageDraw
 
-from senet.training.recipe import load_recipe
+from senet.runs.recipe import load_recipe
 
 
 def draw_classes(folder, count, seed=0, side=12):

@@ -12,20 +12,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from senet.comparison.statistics import binomial_interval
 from senet.data import MAX_PIXELS
 from senet.data.images import ImageSet
 from senet.data.loaders import MAX_BAD_FRACTION, Batch, ImageLoader, make_loader
 from senet.data.sources import open_eval, open_files
 from senet.data.transforms import TransformSpec
 from senet.errors import InputError
+from senet.evaluation.non_finite import first_not_finite
+from senet.runs.trained_on import trained_on
 from senet.system.device import pick_device
-from senet.training.non_finite import first_not_finite
-from senet.training.statistics import binomial_interval
-from senet.training.trained_on import trained_on
 from senet.weights.load import build_from_checkpoint
 from senet.weights.metadata import check_fields
 
-_LOG = logging.getLogger("senet.training")
+_LOG = logging.getLogger("senet.evaluation")
 TOP5_CLASSES = 6  # below this many classes a top-5 error says nothing
 
 
@@ -250,7 +250,7 @@ def _loader(
     on_bad_image: Literal["skip", "fail"],
     max_bad_fraction: float,
 ) -> ImageLoader:
-    from senet.training.workers import default_workers
+    from senet.evaluation.workers import default_workers
 
     if crops == "ten":
         batch_size = max(1, batch_size // 10)

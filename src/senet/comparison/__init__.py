@@ -1,0 +1,1 @@
+"""Does SE help: an SE network against its plain twin over seeds."""
