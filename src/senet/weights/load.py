@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from senet.errors import InputError
 from senet.models.registry import NetworkConfig, list_models
 from senet.nn.squeeze_excite import SEConfig
-from senet.system.atomic import write_atomically
 from senet.weights.files import is_extra_state, load_weights, save_weights
 from senet.weights.fit import Structure, check_gates, check_values, fit, gate_configs
 from senet.weights.key_maps import OWN, PUBLISHED, Layout, recognise
@@ -24,7 +23,6 @@ __all__ = [
     "load_pretrained",
     "load_weights",
     "save_weights",
-    "write_atomically",
 ]
 
 

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import torch
 
 from senet.errors import InputError
-from senet.ops.csrc.build import cache_folder
+from senet.system.cache import cache_folder
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 _HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(/(?P<file>[^@]+))?(@(?P<revision>.+))?")
