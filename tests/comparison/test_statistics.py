@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from senet.comparison.statistics import Interval, binomial_interval, mean_interval, paired_interval, verdict, widen
+from senet.comparison.statistics import Interval, mean_interval, paired_interval, verdict, widen
 from senet.errors import InputError
+from senet.evaluation.interval import binomial_interval
 
 
 @pytest.mark.parametrize("count", [2, 3, 10])

@@ -12,13 +12,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from senet.comparison.statistics import binomial_interval
 from senet.data import MAX_PIXELS
 from senet.data.images import ImageSet
 from senet.data.loaders import MAX_BAD_FRACTION, Batch, ImageLoader, make_loader
 from senet.data.sources import open_eval, open_files
 from senet.data.transforms import TransformSpec
 from senet.errors import InputError
+from senet.evaluation.interval import binomial_interval
 from senet.evaluation.non_finite import first_not_finite
 from senet.runs.trained_on import trained_on
 from senet.system.device import pick_device
