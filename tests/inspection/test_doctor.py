@@ -7,7 +7,7 @@ from torch import nn
 
 import senet
 from senet.inspection.doctor import HEALTHY, KINDS, Thresholds
-from senet.inspection.excitations import SiteExcitations
+from senet.inspection.site_excitations import SiteExcitations
 from senet.nn.squeeze_excite import GATE_NAMES
 from senet.surgery.find_gates import find_gates
 

@@ -16,7 +16,7 @@ from torch import nn
 import senet
 from senet.data.images import ArrayStore, ImageSet
 from senet.data.loaders import make_loader
-from senet.inspection.excitations import SiteExcitations
+from senet.inspection.site_excitations import SiteExcitations
 from senet.surgery.find_gates import Gate
 
 GATE = Gate("se", "senet", 6, "sigmoid", 0.0, 0.5, 1.0, nn.Identity())

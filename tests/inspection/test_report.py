@@ -13,10 +13,10 @@ from PIL import Image
 
 import senet
 from senet.inspection.doctor import Thresholds, diagnose
-from senet.inspection.excitations import SiteExcitations
 from senet.inspection.figures import figure_classes, figure_sites, plot_class_means, sampled_channels
 from senet.inspection.page_data import SHOWN_IMAGES, THUMBNAILS, _ranges, data_uri, thumbnails
 from senet.inspection.report import FILES, build_page, finding_rows, write_report
+from senet.inspection.site_excitations import SiteExcitations
 from senet.surgery.find_gates import Gate
 
 

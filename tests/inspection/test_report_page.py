@@ -9,8 +9,8 @@ from playwright.sync_api import Error, sync_playwright
 
 import senet
 from senet.inspection import report
-from senet.inspection.excitations import SiteExcitations
 from senet.inspection.report import write_report
+from senet.inspection.site_excitations import SiteExcitations
 from senet.surgery.find_gates import Gate
 
 pytestmark = pytest.mark.browser

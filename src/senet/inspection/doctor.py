@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from senet.errors import InputError
-from senet.inspection.excitations import Excitations, SiteExcitations
+from senet.inspection.excitations import Excitations
+from senet.inspection.site_excitations import SiteExcitations
 
 KINDS = ("dead", "saturated", "untrained", "input-independent", "class-selective")
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from senet.errors import InputError
-from senet.inspection.excitations import Excitations, SiteExcitations
+from senet.inspection.excitations import Excitations
+from senet.inspection.site_excitations import SiteExcitations
 from senet.system.atomic import write_atomically
 from senet.text import shown
 

@@ -9,14 +9,14 @@ import os
 import zipfile
 import zlib
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypedDict
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from senet._version import __version__
 from senet.errors import InputError
-from senet.inspection.excitations import Excitations, Extremes, SiteExcitations
+from senet.inspection.site_excitations import Extremes, SiteExcitations
 from senet.system.atomic import write_atomically
 from senet.weights.metadata import check_fields
 
@@ -32,6 +32,15 @@ _MAX_RATIO = 1032  # bytes that deflate can make of one
 _ROW_BYTES = 64  # of the numbers of one row of a table
 # Of either file, in its header or its numbers.
 _DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, MemoryError)
+
+
+class Content(NamedTuple):
+    """What a file holds: the attributes of ``Excitations``."""
+
+    sites: dict[str, SiteExcitations]
+    classes: tuple[str, ...]
+    names: dict[int, str]
+    about: dict[str, str]
 
 
 class _Gate(TypedDict):
@@ -50,24 +59,24 @@ class _Header(TypedDict):
     gates: list[_Gate]
 
 
-def save(path: str | os.PathLike[str], excitations: Excitations) -> None:
+def save(path: str | os.PathLike[str], content: Content) -> None:
     """Write a file by its ending, atomically; see ``Excitations.save``."""
     path = Path(path)
     if path.suffix == ".npz":
         text = io.BytesIO()
-        arrays: dict[str, Any] = _to_arrays(excitations)
+        arrays: dict[str, Any] = _to_arrays(content)
         np.savez_compressed(text, **arrays)
         write_atomically(path, text.getvalue())
     elif path.suffix == ".parquet":
         _, parquet = _pyarrow()
         sink = io.BytesIO()
-        parquet.write_table(_to_table(excitations), sink, compression="zstd")
+        parquet.write_table(_to_table(content), sink, compression="zstd")
         write_atomically(path, sink.getvalue())
     else:
         raise InputError(f"{path}: excitations are kept as .npz or .parquet; choose one of these endings")
 
 
-def load(path: str | os.PathLike[str]) -> Excitations:
+def load(path: str | os.PathLike[str]) -> Content:
     """Read a file by its ending; see ``Excitations.load``."""
     path = Path(path)
     if path.suffix not in (".npz", ".parquet"):
@@ -114,14 +123,14 @@ def _unreadable(path: Path, error: Exception) -> InputError:
     return InputError(f"{path}: not a readable file of excitations ({reason}); record them again")
 
 
-def _header(excitations: Excitations) -> str:
+def _header(content: Content) -> str:
     values = {
         "format": _FORMAT,
         "senet_version": __version__,
-        "classes": excitations.classes,
-        "names": excitations.names,
-        "about": excitations.about,
-        "gates": [{name: getattr(site, name) for name in _GATE} for site in excitations],
+        "classes": content.classes,
+        "names": content.names,
+        "about": content.about,
+        "gates": [{name: getattr(site, name) for name in _GATE} for site in content.sites.values()],
     }
     return json.dumps(values)
 
@@ -134,14 +143,14 @@ def _from_header(text: str) -> dict[str, Any]:
     return header
 
 
-def _assembled(header: dict[str, Any], sites: list[SiteExcitations]) -> Excitations:
+def _assembled(header: dict[str, Any], sites: list[SiteExcitations]) -> Content:
     names = {int(number): name for number, name in header["names"].items()}
-    return Excitations({site.name: site for site in sites}, tuple(header["classes"]), names, header["about"])
+    return Content({site.name: site for site in sites}, tuple(header["classes"]), names, header["about"])
 
 
-def _to_arrays(excitations: Excitations) -> dict[str, NDArray[Any]]:
-    arrays: dict[str, NDArray[Any]] = {"header": np.array(_header(excitations))}
-    for number, site in enumerate(excitations):
+def _to_arrays(content: Content) -> dict[str, NDArray[Any]]:
+    arrays: dict[str, NDArray[Any]] = {"header": np.array(_header(content))}
+    for number, site in enumerate(content.sites.values()):
         arrays |= {f"{number}.{name}": getattr(site, name) for name in _ARRAYS}
         for end in _ENDS:
             extremes = getattr(site, end)
@@ -149,7 +158,7 @@ def _to_arrays(excitations: Excitations) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-def _from_arrays(arrays: dict[str, NDArray[Any]]) -> Excitations:
+def _from_arrays(arrays: dict[str, NDArray[Any]]) -> Content:
     header = _from_header(str(arrays["header"]))
     sites = []
     for number, gate in enumerate(header["gates"]):
@@ -184,12 +193,12 @@ def _pyarrow() -> tuple[Any, Any]:
     return pyarrow, parquet
 
 
-def _to_table(excitations: Excitations) -> pa.Table:
+def _to_table(content: Content) -> pa.Table:
     """A row a gate, channel and class, and one for all images, whose class is null."""
     pa, _ = _pyarrow()
-    tables = [_site_table(pa, site, excitations.classes) for site in excitations]
+    tables = [_site_table(pa, site, content.classes) for site in content.sites.values()]
     table = pa.concat_tables(tables) if tables else pa.table({})
-    return table.replace_schema_metadata({"senet": _header(excitations)})
+    return table.replace_schema_metadata({"senet": _header(content)})
 
 
 def _site_table(pa: Any, site: SiteExcitations, classes: tuple[str, ...]) -> Any:
@@ -225,7 +234,7 @@ def _site_table(pa: Any, site: SiteExcitations, classes: tuple[str, ...]) -> Any
     return pa.table(columns)
 
 
-def _load_parquet(path: Path) -> Excitations:
+def _load_parquet(path: Path) -> Content:
     pa, parquet = _pyarrow()
     try:
         about = parquet.read_metadata(path)

@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from senet.inspection.doctor import Diagnosis
-from senet.inspection.excitations import Excitations, Floats, SiteExcitations
+from senet.inspection.excitations import Excitations
 from senet.inspection.figures import sampled_channels
+from senet.inspection.site_excitations import Floats, SiteExcitations
 
 THUMBNAILS, THUMBNAIL_SIDE = 1500, 68
 SHOWN_IMAGES = 6  # of those that open a channel most, and of those that close it

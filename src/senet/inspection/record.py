@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from senet.errors import InputError
-from senet.inspection.excitations import Excitations, Integers, SiteExcitations, shown_images
+from senet.inspection.excitations import Excitations, shown_images
+from senet.inspection.site_excitations import Integers, SiteExcitations
 from senet.surgery.find_gates import Gate, find_gates, plain_network
 
 _LOG = logging.getLogger("senet.inspection")
