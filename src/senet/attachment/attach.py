@@ -10,7 +10,8 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from senet.acceleration.accelerate import Accelerated
 from senet.attachment.policies import SitePolicy
 from senet.attachment.report import AttachReport
-from senet.attachment.sites import Site, check_is_network, search
+from senet.attachment.site import Site
+from senet.attachment.sites import check_is_network, search
 from senet.errors import InputError
 from senet.nn.attachment import attach_all, attached, detach_all, without_gates
 from senet.nn.squeeze_excite import SEConfig, SqueezeExcite

@@ -7,15 +7,12 @@ import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
 
 import torch
 
+from senet.attachment.site import Site
 from senet.errors import InputError
 from senet.nn.squeeze_excite import SEConfig, SqueezeExcite
-
-if TYPE_CHECKING:
-    from senet.attachment.sites import Site
 
 _ROUNDS = 7
 

@@ -5,7 +5,8 @@ from typing import Any
 
 from torch import nn
 
-from senet.attachment.sites import Search, Site
+from senet.attachment.site import Site
+from senet.attachment.sites import Search
 from senet.errors import InputError
 from senet.nn.squeeze_excite import SEConfig, SqueezeExcite
 

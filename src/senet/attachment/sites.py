@@ -3,7 +3,7 @@
 import difflib
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import nn
 from senet.attachment.anchors import CONTAINERS, Anchors
 from senet.attachment.patterns import Patterns, Place
 from senet.attachment.policies import SitePolicy, chosen, policy_of
+from senet.attachment.site import Site
 from senet.errors import InputError
 from senet.nn.attachment import CHILD, INPUT, Side, without_gates
 from senet.nn.squeeze_excite import SEConfig, SqueezeExcite
@@ -21,40 +22,6 @@ from senet.surgery.example_input import recorded
 GATED = "it has SE or another channel gate already"
 BEHIND_ACTIVATIONS = "behind each convolution and activation"
 BEHIND_CONVOLUTIONS = "behind each convolution"
-
-
-@dataclass(frozen=True)
-class Site:
-    """A place for an SE block.
-
-    Attributes:
-        path: the module; its gate becomes ``path.se``.
-        side: whether what the module returns is rescaled (``"output"``) or what it takes (``"input"``).
-        kind: ``"residual"``, ``"depthwise"``, ``"concat"``, ``"fusion"``, ``"activation"`` or ``"named"``.
-        channels: of the map.
-        map_size: its spatial axes for the example input; empty where the network was not run.
-        stage: maps of one size are a stage; numbered as in the paper, where 2 is the first.
-        placement: that of the configuration (Fig. 5).
-        parameters, mult_adds: what the gate adds; the multiply-adds are those of its FCs, for one image.
-        dtype, device: of the map.
-    """
-
-    path: str
-    side: Side
-    kind: str
-    channels: int
-    map_size: tuple[int, ...]
-    stage: int
-    placement: str
-    parameters: int
-    mult_adds: int
-    dtype: torch.dtype = field(repr=False)
-    device: torch.device = field(repr=False)
-
-    @property
-    def name(self) -> str:
-        """What names the site in ``sites=[…]``: the path, with ``:input`` behind it for that side."""
-        return self.path + (INPUT if self.side == "input" else "")
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from torch._inductor import config as inductor_config
 from torch.nn import functional as F
 
-import senet
+from senet.acceleration.accelerate import accelerate
 from senet.bench import engines as peers
 from senet.errors import InputError
-from senet.models.registry import create_model, model_spec
+from senet.models.registry import model_spec
+from senet.ops.dispatch import use_backend
+from senet.weights.create import create_model
 
 Mode = Literal["train", "inference"]
 Network = Literal["plain", "se"]
@@ -178,7 +180,7 @@ def settle(model: nn.Module, x: Tensor) -> None:
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = 1.0
-    with torch.no_grad(), senet.use_backend("reference"):
+    with torch.no_grad(), use_backend("reference"):
         model.train()(x[:8] if len(x) > 1 else torch.cat((x, x.flip(3))))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
@@ -208,7 +210,7 @@ def build(candidate: Candidate, setting: Setting, twins: Twins) -> Runner:
     if setting.mode == "inference":
         model = model.to(DTYPES[setting.dtype])
         if candidate.home == "accelerated":
-            model = senet.accelerate(model, backend=candidate.backend)
+            model = accelerate(model, backend=candidate.backend)
         return Runner(_inference(model, candidate, twins.x.to(DTYPES[setting.dtype])), model)
     # A rate of 0 takes the same time and leaves the weights of all candidates alike, however many steps are timed.
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
@@ -222,7 +224,7 @@ def _inference(model: nn.Module, candidate: Candidate, x: Tensor) -> Callable[[]
     def run() -> Tensor:
         if graphs:
             torch.compiler.cudagraph_mark_step_begin()  # others had their turn: nothing of the last call is in use
-        with torch.no_grad(), senet.use_backend(candidate.backend):
+        with torch.no_grad(), use_backend(candidate.backend):
             return forward(x)
 
     if candidate.compiled:
@@ -243,7 +245,7 @@ def _train_step(
 
     def run() -> Tensor:
         optimizer.zero_grad(set_to_none=True)
-        with senet.use_backend(candidate.backend):
+        with use_backend(candidate.backend):
             with precision(setting):
                 logits = forward(twins.x)
                 loss = F.cross_entropy(logits, twins.y)

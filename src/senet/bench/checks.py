@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import senet
 from senet.bench.candidates import CANDIDATES, DTYPES, Network, Runner, Setting, Twins, make_twins, precision
-from senet.ops.dispatch import backend_for
+from senet.ops.dispatch import backend_for, use_backend
 
 GRADIENTS_FLOAT64 = 1e-9  # relative; a network's depth multiplies float64's rounding of 1e-16
 OUTPUTS = 1e-5  # relative; where the type's own rounding is larger, MARGIN times plain PyTorch's error in that type
@@ -63,7 +62,7 @@ def check_outputs(setting: Setting, twins: Twins, runners: dict[str, Runner]) ->
 
 def _exact_logits(setting: Setting, twins: Twins, network: Network) -> Tensor:
     model = copy.deepcopy(twins.networks[network]).double().train(setting.mode == "train")
-    with torch.no_grad(), senet.use_backend("reference"):
+    with torch.no_grad(), use_backend("reference"):
         return model(twins.x.double())
 
 
@@ -71,7 +70,7 @@ def _ordinary_logits(setting: Setting, twins: Twins, network: Network) -> Tensor
     model, x = copy.deepcopy(twins.networks[network]).train(setting.mode == "train"), twins.x
     if setting.mode == "inference":
         model, x = model.to(DTYPES[setting.dtype]), x.to(DTYPES[setting.dtype])
-    with torch.no_grad(), senet.use_backend("reference"), precision(setting):
+    with torch.no_grad(), use_backend("reference"), precision(setting):
         return model(x)
 
 
@@ -103,7 +102,7 @@ def check_gradients(setting: Setting) -> Iterable[Check]:
 def chosen_backend(setting: Setting) -> str:
     """What ``"auto"`` takes for the large maps of a setting: small images must not be checked on another path."""
     large = torch.empty((), device=setting.device, dtype=DTYPES[setting.dtype]).expand(1, 2**26)
-    with senet.use_backend("auto"):
+    with use_backend("auto"):
         return backend_for(large)
 
 
@@ -112,7 +111,7 @@ def _gradients(model: nn.Module, setting: Setting, twins: Twins, backend: str, d
     model = copy.deepcopy(model).to(dtype).train()
     x = twins.x.to(dtype, copy=True).requires_grad_()
     half = precision(setting) if dtype != torch.float64 else torch.autocast(setting.device, enabled=False)
-    with senet.use_backend(backend):
+    with use_backend(backend):
         with half:
             logits = model(x)
             loss = F.cross_entropy(logits, twins.y)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import senet
+from senet.ops.dispatch import use_backend
 
 # senet → timm where both build the same network with the same parameter names.
 TIMM = {
@@ -55,7 +55,7 @@ def onnx_bytes(model: nn.Module, x: Tensor) -> bytes:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")  # the exporter's own deprecations: nothing a user can act on
-        with torch.no_grad(), senet.use_backend("reference"):
+        with torch.no_grad(), use_backend("reference"):
             program = torch.onnx.export(model, (x.contiguous(),), dynamo=True)
     assert program is not None
     return program.model_proto.SerializeToString()

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import senet
 from senet.bench.candidates import CANDIDATES, Runner, Setting, Twins, precision
 from senet.cost.memory import saved_storages
+from senet.ops.dispatch import use_backend
 
 
 def saved_for_backward(model: nn.Module, x: Tensor, y: Tensor) -> int:
@@ -27,7 +27,7 @@ def saved_mb_per_image(name: str, setting: Setting, twins: Twins, runner: Runner
     candidate = CANDIDATES[name]
     if setting.mode != "train" or candidate.compiled or runner.model is None:
         return None
-    with senet.use_backend(candidate.backend), precision(setting):
+    with use_backend(candidate.backend), precision(setting):
         return saved_for_backward(runner.model, twins.x, twins.y) / len(twins.x) / 1e6
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-import senet
 from senet.bench.candidates import BASE, CANDIDATES, DTYPES, Runner, Setting, Twins, precision
 from senet.models.base import FIRST_STAGE, ConvNet
+from senet.ops.dispatch import use_backend
 from senet.system.timing import interleaved, ratio
 
 Stage = Callable[[Tensor], Tensor]
@@ -66,7 +66,7 @@ def _entries(model: ConvNet, name: str, setting: Setting, twins: Twins) -> list[
     """The stages with the input that each gets."""
     x = twins.x if setting.mode == "train" else twins.x.to(DTYPES[setting.dtype])
     pairs = []
-    with torch.no_grad(), senet.use_backend(CANDIDATES[name].backend), precision(setting):
+    with torch.no_grad(), use_backend(CANDIDATES[name].backend), precision(setting):
         x = model.stem(x)
         for stage in model.stages():
             pairs.append((stage, x))
@@ -79,7 +79,7 @@ def _step(model: ConvNet, stage: Stage, entry: Tensor, name: str, setting: Setti
     entry = entry.clone().requires_grad_(train)
 
     def run() -> None:
-        with torch.set_grad_enabled(train), senet.use_backend(backend):
+        with torch.set_grad_enabled(train), use_backend(backend):
             with precision(setting):
                 out = stage(entry)
             if train:
