@@ -27,8 +27,14 @@ HOUSE = (
     ("cli",),
 )
 FLOORS = {package: number for number, packages in enumerate(HOUSE) for package in packages}
-TO_OPEN = {("models/registry.py", "senet.weights.load"), ("evaluation/evaluate.py", "senet.comparison.statistics")}
 HEAVY = ["lightning", "torchvision", "matplotlib", "triton", "torchmetrics", "pydantic", "sklearn", "scipy", "PIL"]
+
+
+def name_of(path):
+    return ".".join(path.relative_to(SOURCE.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {name_of(path): path for path in FILES}
 
 
 def folder_of(module):
@@ -36,29 +42,78 @@ def folder_of(module):
     return parts[1] if len(parts) > 1 and (SOURCE / parts[1]).is_dir() else ""
 
 
-def imported(path):
-    for node in ast.walk(ast.parse(path.read_text())):
+def nodes_at_run_time(node):
+    """All nodes, those in functions too, but for what stands under ``if TYPE_CHECKING``."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING"):
+            continue
+        yield child
+        yield from nodes_at_run_time(child)
+
+
+def imported(path, nodes=ast.walk):
+    """The modules that a file imports: ``from senet.ops import layout`` imports ``senet.ops.layout``."""
+    for node in nodes(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            yield node.module
+            parts = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from {part if part in MODULES else node.module for part in parts}
         elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
-def test_imports_go_down(path):
-    own = path.relative_to(SOURCE).parts[0] if path.parent != SOURCE else ""
-    if path.name == "__init__.py" and own == "":
-        return  # the front door names every floor, lazily; the test below holds it
-    for module in imported(path):
-        if module.split(".")[0] == "senet":
-            other = folder_of(module)
-            if (str(path.relative_to(SOURCE)), module) in TO_OPEN:
-                continue
-            assert other == own or FLOORS[other] < FLOORS[own], f"{path.relative_to(SOURCE)} imports {module}"
-
-
-def test_every_folder_has_a_floor():
+def test_every_package_has_a_floor():
     assert {p.name for p in SOURCE.iterdir() if p.is_dir() and p.name != "__pycache__"} == FLOORS.keys() - {""}
+
+
+@pytest.mark.parametrize("package", sorted(FLOORS))
+def test_imports_go_down(package):
+    """The front door names every floor, lazily; `test_import_senet_alone…` holds it."""
+    files = (SOURCE / package).rglob("*.py") if package else SOURCE.glob("[!_]*.py")
+    up = [
+        f"{path.relative_to(SOURCE)} imports {module}"
+        for path in sorted(files)
+        for module in imported(path)
+        if module.split(".")[0] == "senet"
+        and folder_of(module) != package
+        and FLOORS[folder_of(module)] >= FLOORS[package]
+    ]
+    assert not up
+
+
+def test_nobody_imports_the_front_door():
+    """``import senet`` within the package would reach every floor unseen; the module that is meant is imported."""
+    taken = [
+        f"{path.relative_to(SOURCE)} takes {alias.name} of senet"
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text()))
+        for alias in getattr(node, "names", ())
+        if (isinstance(node, ast.Import) and alias.name == "senet")
+        or (isinstance(node, ast.ImportFrom) and (node.level or (node.module == "senet" and alias.name[:2] != "__")))
+    ]
+    assert not taken
+
+
+def test_no_module_imports_itself_in_a_circle():
+    """Imports in functions count. A package's ``__init__`` holds no imports of its modules."""
+    after = {
+        name: sorted({module for module in imported(path, nodes_at_run_time) if module in MODULES} - {"senet"})
+        for name, path in MODULES.items()
+        if name != "senet"
+    }
+    circles = []
+    done = set()
+
+    def visit(name, way):
+        if name in way:
+            circles.append(" → ".join([*way[way.index(name) :], name]))
+        elif name not in done:
+            for module in after[name]:
+                visit(module, [*way, name])
+            done.add(name)
+
+    for name in after:
+        visit(name, [])
+    assert not circles
 
 
 def test_ops_imports_torch_alone():

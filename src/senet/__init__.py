@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from senet.attachment.attach import attach, detach
     from senet.attachment.policies import SitePolicy
     from senet.attachment.report import AttachReport
-    from senet.attachment.sites import Site, find_sites
+    from senet.attachment.site import Site
+    from senet.attachment.sites import find_sites
     from senet.errors import InputError
     from senet.folding.fold import fold
     from senet.folding.report import FoldReport
@@ -19,12 +20,13 @@ if TYPE_CHECKING:
     from senet.inspection.doctor import diagnose
     from senet.inspection.excitations import Excitations
     from senet.inspection.record import record_excitations
-    from senet.models.registry import ModelSpec, create_model, list_models, model_spec, register_model
+    from senet.models.registry import ModelSpec, list_models, model_spec, register_model
     from senet.nn.residual_tail import ResidualTail
     from senet.nn.squeeze_excite import SEConfig, SqueezeExcite
     from senet.ops.dispatch import use_backend
     from senet.surgery.find_gates import find_gates
     from senet.system.allocator import keep_freed_memory
+    from senet.weights.create import create_model
     from senet.weights.load import build_from_checkpoint, load_weights, save_weights
 
 # Public name → where it lives. Loaded at first use (PEP 562), so that the command line answers without importing torch.
@@ -36,13 +38,13 @@ _HOMES = {
     "ModelSpec": "senet.models.registry",
     "ResidualTail": "senet.nn.residual_tail",
     "SEConfig": "senet.nn.squeeze_excite",
-    "Site": "senet.attachment.sites",
+    "Site": "senet.attachment.site",
     "SitePolicy": "senet.attachment.policies",
     "SqueezeExcite": "senet.nn.squeeze_excite",
     "accelerate": "senet.acceleration.accelerate",
     "attach": "senet.attachment.attach",
     "build_from_checkpoint": "senet.weights.load",
-    "create_model": "senet.models.registry",
+    "create_model": "senet.weights.create",
     "detach": "senet.attachment.attach",
     "diagnose": "senet.inspection.doctor",
     "find_gates": "senet.surgery.find_gates",

@@ -121,9 +121,7 @@ def test_weights_of_a_run_get_images_as_the_run_did(senet, photos, weights, tmp_
 
 
 def test_known_weights_get_images_as_they_were_trained_on(monkeypatch, photos):
-    from senet.models import registry
-
-    monkeypatch.setattr(registry, "_load_pretrained", lambda model, source: None)  # no network here
+    monkeypatch.setattr("senet.weights.create.load_pretrained", lambda model, source: None)  # no network here
     spec = gate_report.open_model("se_resnet50", "default", str(photos)).spec
     assert (spec.size, spec.resize, spec.interpolation) == (224, 256, "bicubic")  # timm's seresnet50.ra2_in1k
     spec = gate_report.open_model("timm:tf_mobilenetv3_small_100", None, str(photos), size=112).spec

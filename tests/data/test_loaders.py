@@ -20,7 +20,7 @@ from senet.data.transforms import TransformSpec
 from senet.errors import InputError
 from senet.folding.search import accuracy_of
 from senet.inspection.record import record_excitations
-from senet.models.registry import create_model
+from senet.weights.create import create_model
 
 SPEC = TransformSpec(size=12, augment="imagenet")
 pytestmark = pytest.mark.filterwarnings(

@@ -62,7 +62,7 @@ def test_error_and_probabilities_are_those_computed_by_hand(run, pictures, crops
 
 def test_top5_on_many_classes(pictures, tmp_path):
     from senet.data.transforms import TransformSpec
-    from senet.models.registry import create_model
+    from senet.weights.create import create_model
 
     model = create_model("resnet8", 8)
     classes = [*"abcde", *CLASSES]

@@ -6,9 +6,10 @@ import yaml
 
 from senet.data.sources import open_source
 from senet.errors import InputError
-from senet.models.registry import NetworkConfig, create_model, list_models, model_spec
+from senet.models.registry import NetworkConfig, list_models, model_spec
 from senet.runs.recipe import list_recipes, load_recipe, recipe_keys
 from senet.training.feed import transform_for
+from senet.weights.create import create_model
 from senet.weights.known import find_known
 
 

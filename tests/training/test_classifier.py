@@ -4,10 +4,10 @@ from torch import nn
 
 from senet.data.transforms import TransformSpec
 from senet.errors import InputError
-from senet.models.registry import create_model
 from senet.runs.recipe import ScheduleRecipe, load_recipe
 from senet.training.callbacks import WarmAverage, random_state, set_random_state
 from senet.training.classifier import Classifier, LrFactor, build_optimizer
+from senet.weights.create import create_model
 
 
 def rates(schedule, epochs, total):

@@ -49,7 +49,7 @@ def command(
     if output is not None and output.suffix != ".safetensors":
         raise InputError(f"--output {output}: give a path that ends in .safetensors")
     opt.check_file(output, overwrite)
-    from senet.models.registry import create_model
+    from senet.weights.create import create_model
 
     limits = {
         "min_channels": min_channels,

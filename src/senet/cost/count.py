@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from senet.errors import InputError
-from senet.models.registry import ModelSpec, create_model, model_spec
+from senet.models.registry import ModelSpec, build_model, model_spec
 from senet.nn.squeeze_excite import SqueezeExcite
 from senet.surgery.find_gates import find_gates, plain_network
 
@@ -131,7 +131,7 @@ def meta_model(name: str, num_classes: int | None = None, in_chans: int = 3, **k
     classes = usual_classes(model_spec(name)) if num_classes is None else num_classes
     # Autograd, which says what memory a training step keeps, takes no tensors that were made in inference mode.
     with torch.device("meta"), torch.inference_mode(mode=False):
-        return create_model(name, classes, in_chans, **kwargs)
+        return build_model(name, classes, in_chans, **kwargs)
 
 
 def usual_classes(spec: ModelSpec) -> int:

@@ -15,6 +15,7 @@ from senet._version import __version__
 from senet.errors import InputError
 from senet.hub.timm_registry import PREFIX, input_cfg, layer_names
 from senet.models.registry import NetworkConfig, model_spec
+from senet.weights.create import create_described
 from senet.weights.load import described_network, load_weights, save_weights
 
 TEMPLATE = resources.files("senet.hub").joinpath("model_card.md")
@@ -58,7 +59,7 @@ class NetworkFolder(
         network_config, _ = described_network(described, model_id)
         described_network(described, path, load_weights(path)[0])
         network_config = network_config.changed(**options)
-        return cls(network_config.create(pretrained=str(path)).eval(), network_config, {})
+        return cls(create_described(network_config, str(path)).eval(), network_config, {})
 
     @property
     def by_name(self) -> bool:

@@ -18,6 +18,7 @@ from torch import nn
 from senet.errors import InputError
 from senet.models.registry import NetworkConfig
 from senet.nn import attachment
+from senet.weights.create import create_described
 from senet.weights.load import described_network, load_weights, save_weights
 
 _ENTRIES = {"classes": list, "transform": dict, "metrics": dict, "dataset": str, "license": str}
@@ -87,7 +88,7 @@ def from_pretrained(
     if str(source).endswith(".safetensors"):
         state, metadata = load_weights(source)
         config, _ = described_network(metadata, source, state)
-        return config.changed(**changes).create(pretrained=str(source)).eval()
+        return create_described(config.changed(**changes), str(source)).eval()
     hub = _hub()
     options = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
     try:

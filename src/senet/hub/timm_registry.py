@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from senet.errors import InputError
-from senet.models.registry import create_model, list_models, model_spec
+from senet.models.registry import list_models, model_spec
 from senet.nn.squeeze_excite import SEConfig
+from senet.weights.create import create_model
 
 PREFIX = "senet_"
 # timm finds a network's configuration under this name in the module of its entry point.

@@ -26,9 +26,10 @@ from senet.evaluation.workers import default_workers
 from senet.inspection.doctor import Diagnosis, Thresholds
 from senet.inspection.record import record_excitations
 from senet.inspection.report import FILES, write_report
-from senet.models.registry import NetworkConfig, create_model, model_spec
+from senet.models.registry import NetworkConfig, model_spec
 from senet.system.atomic import temporary_folder
 from senet.system.device import pick_device
+from senet.weights.create import create_model
 from senet.weights.known import find_known
 from senet.weights.load import load_weights
 

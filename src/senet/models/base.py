@@ -54,6 +54,10 @@ class ConvNet(nn.Module):
         self.reset_classifier(0 if self.features_only else self.num_classes)
         self.init_weights()
 
+    def structure(self) -> dict[str, bool]:
+        """Arguments that change what the network computes and no key or shape of its weights; none, as a rule."""
+        return {}
+
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the classifier by a new one; 0 classes: the network gives pooled features."""
         self.num_classes = num_classes

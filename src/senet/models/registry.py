@@ -100,18 +100,14 @@ class NetworkConfig:
         others = {key: value for key, value in changes.items() if key not in own}
         return replace(self, **own, kwargs=self.kwargs | others)
 
-    def create(self, pretrained: str | None = None) -> nn.Module:
-        """The network; see ``create_model``."""
-        if self.attached is None and self.folded is None:
-            return create_model(self.model, self.num_classes, self.in_chans, self.se, pretrained, **self.kwargs)
-        model: Any = create_model(self.model, self.num_classes, self.in_chans, self.se, **self.kwargs)
+    def create(self) -> nn.Module:
+        """The network, with fresh weights."""
+        model: Any = build_model(self.model, self.num_classes, self.in_chans, self.se, **self.kwargs)
         if self.attached is not None:
             attach_described(model, self.attached)
         if self.folded is not None:
             replace_described(model, self.folded)
             model.network_config = self
-        if pretrained is not None:  # the gates' weights too
-            _load_pretrained(model, pretrained)
         return model
 
 
@@ -183,32 +179,17 @@ def model_spec(name: str) -> ModelSpec:
     raise InputError(f"there is no model {name!r}; {hint}")
 
 
-def create_model(
+def build_model(
     name: str,
     num_classes: int = 1000,
     in_chans: int = 3,
     se: SEConfig | Literal["from name"] | None = "from name",
-    pretrained: str | None = None,
     **kwargs: Any,
 ) -> nn.Module:
-    """A network of the zoo, initialised as He et al. do or from a file.
-
-    Two networks made under the same seed share the initial values of all parameters that they share, so a network and
-    its SE twin start alike.
-
-    Args:
-        name: a registered name; ``se_resnet50``, say. ``list_models`` gives all.
-        num_classes: outputs of the classifier; 0 gives pooled features (N, num_features).
-        in_chans: channels of the input images.
-        se: another SE configuration than the name's; None is the plain network.
-        pretrained: weights to start from: a file, ``timm:NAME``, ``hf:OWNER/REPO``, ``torchvision:WEIGHTS``,
-            ``https://…#sha256=…``, or ``"default"``, those known for this network. See
-            ``senet.weights.load.load_pretrained``.
-        **kwargs: the family's own arguments, ``features_only=True`` or ``drop_rate=0.2`` say.
+    """A network with fresh weights; ``senet.create_model``, which also loads some, has the arguments.
 
     Raises:
-        InputError: no such name, an argument that the network does not take, or weights that cannot be had or are not
-            this network's.
+        InputError: no such name, or an argument that the network does not take.
     """
     spec = model_spec(name)
     if name.endswith(ATTACHED):
@@ -216,8 +197,6 @@ def create_model(
     config = spec.se if se == "from name" else se
     if config is not None and not isinstance(config, SEConfig):
         raise InputError(f"create_model: se={config!r} is not allowed; it must be an SEConfig or None")
-    if is_elsewhere(name) and pretrained == "default":
-        kwargs, pretrained = kwargs | {"pretrained": True}, None  # its own library knows where they are
     seed = int(torch.randint(2**62, (), device="cpu"))
     # The twins' constructors draw different amounts; outside, the generator moves by one draw for both.
     with torch.random.fork_rng(devices=[]):
@@ -231,12 +210,4 @@ def create_model(
     # Not a tensor and not a module: it has no key, and goes with copies and pickles.
     arguments = {key: value for key, value in kwargs.items() if key != "pretrained"}
     model.network_config = NetworkConfig(name, num_classes, in_chans, config, arguments)
-    if pretrained is not None:
-        _load_pretrained(model, pretrained)
     return model
-
-
-def _load_pretrained(model: nn.Module, source: str) -> None:
-    from senet.weights.load import load_pretrained  # which needs the registry itself
-
-    load_pretrained(model, source)

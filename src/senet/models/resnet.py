@@ -175,6 +175,13 @@ class ResNet(ConvNet):
     def stages(self) -> Iterable[nn.Module]:
         return (self.layer1, self.layer2, self.layer3, self.layer4)
 
+    def structure(self) -> dict[str, bool]:
+        found = {"ceil_pool": bool(self.maxpool.ceil_mode)}
+        block = self.layer2[0]
+        if isinstance(block, Bottleneck) and block.conv2.groups == 1:
+            found["stride_in_1x1"] = block.conv1.stride[0] > 1
+        return found
+
 
 def _deep_stem(in_chans: int) -> nn.Sequential:
     """Three 3×3 convolutions of 64, 64 and 128 channels, the first with stride 2; the norm of the last is ``bn1``."""

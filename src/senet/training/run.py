@@ -23,7 +23,7 @@ from senet.attachment.policies import sites_from
 from senet.data.sources import DataSource, open_source
 from senet.errors import InputError
 from senet.models.external import ATTACHED
-from senet.models.registry import NetworkConfig, create_model, model_spec
+from senet.models.registry import NetworkConfig, model_spec
 from senet.nn.attachment import described
 from senet.runs import folder as folders
 from senet.runs import outputs
@@ -40,6 +40,7 @@ from senet.training.interrupt import Interrupted, StopRequest
 from senet.training.processes import check_processes, environment_plugins, is_first_process
 from senet.training.progress import ProgressReport
 from senet.training.state import StateFile, checked_state, restoring
+from senet.weights.create import create_model
 from senet.weights.known import find_known
 
 _LOG = logging.getLogger("senet.training")

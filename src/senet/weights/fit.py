@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from senet.errors import InputError
 from senet.models.base import ConvNet
-from senet.models.resnet import Bottleneck, ResNet
 from senet.nn.squeeze_excite import SEConfig, SqueezeExcite
 from senet.weights.files import is_extra_state
 from senet.weights.key_maps import Layout
@@ -208,12 +207,7 @@ class Structure:
     @classmethod
     def of(cls, model: nn.Module) -> "Structure":
         """That of a network."""
-        if not isinstance(model, ResNet):
-            return cls()
-        block = model.layer2[0]
-        if not isinstance(block, Bottleneck) or block.conv2.groups > 1:
-            return cls(model.maxpool.ceil_mode)
-        return cls(model.maxpool.ceil_mode, block.conv1.stride[0] > 1)
+        return cls(**model.structure()) if isinstance(model, ConvNet) else cls()
 
     @classmethod
     def of_layout(cls, layout: Layout) -> "Structure":
