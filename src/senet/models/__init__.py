@@ -1,1 +1,1 @@
-"""The zoo: one family a file, a registry, weights."""
+"""The zoo: one family a file, and a registry."""

@@ -1,1 +1,1 @@
-"""Training: recipes, runs that survive interruption, evaluation, and the comparison of twins."""
+"""Training: a run, from its first batch to its last file, through interruptions."""
