@@ -42,7 +42,7 @@ def append_row(file: str, at_commit: str | None = None, **values: object) -> Non
         "python": here["python"],
         "torch": here["torch"],
         **values,
-        "command": shlex.join(["python", "benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join(["python", "benchmarks/" + Path(sys.argv[0]).name, *_words()]),
     }
     path = RESULTS / file
     new = not path.exists()
@@ -51,3 +51,10 @@ def append_row(file: str, at_commit: str | None = None, **values: object) -> Non
         if new:
             writer.writeheader()
         writer.writerow(row)
+
+
+def _words() -> list[str]:
+    """The command's words, without where the rows went: that is a path of one machine."""
+    words = sys.argv[1:]
+    at = words.index("--output") if "--output" in words else len(words)
+    return words[:at] + words[at + 2 :]

@@ -1,6 +1,6 @@
 """Everything that is measured on one GPU, in under nine minutes: correctness, bandwidth, the SE tax, peak memory.
 
-    python benchmarks/gpu.py [--minutes 9] [--only sweeps train inference] [--batch 256] [--output FOLDER]
+    python benchmarks/gpu.py [--minutes 9] [--only checks sweeps train inference] [--batch 256] [--output FOLDER]
     python benchmarks/gpu.py --draw --output FOLDER     draws the figures from the rows, measures nothing
 
 The most telling comes first; what does not fit into --minutes is dropped, and said. Rows go to gpu_checks.csv,
@@ -9,6 +9,7 @@ gpu_bandwidth.csv and gpu_tax.csv in --output. bfloat16, channels_last, ResNet-5
 
 import argparse
 import csv
+import functools
 import io
 import json
 import sys
@@ -43,16 +44,18 @@ OWN = "plain-*,se-fast*,se-accelerated*"
 TAXES = (
     ("train", 256, OWN),
     ("inference", 256, OWN),
+    ("train", 256, "timm-plain,timm-se"),
+    ("train", 32, "plain-tail,se-fast"),
     ("inference", 1, OWN),
-    ("train", 256, "timm-*"),
     ("inference", 256, "timm-*"),
+    ("train", 256, "timm-*"),
     ("train", 32, OWN),
     ("inference", 32, OWN),
     ("inference", 1, "timm-*"),
     ("train", 32, "timm-*"),
     ("inference", 32, "timm-*"),
 )
-PARTS = ("sweeps", "train", "inference")
+PARTS = ("checks", "sweeps", "train", "inference")
 NETWORKS = "gpu_networks"  # .csv, .json and .png: every candidate's times, as `senet bench` writes them
 
 
@@ -62,7 +65,9 @@ class Budget:
     def __init__(self, minutes: float, on_gpu: bool) -> None:
         self._end = time.monotonic() + 60 * minutes
         # Seconds, mostly of torch.compile; replaced by what the last one of the kind took.
-        self._guess = {"sweeps": 60.0, "train": 75.0, "inference": 45.0} if on_gpu else dict.fromkeys(PARTS, 0.0)
+        self._guess = (
+            {"checks": 50.0, "sweeps": 15.0, "train": 75.0, "inference": 45.0} if on_gpu else dict.fromkeys(PARTS, 0.0)
+        )
         self.dropped: list[str] = []
 
     def took(self, kind: str, seconds: float) -> None:
@@ -75,22 +80,29 @@ class Budget:
         return False
 
 
-def run_sweeps(options: argparse.Namespace, budget: Budget) -> int:
-    """Check the sweeps, then time them; returns how many checks failed. Nothing wrong is timed."""
-    if not budget.allows("sweeps", "sweeps"):
+def run_checks(options: argparse.Namespace, budget: Budget) -> int:
+    """Check every kernel against float64; returns how many checks failed."""
+    if not budget.allows("checks", "checks"):
         return 0
-    run, wrong = sweeps_of(options.backend), 0
-    every_tile = options.backend == "triton" and options.device == "cuda"
-    for row in gpu_sweeps.check_every_tile("cuda") if every_tile else gpu_sweeps.check(run, options.device):
+    wrong, every_tile = 0, options.backend == "triton" and options.device == "cuda"
+    found = (
+        gpu_sweeps.check_every_tile if every_tile else functools.partial(gpu_sweeps.check, sweeps_of(options.backend))
+    )
+    for row in found(options.device):
         bad = not row["share_of_allowed"] <= 1
         wrong += bad
         if bad:
             print(f"  wrong: {row}", flush=True)
         _append(options, "gpu_checks.csv", backend=options.backend, **_rounded(row))
-    print(f"sweeps: {wrong} wrong results against float64", flush=True)
-    if wrong:
-        return wrong
-    dtype = getattr(torch, options.dtype)
+    print(f"checks: {wrong} wrong results against float64", flush=True)
+    return wrong
+
+
+def run_sweeps(options: argparse.Namespace, budget: Budget) -> int:
+    """Time the sweeps beside a copy."""
+    if not budget.allows("sweeps", "sweeps"):
+        return 0
+    dtype, run = getattr(torch, options.dtype), sweeps_of(options.backend)
     for row in gpu_sweeps.bandwidth(run, options.device, options.sweep_batch, dtype):
         print(f"  {row['sweep']:17} {row['shape']:15} {row['share_of_copy']:.3f} of a copy (target ≥ {SHARE_OF_COPY})")
         _append(options, "gpu_bandwidth.csv", backend=options.backend, **_rounded(row), target=SHARE_OF_COPY)
@@ -177,7 +189,7 @@ def draw(options: argparse.Namespace) -> None:
 def arguments(words: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=9.0)
-    parser.add_argument("--only", nargs="+", choices=("sweeps", "train", "inference"), default=list(PARTS))
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--batch", type=int, nargs="+", default=[256, 32, 1], help="of the networks")
     parser.add_argument("--sweep-batch", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=10)
@@ -205,12 +217,13 @@ def main(words: list[str] | None = None) -> int:
         return 2
     budget = Budget(options.minutes, options.device == "cuda")
     failed = 0
-    if "sweeps" in options.only:
-        try:
-            failed = run_sweeps(options, budget)
-        except Exception:
-            traceback.print_exc()
-            failed = 1
+    for part, measure_it in (("checks", run_checks), ("sweeps", run_sweeps)):
+        if part in options.only and not failed:  # nothing wrong is timed
+            try:
+                failed = measure_it(options, budget)
+            except Exception:  # what one part meets on a new machine must not cost the rows of the others
+                traceback.print_exc()
+                failed = 1
     failed += run_taxes(options, budget)
     draw(options)
     for what in budget.dropped:

@@ -1,5 +1,7 @@
 """The kernels on a GPU: right to rounding against float64, and their share of a device copy's bandwidth."""
 
+import copy
+import math
 import multiprocessing
 import os
 import time
@@ -7,9 +9,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from senet.ops.dispatch import Sweeps, sweeps_of
+from senet import ResidualTail, SqueezeExcite
+from senet.ops.dispatch import Sweeps, sweeps_of, use_backend
 from senet.ops.tail import definitions
 
 # The maps at the end of ResNet-50's stages.
@@ -76,6 +79,33 @@ def _product(h: Tensor, weight: Tensor, bias: Tensor, gate: Tensor, shortcut: Te
     return torch.relu(y) if relu else y
 
 
+def tail_error(shape: tuple[int, ...], dtype: torch.dtype, last: bool, device: str) -> dict[str, float]:
+    """The same of the whole tail with batch norm, in one autograd node: output and gradients, by their norms."""
+    if dtype == torch.float64 or shape[0] * math.prod(shape[2:]) < 8:  # of two values a norm leaves only rounding
+        return {}
+    u, _, _, _, shortcut, _ = arguments(shape, dtype, last, device)["affine"]
+    allowed = 5e-5 if dtype == torch.float32 else 2.0 * torch.finfo(dtype).eps
+    found = {}
+    for name, gated in (("tail", True), ("norm_relu", False)):
+        torch.manual_seed(0)
+        parts = nn.ModuleList([nn.BatchNorm2d(shape[1]), SqueezeExcite(shape[1])][: 1 + gated]).to(device)
+        exact = copy.deepcopy(parts).double()
+        got = _step(parts, u, shortcut if gated else None, "triton")
+        truth = _step(exact, u.double(), shortcut.double() if gated else None, "reference")
+        errors = [((a.double() - b).norm() / b.norm().clamp_min(1e-9)).item() for a, b in zip(got, truth, strict=True)]
+        found[name] = max(float("inf") if math.isnan(e) else e for e in errors) / allowed
+    return found
+
+
+def _step(parts: nn.ModuleList, u: Tensor, shortcut: Tensor | None, backend: str) -> list[Tensor]:
+    u = u.detach().requires_grad_()
+    with use_backend(backend):
+        out = ResidualTail()(u, parts[0], parts[1] if len(parts) > 1 else None, shortcut)
+    generator = torch.Generator(u.device).manual_seed(3)
+    dout = torch.randn(out.shape, generator=generator, device=u.device).to(torch.bfloat16).to(out.dtype)
+    return [out, *torch.autograd.grad(out, [u, *parts.parameters()], dout)]
+
+
 def _error(call: Callable[..., Any], definition: Callable[..., Any], args: tuple[Any, ...]) -> float:
     exact_args = [arg.double() if isinstance(arg, Tensor) else arg for arg in args]
     got, exact = call(*args), definition(*exact_args)
@@ -110,7 +140,7 @@ def check_every_tile(device: str, shapes: tuple[tuple[int, ...], ...] = CHECKED)
     Nearly all of the time is the compiler's, and what it has made is kept on disk for what is timed afterwards.
     """
     work = [(shape, str(dtype), last, device) for shape in shapes for dtype in MAPS_ALLOWED for last in (True, False)]
-    with multiprocessing.get_context("spawn").Pool(min(len(work), os.cpu_count() or 1)) as pool:
+    with multiprocessing.get_context("spawn").Pool(min(len(work), max(1, (os.cpu_count() or 1) * 3 // 4))) as pool:
         return _worst(row for rows in pool.imap_unordered(_check_tiles, work, chunksize=1) for row in rows)
 
 
@@ -127,6 +157,7 @@ def _check_tiles(work: tuple[tuple[int, ...], str, bool, str]) -> list[dict[str,
         for kernel in kernels:  # one tile to choose from: nothing is timed while others compile
             kernel.configs = [tiles[id(kernel)][number % len(tiles[id(kernel)])]]
         found = errors(run, shape, dtype, last, device) | product_error(shape, dtype, last, device)
+        found |= tail_error(shape, dtype, last, device)
         rows += [_where(name, shape, dtype, last) | {"share_of_allowed": share} for name, share in found.items()]
     return rows
 

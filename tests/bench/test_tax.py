@@ -287,7 +287,7 @@ sweeps.bandwidth.__defaults__ = (((8, 4), (16, 2)),)
 gpu.TAXES = (("train", 2, "se-fast"), ("inference", 2, "se-accelerated"))
 words = ["--device", "cpu", "--backend", "reference", "--model", "se_resnet8", "--size", "16", "--rounds", "1"]
 words += ["--batch", "2", "--sweep-batch", "2", "--output", sys.argv[2]]
-assert gpu.main([*words, "--only", "sweeps", "train"]) == 0
+assert gpu.main([*words, "--only", "checks", "sweeps", "train"]) == 0
 assert gpu.main([*words, "--minutes", "0"]) == 0
 """
 
@@ -299,7 +299,7 @@ def test_gpu_script_from_start_to_end_on_the_processor(tmp_path):
     assert run.returncode == 0, run.stderr
     assert "0 wrong results" in run.stdout
     assert "peak training memory" not in run.stdout  # there is no such thing on a processor
-    assert run.stdout.count("dropped, out of time") == 3
+    assert run.stdout.count("dropped, out of time") == 4
     bandwidth, ratios = (rows_of(tmp_path / f"gpu_{name}.csv") for name in ("bandwidth", "tax"))
     assert [row["shape"] for row in bandwidth] == ["2x8x4x4"] * 4 + ["2x16x2x2"] * 4
     assert any(row["what"] == "saved for backward, SE ÷ plain eager" for row in ratios)

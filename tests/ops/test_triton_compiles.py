@@ -14,6 +14,7 @@ pytestmark = [
 ]
 
 FLAGS = {"LAST": True, "LIMIT": 128, "VECTOR": 16, "TILE": 2048, "WIDTH": 64, "RELU": True, "AVERAGED": False}
+FLAGS |= {"SHARED": False}
 BLOCKS = {"BLOCK_M": 64, "BLOCK_O": 128, "BLOCK_C": 64, "C_VECTOR": 16, "O_VECTOR": 16, "GROUP": 8, "PRECISION": "ieee"}
 MAPS = {"u", "other", "out", "dout", "g", "h", "weight", "shortcut"}
 INTEGERS = {"channels", "S", "C", "M", "O", "parts", "length", "tables", "bucket"}
@@ -65,7 +66,7 @@ def test_the_small_kernels_and_the_odd_cases_compile_for_hopper():
     hopper_ptx(
         kernels._moments_kernel, from_pivot=None, variance=None, **{**FLAGS, "LAST": False, "VECTOR": 1, "LIMIT": 64}
     )
-    absent = dict.fromkeys(("centre", "constant", "other", "other_factor"))
+    absent = dict.fromkeys(("centre", "constant", "other", "other_factor", "offset"))
     hopper_ptx(kernels._affine_kernel, **absent, **{**FLAGS, "VECTOR": 1, "LIMIT": 4})
 
 

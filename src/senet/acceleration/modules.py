@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from senet.ops.border import UnsuitedMapError
-from senet.ops.conv import early_gate
+from senet.ops.conv import cudnn, early_gate
 from senet.ops.conv import native_gate as native
 from senet.ops.conv.native import OwnConv2d, PackedConv2d, PackedLinear
 from senet.ops.layout import is_last, prepared
@@ -26,7 +26,7 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], str, list[float]]] = {
 
 def _in_plain_operations() -> bool:
     """Whether compilers are to see the operations, or autocast is to choose their types."""
-    return torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")
+    return torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class FoldedConv2d(nn.Module):
     Args:
         conv, norm: what is folded; the weights are copied.
         activation: a name of ``ACTIVATIONS``, or None.
-        backend: ``"native"`` packs the weights for C++ or oneDNN; else ``F.conv2d``.
+        backend: ``"native"`` packs the weights for C++ or oneDNN; ``"triton"`` lets cuDNN add the bias and take the
+            ReLU; else ``F.conv2d``.
     """
 
     def __init__(self, conv: nn.Conv2d, norm: nn.Module | None, activation: str | None, backend: str) -> None:
@@ -60,6 +61,7 @@ class FoldedConv2d(nn.Module):
         self.groups = conv.groups
         self.activation = activation
         self._packed: PackedConv2d | None = None
+        self._in_cudnn = backend == "triton" and cudnn.why_not(weight) is None
         if backend == "native":
             _, name, bounds = ACTIVATIONS[activation] if activation else (None, "none", [])
             geometry = (self.stride, self.padding, self.dilation, self.groups)
@@ -93,12 +95,31 @@ class FoldedConv2d(nn.Module):
         """What computes this outside of ``torch.compile``, without the cost of a module's call."""
         return self.forward if self._packed is None else self._packed
 
+    def in_cudnn(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor | None:
+        """activation(convolution(x)), with a shortcut relu(convolution(x) + shortcut); None where cuDNN cannot."""
+        geometry = (self.stride, self.padding, self.dilation, self.groups)
+        if not self._in_cudnn or not x.is_cuda or x.dtype != self.weight.dtype:
+            return None
+        try:
+            if shortcut is None and self.activation is None:
+                return cudnn.convolution(x, self.weight, self.bias, *geometry)
+            return cudnn.convolution_relu(x, self.weight, self.bias, *geometry, shortcut)
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            self._in_cudnn = False  # it has no kernel for this geometry: from now on in steps, as PyTorch does
+            return None
+
     def forward(self, x: Tensor) -> Tensor:
         """activation(convolution(x)), a new map."""
         if self._packed is not None and not _in_plain_operations():
             return self._packed(x)
         if x.ndim != 4:  # PyTorch's takes one image, too, the norm and the gate that are in here do not
             raise UnsuitedMapError(f"a map (N, C, H, W) is wanted, not one of {tuple(x.shape)}")
+        if self._in_cudnn and self.activation in (None, "relu") and not _in_plain_operations():
+            fused = self.in_cudnn(x)
+            if fused is not None:
+                return fused
         y = F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
         return y if self.activation is None else ACTIVATIONS[self.activation][0](y)
 
@@ -138,6 +159,10 @@ class FoldedSum(nn.Module):
         packed = None if not self.overwrites or _in_plain_operations() else self.conv._packed
         if packed is not None and self.conv.fits(x, shortcut):
             return packed.add_to(shortcut, x, self.relu)
+        if self.relu and self.conv.activation is None and not _in_plain_operations() and self.conv.fits(x, shortcut):
+            fused = self.conv.in_cudnn(x, shortcut)
+            if fused is not None:
+                return fused
         y = self.conv(x) + shortcut
         return torch.relu_(y) if self.relu else y
 

@@ -100,14 +100,15 @@ def _tail(
     if (
         shortcut is not None
         and shortcut_norm is not None
-        and (backend != "native" or not _is_known(shortcut_norm, None))
+        and (backend not in ("native", "triton") or not _is_known(shortcut_norm, None))
     ):
         shortcut, shortcut_norm = shortcut_norm(shortcut), None
     if backend == "reference":
         return reference.residual_tail(u, norm, se, shortcut, relu)
     excitation = None
     if gate is not None:
-        excitation = gate.fully_connected() if backend == "native" and gate.is_plain() else gate.excitation
+        in_one_piece = backend in ("native", "triton") and gate.is_plain()
+        excitation = gate.fully_connected() if in_one_piece else gate.excitation
     return norm_tail(u, norm, excitation, shortcut, relu, None if backend == "traced" else backend, shortcut_norm)
 
 

@@ -195,6 +195,13 @@ def norm_tail(
         se = None if excitation is None else functools.partial(_rescaled, excitation)
         other = shortcut if shortcut is None or shortcut_norm is None else shortcut_norm(shortcut)
         return reference.residual_tail(u, norm, se, other, relu)
+    if backend == "triton" and (norm is None or uses_batch_statistics(norm)):
+        from senet.ops.tail import triton_batch_norm as one_node  # here, as Triton is heavy
+
+        if one_node.suits(norm, excitation, u):
+            if shortcut is None or shortcut_norm is None or one_node.suits(shortcut_norm, None, shortcut):
+                return one_node.batch_norm_tail(u, norm, excitation, shortcut, relu, shortcut_norm)
+            return one_node.batch_norm_tail(u, norm, excitation, shortcut_norm(shortcut), relu)
     in_one_call = backend == "native" and suits(norm, excitation, u)
     if shortcut is not None and shortcut_norm is not None:
         if in_one_call and relu and shortcut.dtype == u.dtype and suits(shortcut_norm, None, shortcut):

@@ -35,6 +35,7 @@ WIDEST = 128  # elements of the contiguous axis in the widest tile
 # Split a reduction until there are about this many programs: 16 for each of 128 SMs, two full waves.
 ENOUGH_PROGRAMS = 2048
 MOST_PARTS = 1024
+SMALL = 256  # positions of a channels_last map that one tile holds, 14×14 among them
 # A reduction copies its next tiles to shared memory in the background. Left to the compiler, a thread asks for 16
 # bytes, adds them up, and only then asks for the next (seen in the machine code).
 PIPELINE = tl.constexpr(3)
@@ -106,10 +107,12 @@ def _moments_kernel(
 ):  # fmt: skip
     """Mean, mean − pivot and variance of each (n, c) over one part of S, into row ``part`` of the tables.
 
-    Welford's update in every element of the tile, on u − pilot, where the pilot is the first position of the (n, c):
-    the subtraction is exact for data far from zero, and Welford stays sound where the pilot is itself an outlier.
-    The pivot is the pilot of the first image. Where S has several parts, the means stay relative to the pilot for
-    `_combine_kernel`, and there is no ``from_pivot``.
+    Sums of u − c and of its square, where c is the mean of the part's first tile: the subtraction is exact for data far
+    from zero. By Cauchy's inequality c is at most √(positions ÷ rows of a tile) deviations from the mean, whatever the
+    data, so a few digits at most are lost; and an element costs four instructions, where Welford's update costs eight,
+    which is more than a GPU has time for while memory delivers the next.
+    The pivot is the first position of the first image. Where S has several parts, the means stay relative to the pilot,
+    the first position of the (n, c), for `_combine_kernel`, and there is no ``from_pivot``.
     """
     ACC: tl.constexpr = mean.dtype.element_ty
     s, c = _block(LAST, LIMIT, TILE, WIDTH)
@@ -117,30 +120,67 @@ def _moments_kernel(
     part, first, s_stride, c_stride, count, at, real = _place(S, C, parts, length, c, LAST, VECTOR)
     element = s[:, None] * s_stride + c[None, :] * c_stride
     pilot = tl.load(u + (first - (part * length).to(tl.int64) * s_stride) + c * c_stride, mask=real, other=0.0).to(ACC)
-    m = tl.zeros([s.shape[0], c.shape[0]], ACC)
+    inside = (s < count)[:, None] & real[None, :]
+    x = tl.load(u + first + element, mask=inside, other=0.0).to(ACC)
+    start_mean = tl.sum(tl.where(inside, x - pilot[None, :], 0.0), 0) / tl.minimum(count, s.shape[0])
+    centre = pilot + start_mean
+    total = tl.zeros([s.shape[0], c.shape[0]], ACC)
     squares = tl.zeros([s.shape[0], c.shape[0]], ACC)
-    seen = tl.zeros([1, 1], ACC)
-    for start in tl.range(0, count, s.shape[0], num_stages=PIPELINE):
-        inside = (start + s < count)[:, None] & real[None, :]
-        x = tl.load(u + first + element, mask=inside, other=0.0).to(ACC) - pilot[None, :]
+    whole = count // s.shape[0] * s.shape[0]
+    for _ in tl.range(0, whole, s.shape[0], num_stages=PIPELINE):
+        apart = tl.load(u + first + element, mask=real[None, :], other=0.0).to(ACC) - centre[None, :]
         first += s.shape[0] * s_stride
-        seen += 1
-        step = tl.where(inside, x - m, 0.0)
-        m += step * (1 / seen)
+        total += apart
         if variance is not None:
-            squares += step * (x - m)
-    # Chan's merge: element s of the tile has seen every s.shape[0]-th position.
-    weight = ((count - s + (s.shape[0] - 1)) // s.shape[0]).to(ACC)
-    merged = tl.sum(weight[:, None] * m, 0) / count
+            squares += apart * apart
+    inside = (whole + s < count)[:, None] & real[None, :]
+    x = tl.load(u + first + element, mask=inside, other=0.0).to(ACC)
+    apart = tl.where(inside, x - centre[None, :], 0.0)
+    from_centre = tl.sum(total + apart, 0) / count
+    merged = (centre - pilot) + from_centre
     if from_pivot is not None:
         pivot = tl.load(u + at % channels * c_stride, mask=real, other=0.0).to(ACC)
         tl.store(from_pivot + at, merged + (pilot - pivot), mask=real)
     at += part * tables
     tl.store(mean + at, tl.where(parts == 1, merged + pilot, merged), mask=real)
     if variance is not None:
-        apart = m - merged[None, :]
-        squares = tl.sum(squares + weight[:, None] * apart * apart, 0)
-        tl.store(variance + at, squares / count, mask=real)
+        square = tl.sum(squares + apart * apart, 0) / count - from_centre * from_centre
+        tl.store(variance + at, tl.where(square < 0, 0.0, square), mask=real)  # keeps NaN
+
+
+@tuned(
+    [triton.Config({"WIDTH": width}, num_warps=warps) for width, warps in ((64, 4), (64, 8), (32, 4), (32, 8))],
+    {"WIDTH": 64},
+    ["ROWS", "LIMIT", "VECTOR", "bucket"],
+)
+@triton.jit(do_not_specialize=["channels", "S", "C", "bucket"])
+def _small_moments_kernel(
+    u, mean, from_pivot, variance, channels, S, C, bucket,
+    ROWS: tl.constexpr, LIMIT: tl.constexpr, VECTOR: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """The same for small channels_last maps, whose S positions are one tile: read once, averaged, then squared."""
+    ACC: tl.constexpr = mean.dtype.element_ty
+    C = (C // VECTOR) * VECTOR
+    width: tl.constexpr = WIDTH if WIDTH < LIMIT else LIMIT
+    s = tl.arange(0, ROWS)
+    blocks = tl.cdiv(C, width)
+    n = tl.program_id(0) // blocks
+    c = tl.program_id(0) % blocks * width + tl.arange(0, width)
+    real = c < C
+    inside = (s < S)[:, None] & real[None, :]
+    here = u + n.to(tl.int64) * S * C
+    x = tl.load(here + s[:, None] * C + c[None, :], mask=inside, other=0.0).to(ACC)
+    pilot = tl.load(here + c, mask=real, other=0.0).to(ACC)
+    x = tl.where(inside, x - pilot[None, :], 0.0)
+    merged = tl.sum(x, 0) / S
+    at = n * C + c
+    if from_pivot is not None:
+        pivot = tl.load(u + at % channels, mask=real, other=0.0).to(ACC)
+        tl.store(from_pivot + at, merged + (pilot - pivot), mask=real)
+    tl.store(mean + at, merged + pilot, mask=real)
+    if variance is not None:
+        apart = tl.where(inside, x - merged[None, :], 0.0)
+        tl.store(variance + at, tl.sum(apart * apart, 0) / S, mask=real)
 
 
 @triton.jit(do_not_specialize=["channels", "S", "C", "parts", "length", "tables"])
@@ -171,20 +211,24 @@ def _combine_kernel(
 
 
 @_ELEMENTWISE
-@triton.jit(do_not_specialize=["S", "C", "bucket"])
+@triton.jit(do_not_specialize=["channels", "S", "C", "bucket"])
 def _affine_kernel(
-    u, centre, factor, constant, other, other_factor, out, S, C, bucket,
-    LAST: tl.constexpr, LIMIT: tl.constexpr, VECTOR: tl.constexpr, AVERAGED: tl.constexpr, RELU: tl.constexpr,
-    TILE: tl.constexpr, WIDTH: tl.constexpr,
+    u, centre, factor, constant, other, other_factor, offset, out, channels, S, C, bucket,
+    LAST: tl.constexpr, LIMIT: tl.constexpr, VECTOR: tl.constexpr,
+    SHARED: tl.constexpr, AVERAGED: tl.constexpr, RELU: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """out = act(factor·(u − centre) + constant + other_factor·other); all but u and factor may be absent.
 
-    One tile a program. AVERAGED: factor and constant are gradients of a variance and a mean over S positions.
+    One tile a program. SHARED: the tables are (C,), not (N, C). AVERAGED: factor and constant are gradients of a
+    variance and a mean over S positions. With ``offset``, ``other`` is the gradient of a ReLU of
+    other_factor·(u − centre) + offset, and counts only where that was positive.
     """
     ACC: tl.constexpr = tl.float64 if u.dtype.element_ty == tl.float64 else tl.float32
     s, c = _block(LAST, LIMIT, TILE, WIDTH)
     parts = tl.cdiv(S, s.shape[0])
     _, first, s_stride, c_stride, count, at, real = _place(S, C, parts, s.shape[0], c, LAST, VECTOR)
+    if SHARED:
+        at %= channels
     element = s[:, None] * s_stride + c[None, :] * c_stride
     inside = (s < count)[:, None] & real[None, :]
     # Everything is asked for before anything is waited for.
@@ -193,6 +237,8 @@ def _affine_kernel(
         y = tl.load(other + first + element, mask=inside, other=0.0)
         if other_factor is not None:
             k = tl.load(other_factor + at, mask=real, other=0.0)
+        if offset is not None:
+            z = tl.load(offset + at, mask=real, other=0.0)
     a = tl.load(factor + at, mask=real, other=0.0).to(ACC)
     if centre is not None:
         m = tl.load(centre + at, mask=real, other=0.0)
@@ -201,6 +247,8 @@ def _affine_kernel(
     x = x.to(ACC)
     if centre is not None:
         x -= m.to(ACC)[None, :]
+    if offset is not None:  # NaN passes, as in PyTorch
+        y = tl.where(k.to(ACC)[None, :] * x + z.to(ACC)[None, :] <= 0, 0.0, y)
     x *= (a * 2 / S if AVERAGED else a)[None, :]
     if constant is not None:
         x += (b / S if AVERAGED else b)[None, :]
@@ -215,18 +263,27 @@ def _affine_kernel(
 
 
 @_REDUCTION
-@triton.jit(do_not_specialize=["S", "C", "parts", "length", "tables", "bucket"])
+@triton.jit(do_not_specialize=["channels", "S", "C", "parts", "length", "tables", "bucket"])
 def _affine_backward_kernel(
-    dout, out, u, m, g, da, db, S, C, parts, length, tables, bucket,
-    LAST: tl.constexpr, LIMIT: tl.constexpr, VECTOR: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
+    dout, out, u, m, factor, offset, g, da, db, channels, S, C, parts, length, tables, bucket,
+    LAST: tl.constexpr, LIMIT: tl.constexpr, VECTOR: tl.constexpr,
+    SHARED: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """g = dout·(out > 0) where there is an ``out``; Σg·(u − m) and Σg over one part of S, into row ``part``."""
+    """g = dout·(out > 0) where there is an ``out``; Σg·(u − m) and Σg over one part of S, into row ``part``.
+
+    SHARED: the tables are (C,), not (N, C). With ``offset``, out is found again as factor·(u − m) + offset, and g is
+    not written.
+    """
     ACC: tl.constexpr = da.dtype.element_ty
     s, c = _block(LAST, LIMIT, TILE, WIDTH)
     length = length // 16 * 16
     part, first, s_stride, c_stride, count, at, real = _place(S, C, parts, length, c, LAST, VECTOR)
     element = s[:, None] * s_stride + c[None, :] * c_stride
-    centre = tl.load(m + at, mask=real, other=0.0).to(ACC)
+    entry = at % channels if SHARED else at
+    centre = tl.load(m + entry, mask=real, other=0.0).to(ACC)
+    if offset is not None:
+        a = tl.load(factor + entry, mask=real, other=0.0).to(ACC)
+        z = tl.load(offset + entry, mask=real, other=0.0).to(ACC)
     sum_gu = tl.zeros([s.shape[0], c.shape[0]], ACC)
     sum_g = tl.zeros([s.shape[0], c.shape[0]], ACC)
     for start in tl.range(0, count, s.shape[0], num_stages=PIPELINE):
@@ -238,7 +295,10 @@ def _affine_backward_kernel(
             d = tl.where(y <= 0, 0.0, d)  # NaN passes, as in PyTorch
             tl.store(g + first + element, d.to(g.dtype.element_ty), mask=inside)
         first += s.shape[0] * s_stride
-        sum_gu += d * (x - centre[None, :])
+        x -= centre[None, :]
+        if offset is not None:
+            d = tl.where(a[None, :] * x + z[None, :] <= 0, 0.0, d)
+        sum_gu += d * x
         sum_g += d
     at += part * tables
     tl.store(da + at, tl.sum(sum_gu, 0), mask=real)
@@ -319,6 +379,9 @@ def _statistics(u: Tensor, variance: bool) -> list[Any]:
     count, channels = plan.split[2], u.shape[1]
     parts = result if count == 1 else tables((True, False, variance), count)
     with torch.cuda.device_of(u):
+        if plan.last and plan.s <= SMALL:
+            _small_moments(u, result, plan)
+            return result
         _moments_kernel[plan.grid(count)](u, *parts, channels, *plan.split, *plan.constants)
         if count > 1:
             rows = triton.next_power_of_2(count)
@@ -327,6 +390,14 @@ def _statistics(u: Tensor, variance: bool) -> list[Any]:
             sizes = (channels, *plan.split)
             _combine_kernel[grid](u, parts[0], parts[2], *result, *sizes, plan.last, rows, block, enable_fp_fusion=True)
     return result
+
+
+def _small_moments(u: Tensor, result: list[Tensor | None], plan: _Plan) -> None:
+    bucket, _, limit, vector = plan.constants
+    rows = max(16, triton.next_power_of_2(plan.s))
+    _small_moments_kernel[lambda meta: (plan.n * triton.cdiv(plan.c, min(meta["WIDTH"], limit)),)](
+        u, *result, plan.c, plan.s, plan.c, bucket, rows, limit, vector
+    )
 
 
 def moments(u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -340,40 +411,55 @@ def mean(h: Tensor) -> Tensor:
     return _statistics(h, variance=False)[0]
 
 
-def _elementwise(
+def elementwise(
     u: Tensor, m: Tensor | None, a: Tensor, b: Tensor | None, other: Tensor | None, factor: Tensor | None,
-    averaged: bool = False, relu: bool = False,
+    offset: Tensor | None = None, *, averaged: bool = False, relu: bool = False,
 ) -> Tensor:  # fmt: skip
+    """See ``_affine_kernel``: a map like ``u``. The tables are all (N, C), or all (C,)."""
     u, plan = _planned(u)
     out = torch.empty_like(u)
     if u.numel() == 0:
         return out
     other = None if other is None else _like(other, u, plan)
+    shared = a.ndim == 1
     m, b, factor = (None if table is None else table.contiguous() for table in (m, b, factor))
     with torch.cuda.device_of(u):
         _affine_kernel[plan.grid(None)](
-            u, m, a.contiguous(), b, other, factor, out, plan.s, plan.c, *plan.constants, averaged, relu
-        )
+            u, m, a.contiguous(), b, other, factor, offset, out, u.shape[1], plan.s, plan.c, *plan.constants,
+            shared, averaged, relu,
+        )  # fmt: skip
     return out
 
 
 def affine(u: Tensor, m: Tensor, a: Tensor, b: Tensor, shortcut: Tensor | None, relu: bool) -> Tensor:
     """act(a·(u − m) + b + shortcut): a map in the type and layout of ``u``; m, a, b are (N, C) tables."""
-    return _elementwise(u, m, a, b, shortcut, None, relu=relu)
+    return elementwise(u, m, a, b, shortcut, None, relu=relu)
 
 
 def scale_add_relu(u: Tensor, gate_nc: Tensor, shortcut: Tensor | None, relu: bool) -> Tensor:
     """act(gate·u + shortcut), at inference where the last convolution is not 1×1: a map like ``u``."""
-    return _elementwise(u, None, gate_nc, None, shortcut, None, relu=relu)
+    return elementwise(u, None, gate_nc, None, shortcut, None, relu=relu)
 
 
 def moments_backward(g: Tensor, u: Tensor, m: Tensor, a: Tensor, dm: Tensor, dv: Tensor) -> Tensor:
     """du = a·g + dm/S + (2·dv/S)·(u − m): the gradient of `affine` and of `moments` together, a map like ``u``."""
-    return _elementwise(u, m, dv, dm, g, a, averaged=True)
+    return elementwise(u, m, dv, dm, g, a, averaged=True)
 
 
 def affine_backward(dout: Tensor, out: Tensor | None, u: Tensor, m: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(g, da, db): g = dout·(out > 0), or dout itself without ``out``; da = Σg·(u − m) and db = Σg over positions."""
+    g, da, db = sums_behind(dout, out, u, m)
+    return (g, da[0], db[0]) if len(da) == 1 else (g, da.sum(0), db.sum(0))
+
+
+def sums_behind(
+    dout: Tensor, out: Tensor | None, u: Tensor, m: Tensor, factor: Tensor | None = None, offset: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See ``_affine_backward_kernel``: g, a map, and two sums for each part of S, (parts, N, C).
+
+    ``m`` is (N, C) or (C,). Without ``out`` g is ``dout`` as it came, in the layout of ``u``; the sums are then of it,
+    or with ``factor`` and ``offset``, (C,), of what a ReLU of factor·(u − m) + offset lets through.
+    """
     u, plan = _planned(u)
     parts = plan.split[2]
     da = torch.empty((parts, *u.shape[:2]), dtype=table_dtype(u.dtype), device=u.device)
@@ -381,8 +467,11 @@ def affine_backward(dout: Tensor, out: Tensor | None, u: Tensor, m: Tensor) -> t
     dout = _like(dout, u, plan)
     g = dout if out is None else torch.empty_like(u)
     if u.numel() == 0:
-        return g, da.sum(0), db.sum(0)
+        return g, da.zero_(), db.zero_()
     out = None if out is None else _like(out, u, plan)
     with torch.cuda.device_of(u):
-        _affine_backward_kernel[plan.grid(parts)](dout, out, u, m.contiguous(), g, da, db, *plan.split, *plan.constants)
-    return (g, da[0], db[0]) if parts == 1 else (g, da.sum(0), db.sum(0))
+        _affine_backward_kernel[plan.grid(parts)](
+            dout, out, u, m.contiguous(), factor, offset, g, da, db, u.shape[1], *plan.split, *plan.constants,
+            m.ndim == 1,
+        )  # fmt: skip
+    return g, da, db
