@@ -24,7 +24,8 @@ from senet.ops import reference
 from senet.ops.layout import in_layout, prepared
 from senet.ops.native.batch_norm_tail import NO_DOUBLE_BACKWARD
 from senet.ops.native.batch_norm_tail import suits as fits
-from senet.ops.triton_kernels import elementwise, moments, sums_behind
+from senet.ops.triton_kernels import elementwise, sums_behind
+from senet.ops.triton_moments import moments
 
 GATE_NUMBERS = {name: i for i, name in enumerate(("sigmoid", "relu", "hard_sigmoid"))}
 GATE_NUMBERS |= {f"identity_{name}": number + 3 for name, number in GATE_NUMBERS.items()}
