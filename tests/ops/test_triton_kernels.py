@@ -198,6 +198,8 @@ def test_a_constant_map_has_no_variance(kernels, device, last):
 
 @LAYOUTS
 def test_a_long_reduction_is_split_and_gives_the_same_bits_every_time(kernels, device, last):
+    from senet.ops import triton_tiles as tiles
+
     u = a_map((1, 4, 33, 32), last, device=device)
     assert tiles._plan(*u.shape[:2], 33 * 32, last).split[2] > 1
     first, again = kernels.moments(u), kernels.moments(u)
