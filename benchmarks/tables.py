@@ -203,7 +203,7 @@ def headline() -> str:
     load = slowest_loads()["train 224"]
     load_ratio = spread({"of": "time", "ratio": load["ratio"], "q25": load["ratio_q25"], "q75": load["ratio_q75"]})
     return markdown(
-        ["measured on a CPU", "ratio (quartiles)", "better is"],
+        ["measured on a CPU", "ratio (quartiles)", "better"],
         [[what, spread(row | {"of": "time"}), "lower"] for what, row in lower.items()]
         + [["JPEG images loaded per second, 224×224 training crops: senet ÷ torchvision", load_ratio, "higher"]],
     )
