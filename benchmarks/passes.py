@@ -91,7 +91,7 @@ def draw(path: Path) -> None:
         _column(left, EAGER, "One operation at a time", lines)
         _column(right, SWEEPS, "Fused into sweeps", lines)
         note = (
-            f"Without SE: {sum(transfers(PLAIN))} one operation at a time, {sum(transfers(SWEEPS))} in the same sweeps."
+            f"Without SE: {sum(transfers(PLAIN))} with one operation at a time, {sum(transfers(SWEEPS))} in sweeps."
         )
         right.text(-3.6, 9, note, fontsize=10.5, color=INK, va="center", weight="bold")
         handles = [Patch(color=READ, label="feature map read"), Patch(color=WRITTEN, label="feature map written")]
