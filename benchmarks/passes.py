@@ -90,9 +90,7 @@ def draw(path: Path) -> None:
         left, right = figure.subplots(1, 2, sharey=True)
         _column(left, EAGER, "One operation at a time", lines)
         _column(right, SWEEPS, "Fused into sweeps", lines)
-        note = (
-            f"Without SE: {sum(transfers(PLAIN))} with one operation at a time, {sum(transfers(SWEEPS))} in sweeps."
-        )
+        note = f"Without SE: {sum(transfers(PLAIN))} with one operation at a time, {sum(transfers(SWEEPS))} in sweeps."
         right.text(-3.6, 9, note, fontsize=10.5, color=INK, va="center", weight="bold")
         handles = [Patch(color=READ, label="feature map read"), Patch(color=WRITTEN, label="feature map written")]
         figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=10, labelcolor=INK)
