@@ -4,6 +4,7 @@ import copy
 import math
 import multiprocessing
 import os
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -89,6 +90,8 @@ def tail_error(shape: tuple[int, ...], dtype: torch.dtype, last: bool, device: s
     for name, gated in (("tail", True), ("norm_relu", False)):
         torch.manual_seed(0)
         parts = nn.ModuleList([nn.BatchNorm2d(shape[1]), SqueezeExcite(shape[1])][: 1 + gated]).to(device)
+        with torch.no_grad():
+            parts[0].bias.normal_()  # of a single image the squeeze is the bias alone
         exact = copy.deepcopy(parts).double()
         got = _step(parts, u, shortcut if gated else None, "triton")
         truth = _step(exact, u.double(), shortcut.double() if gated else None, "reference")
@@ -149,9 +152,15 @@ def _check_tiles(work: tuple[tuple[int, ...], str, bool, str]) -> list[dict[str,
     dtype = getattr(torch, dtype_name.removeprefix("torch."))
     from senet.ops.conv import triton as triton_gemm
     from senet.ops.tail import triton as triton_kernels
+    from senet.ops.tail import triton_moments
 
     run, rows = sweeps_of("triton"), []
-    kernels = [k for home in (triton_kernels, triton_gemm) for k in vars(home).values() if hasattr(k, "configs")]
+    kernels = [
+        k
+        for home in (triton_kernels, triton_moments, triton_gemm)
+        for k in vars(home).values()
+        if hasattr(k, "configs")
+    ]
     tiles = {id(kernel): kernel.configs for kernel in kernels}
     for number in range(max(map(len, tiles.values()))):
         for kernel in kernels:  # one tile to choose from: nothing is timed while others compile
@@ -181,11 +190,9 @@ def _where(name: str, shape: tuple[int, ...], dtype: torch.dtype, last: bool) ->
 
 
 def milliseconds(device: str) -> Bench:
-    """Median time of a call: on a GPU by Triton's do_bench, which empties the cache before each; else by the clock."""
+    """Median time of a call in milliseconds: on a GPU by events, with an emptied cache; else by the clock."""
     if device.startswith("cuda"):
-        from triton.testing import do_bench
-
-        return lambda call: do_bench(call, warmup=10, rep=60, return_mode="median")
+        return _by_events
 
     def by_clock(call: Callable[[], object]) -> float:
         times = []
@@ -196,6 +203,19 @@ def milliseconds(device: str) -> Bench:
         return 1e3 * sorted(times)[2]
 
     return by_clock
+
+
+def _by_events(call: Callable[[], object]) -> float:
+    """Each time an emptied cache, and a device that is still busy emptying it while Python asks for the call."""
+    flushed = torch.empty(2**30, dtype=torch.uint8, device="cuda")  # some 250 µs
+    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(25)]
+    for start, end in events:
+        flushed.zero_()
+        start.record()
+        call()
+        end.record()
+    torch.cuda.synchronize()
+    return statistics.median(start.elapsed_time(end) for start, end in events[5:])
 
 
 def copy_gb_per_s(device: str, bench: Bench) -> float:

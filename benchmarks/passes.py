@@ -30,7 +30,7 @@ class Pass(NamedTuple):
         return len(self.reads) + len(self.writes)
 
 
-_NORM = (Pass("batch norm: statistics", ("U",)), Pass("batch norm: normalise", ("U",), ("y",)))
+_NORM = (Pass("batch norm: statistics", ("U",)), Pass("batch norm: normalize", ("U",), ("y",)))
 _NORM_BACKWARD = (Pass("batch norm: sums", ("dy", "U")), Pass("batch norm: gradient", ("dy", "U"), ("dU",)))
 _RELU_BACKWARD = Pass("ReLU", ("dout", "out"), ("G",))
 EAGER = (
@@ -44,10 +44,10 @@ EAGER = (
     (
         _RELU_BACKWARD,
         Pass("SE: product for the gate", ("G", "y"), ("G·y",)),
-        Pass("SE: sum it", ("G·y",)),
+        Pass("SE: sum the product", ("G·y",)),
         Pass("SE: scale", ("G",), ("s·G",)),
-        Pass("SE: spread the squeeze", (), ("dz/S",)),
-        Pass("SE: add both", ("s·G", "dz/S"), ("dy",)),
+        Pass("SE: gradient of the squeeze", (), ("dz/S",)),
+        Pass("SE: add both gradients", ("s·G", "dz/S"), ("dy",)),
         *_NORM_BACKWARD,
     ),
 )
@@ -62,9 +62,9 @@ SWEEPS = (
         Pass("affine", ("U", "id"), ("out",)),
     ),
     (
-        Pass("affine's backward", ("dout", "out", "U"), ("G",)),
-        Pass("on tables: gradients of gate, FCs, γ, β and statistics", ()),
-        Pass("moments' backward", ("G", "U"), ("dU",)),
+        Pass("backward of affine", ("dout", "out", "U"), ("G",)),
+        Pass("on tables: gradients of gate, FCs, γ, β, and statistics", ()),
+        Pass("backward of moments", ("G", "U"), ("dU",)),
     ),
 )
 Passes = tuple[tuple[Pass, ...], tuple[Pass, ...]]
@@ -77,7 +77,7 @@ def transfers(passes: Passes) -> tuple[int, int]:
 
 
 def draw(path: Path) -> None:
-    """Both forms side by side: a line a pass, a box a map."""
+    """Both forms side by side: one line per pass, one box per feature map."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -88,13 +88,11 @@ def draw(path: Path) -> None:
         figure = Figure(figsize=(10.4, 0.36 * lines + 1.0), facecolor="white", layout="constrained")
         FigureCanvasSVG(figure)
         left, right = figure.subplots(1, 2, sharey=True)
-        _column(left, EAGER, "Operation by operation", lines)
-        _column(right, SWEEPS, "In sweeps, tables between", lines)
-        note = (
-            f"Without SE: {sum(transfers(PLAIN))} operation by operation, {sum(transfers(SWEEPS))} in the same sweeps."
-        )
+        _column(left, EAGER, "One operation at a time", lines)
+        _column(right, SWEEPS, "Fused into sweeps", lines)
+        note = f"Without SE: {sum(transfers(PLAIN))} with one operation at a time, {sum(transfers(SWEEPS))} in sweeps."
         right.text(-3.6, 9, note, fontsize=10.5, color=INK, va="center", weight="bold")
-        handles = [Patch(color=READ, label="map read"), Patch(color=WRITTEN, label="map written")]
+        handles = [Patch(color=READ, label="feature map read"), Patch(color=WRITTEN, label="feature map written")]
         figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=10, labelcolor=INK)
         image = io.BytesIO()
         figure.savefig(image, format="svg", metadata={"Date": None})
@@ -103,7 +101,7 @@ def draw(path: Path) -> None:
 
 def _column(axes, passes: Passes, title: str, lines: int) -> None:  # type: ignore[no-untyped-def] # matplotlib's Axes
     counts = transfers(passes)
-    axes.set_title(f"{title}: {sum(counts)} map transfers", fontsize=12, color=INK, loc="left", weight="bold")
+    axes.set_title(f"{title}: {sum(counts)} transfers", fontsize=12, color=INK, loc="left", weight="bold")
     axes.set_xlim(-3.6, 4.1)
     axes.set_ylim(lines - 0.4, -0.7)
     axes.axis("off")

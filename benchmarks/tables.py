@@ -7,6 +7,7 @@ import argparse
 import csv
 import re
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def zoo() -> str:
                 f"{plain.mult_adds / 1e9:.3f} → {se.mult_adds / 1e9:.3f}",
             ]
         )
-    header = ["network, with SE", "stride in", "size", "parameters, millions", "multiply-adds, billions"]
+    header = ["plain, with SE", "stride in", "image size", "parameters, M", "multiply-adds, G"]
     return markdown(header, rows)
 
 
@@ -71,8 +72,11 @@ def published_costs() -> str:
         row, (printed, ours, difference) = figure.row, figure.cells()
         mark = f" ({notes[figure.note]})" if figure.note else ""
         rows.append([row.table, row.name, f"`{row.model}`", UNITS[figure.quantity], printed, ours, difference + mark])
-    header = ["where", "network", "ours", "quantity", "printed", "counted", "difference"]
-    reasons = "\n".join(f"{number}. {note[0].upper()}{note[1:]}." for note, number in notes.items())
+    header = ["source", "network", "here", "quantity", "printed", "counted", "difference"]
+    reasons = "\n".join(
+        textwrap.fill(f"{number}. {note[0].upper()}{note[1:]}.", 120, subsequent_indent="   ")
+        for note, number in notes.items()
+    )
     return f"{markdown(header, rows)}\n\n{reasons}"
 
 
@@ -92,14 +96,18 @@ def against_timm() -> str:
     )
 
 
-def loader() -> str:
-    rows = latest(rows_of("loader.csv"), "transform", "torchvision_on")
-    slowest = {}  # the ratio against the faster of torchvision's two orders
-    for row in rows:
+def slowest_loads() -> dict[str, dict[str, str]]:
+    """Transform → its row with the lower ratio: that against the faster of torchvision's two orders."""
+    slowest: dict[str, dict[str, str]] = {}
+    for row in latest(rows_of("loader.csv"), "transform", "torchvision_on"):
         name = row["transform"]
         if name not in slowest or float(row["ratio"]) < float(slowest[name]["ratio"]):
             slowest[name] = row
-    header = ["transform", "files", "images/s, here", "images/s, torchvision", "ratio, median (quartiles)"]
+    return slowest
+
+
+def loader() -> str:
+    header = ["transform", "files", "images/s, senet", "images/s, torchvision", "ratio, median (quartiles)"]
     return markdown(
         header,
         [
@@ -110,7 +118,7 @@ def loader() -> str:
                 f"{float(row['torchvision_per_s']):,.0f}",
                 f"{float(row['ratio']):.2f} ({float(row['ratio_q25']):.2f}–{float(row['ratio_q75']):.2f})",
             ]
-            for name, row in slowest.items()
+            for name, row in slowest_loads().items()
         ],
     )
 
@@ -137,7 +145,7 @@ def cifar10() -> str:
     signed = ("" if float(difference["val_error"]) < 0 else "+") + interval(difference)
     table.append(["SE minus plain, paired by seed", "", "", "", signed.replace("-", "−")])
     epochs = runs[0]["epochs"]
-    header = ["network", "parameters", "multiply-adds, M", f"error by seed after {epochs} epochs, %", "mean ± 95 %"]
+    header = ["network", "parameters", "multiply-adds, M", f"error after {epochs} epochs, %, by seed", "mean ± 95 %"]
     found = Interval(float(difference["val_error"]), float(difference["val_error_half_width_95"]), len(runs) // 2)
     return f"{markdown(header, table)}\n\nVerdict of `senet compare`: {verdict(found)}."
 
@@ -159,7 +167,7 @@ def tax() -> str:
         rows = rows_of(file)
         for target in targets:
             lines += target_lines(where, target, [row for row in rows if row["what"] == target.what])
-    return markdown(["ResNet-50", "batch", "measured", "target", "of what"], lines)
+    return markdown(["ResNet-50", "batch", "measured", "target", "ratio of"], lines)
 
 
 def target_lines(where: str, target: Target, rows: list[dict[str, str]]) -> list[list[str]]:
@@ -171,18 +179,48 @@ def target_lines(where: str, target: Target, rows: list[dict[str, str]]) -> list
     ] or [[what, "", NOT_MEASURED, limit, ""]]
 
 
+def headline() -> str:
+    """The five rows of the README, one for each thing that is measured."""
+    tax_rows = {(row["what"], row["batch"]): row for row in latest(rows_of("tax.csv"), "what", "batch")}
+    accelerated_rows = {
+        (row["model"], row["what"], row["engine"], row["batch"]): row
+        for row in latest(rows_of("accelerate.csv"), "model", "what", "engine", "batch")
+    }
+    peer = tax_rows["inference, SE here ÷ the fastest peer's SE", "1"]
+    engine = {"openvino-se": "OpenVINO", "onnxruntime-se": "ONNX Runtime", "timm-se-compiled": "timm, compiled"}
+    lower = {
+        "training step, batch 8: SE-ResNet-50 in senet ÷ ResNet-50 in PyTorch": tax_rows[
+            "train step, SE ÷ plain eager", "8"
+        ],
+        "inference, batch 1: SE-ResNet-50 ÷ ResNet-50, both accelerated": tax_rows[
+            "inference, SE ÷ plain, both accelerated", "1"
+        ],
+        f"inference, batch 1: SE-ResNet-50 in senet ÷ in {engine[peer['denominator']]}, the fastest peer": peer,
+        "inference, batch 8: timm's `seresnet50` after `accelerate` ÷ before": accelerated_rows[
+            "timm:seresnet50", "inference", "eager", "8"
+        ],
+    }
+    load = slowest_loads()["train 224"]
+    load_ratio = spread({"of": "time", "ratio": load["ratio"], "q25": load["ratio_q25"], "q75": load["ratio_q75"]})
+    return markdown(
+        ["measured on a CPU", "ratio (quartiles)", "better"],
+        [[what, spread(row | {"of": "time"}), "lower"] for what, row in lower.items()]
+        + [["JPEG images loaded per second, 224×224 training crops: senet ÷ torchvision", load_ratio, "higher"]],
+    )
+
+
 def pass_counts() -> str:
     """Maps read and written by the end of a residual block in training."""
     forms = {
-        "without SE, operation by operation": passes.PLAIN,
-        "with SE, operation by operation": passes.EAGER,
-        "**with SE, in sweeps**": passes.SWEEPS,
+        "without SE, one operation at a time": passes.PLAIN,
+        "with SE, one operation at a time": passes.EAGER,
+        "**with SE, fused into sweeps**": passes.SWEEPS,
     }
     counts = {name: passes.transfers(form) for name, form in forms.items()}
     lines = [
         [name, str(forward), str(backward), str(forward + backward)] for name, (forward, backward) in counts.items()
     ]
-    return markdown(["norm, SE, shortcut, ReLU", "forward", "backward", "in all"], lines)
+    return markdown(["norm, SE, add, ReLU", "forward", "backward", "total"], lines)
 
 
 def engines(file: str) -> str:
@@ -211,7 +249,7 @@ def gpu_bandwidth() -> str:
         [f"`{sweep}`", *(f"{float(found[sweep, shape]):.2f}" if (sweep, shape) in found else "—" for shape in shapes)]
         for sweep in dict.fromkeys(row["sweep"] for row in rows)
     ]
-    header = [f"share of a copy's bandwidth (target ≥ {SHARE_OF_COPY})", *(shape.replace("x", "×") for shape in shapes)]
+    header = [f"fraction of copy bandwidth (target ≥ {SHARE_OF_COPY})", *(shape.replace("x", "×") for shape in shapes)]
     return markdown(header, lines) if lines else f"{NOT_MEASURED.capitalize()}."
 
 
@@ -242,7 +280,7 @@ def projections() -> str:
         [f"{c} → {o}, {side}×{side}", *(ratio_of(found.get((c, o, side, batch))) for batch in ("1", "8"))]
         for c, o, side in dict.fromkeys(key[:3] for key in found)
     ]
-    header = ["gate in the weights ÷ on the map", "batch 1", "batch 8"]
+    header = ["gate in the weights ÷ on the feature map", "batch 1", "batch 8"]
     return markdown(header, lines) if lines else f"{NOT_MEASURED.capitalize()}."
 
 
@@ -254,7 +292,7 @@ def convolutions() -> str:
         [what, method, *(ratio_of(found.get((what, batch))) for batch in ("1", "8"))]
         for what, method in dict.fromkeys((row["what"], row["method"]) for row in rows)
     ]
-    return markdown(["ours ÷ PyTorch's", "method", "batch 1", "batch 8"], lines)
+    return markdown(["senet ÷ PyTorch", "method", "batch 1", "batch 8"], lines)
 
 
 def allocator() -> str:
@@ -269,7 +307,7 @@ def allocator() -> str:
         ]
         for row in rows
     ]
-    return markdown(["", "time", "page faults a step, of the first", "peak of memory, of the first"], lines)
+    return markdown(["ratio of", "time", "page faults per step, numerator", "peak memory, numerator"], lines)
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -279,6 +317,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "loader": loader,
     "cifar10": cifar10,
     "passes": pass_counts,
+    "headline": headline,
     "tax": tax,
     "tax_engines": lambda: engines("tax.csv"),
     "gpu_engines": lambda: engines("gpu_tax.csv"),

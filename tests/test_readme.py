@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import senet
+
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # A process a page, as starting one takes longer than most of the commands.
@@ -86,7 +88,9 @@ def test_commands_run_in_order(page, photos):
 
 def test_make_targets_exist():
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
-    named = {word for page in PAGES for word in re.findall(r"\bmake ([\w-]+)", page.read_text())}
+    named = {
+        word for page in PAGES for word in re.findall(r"(?:^|`)make ([\w-]+)", page.read_text(), flags=re.MULTILINE)
+    }
     assert {"demo", "test"} <= named <= targets
 
 
@@ -104,6 +108,29 @@ def test_links_and_pictures_exist():
         for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
             if not target.startswith("http"):
                 assert (page.parent / target).exists(), f"{page.name} points at {target}, which is not there"
+
+
+def prose(page):
+    """(number, line) of what is neither code, nor a table, nor a picture."""
+    text = re.sub(r"^```.*?^```", lambda block: "\n" * block[0].count("\n"), page.read_text(), flags=re.DOTALL | re.M)
+    return [(n, line) for n, line in enumerate(text.splitlines(), 1) if not line.startswith(("|", "![", "    "))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_prose_is_at_most_120_characters_wide(page):
+    assert [f"{page.name}:{number}" for number, line in prose(page) if len(line) > 120] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_only_public_names_are_documented(page):
+    words = set(re.findall(r"\bsenet\.(\w+)", page.read_text()))
+    files = {"lock", "pytorch"}  # .senet.lock, moskomule/senet.pytorch
+    assert words - files <= {*senet.__all__}, f"{page.name} names what is not public"
+
+
+def test_the_api_reference_has_every_public_name():
+    documented = re.findall(r"^::: senet\.(\w+)$", (ROOT / "docs" / "api.md").read_text(), flags=re.MULTILINE)
+    assert sorted(documented) == sorted(set(senet.__all__) - {"__version__"})
 
 
 def test_generated_tables_are_fresh():

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from senet.ops.border import UnsuitedMapError
-from senet.ops.conv import cudnn, early_gate
+from senet.ops.conv import early_gate
 from senet.ops.conv import native_gate as native
 from senet.ops.conv.native import OwnConv2d, PackedConv2d, PackedLinear
 from senet.ops.layout import is_last, prepared
@@ -45,8 +45,8 @@ class FoldedConv2d(nn.Module):
     Args:
         conv, norm: what is folded; the weights are copied.
         activation: a name of ``ACTIVATIONS``, or None.
-        backend: ``"native"`` packs the weights for C++ or oneDNN; ``"triton"`` lets cuDNN add the bias and take the
-            ReLU; else ``F.conv2d``.
+        backend: ``"native"`` packs the weights for C++ or oneDNN; ``"triton"`` adds the bias and takes the ReLU in one
+            pass, where PyTorch takes two; else ``F.conv2d``.
     """
 
     def __init__(self, conv: nn.Conv2d, norm: nn.Module | None, activation: str | None, backend: str) -> None:
@@ -61,7 +61,7 @@ class FoldedConv2d(nn.Module):
         self.groups = conv.groups
         self.activation = activation
         self._packed: PackedConv2d | None = None
-        self._in_cudnn = backend == "triton" and cudnn.why_not(weight) is None
+        self._in_one_pass = backend == "triton"
         if backend == "native":
             _, name, bounds = ACTIVATIONS[activation] if activation else (None, "none", [])
             geometry = (self.stride, self.padding, self.dilation, self.groups)
@@ -95,20 +95,10 @@ class FoldedConv2d(nn.Module):
         """What computes this outside of ``torch.compile``, without the cost of a module's call."""
         return self.forward if self._packed is None else self._packed
 
-    def in_cudnn(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor | None:
-        """activation(convolution(x)), with a shortcut relu(convolution(x) + shortcut); None where cuDNN cannot."""
-        geometry = (self.stride, self.padding, self.dilation, self.groups)
-        if not self._in_cudnn or not x.is_cuda or x.dtype != self.weight.dtype:
-            return None
-        try:
-            if shortcut is None and self.activation is None:
-                return cudnn.convolution(x, self.weight, self.bias, *geometry)
-            return cudnn.convolution_relu(x, self.weight, self.bias, *geometry, shortcut)
-        except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            self._in_cudnn = False  # it has no kernel for this geometry: from now on in steps, as PyTorch does
-            return None
+    def with_sum(self, x: Tensor, shortcut: Tensor | None, relu: bool) -> Tensor:
+        """convolution(x) + shortcut, and the ReLU, on a GPU: one pass over the convolution's output, not three."""
+        y = F.conv2d(x, self.weight, None, self.stride, self.padding, self.dilation, self.groups)
+        return early_gate.biased_sum(y, self.bias, shortcut, relu)
 
     def forward(self, x: Tensor) -> Tensor:
         """activation(convolution(x)), a new map."""
@@ -116,10 +106,9 @@ class FoldedConv2d(nn.Module):
             return self._packed(x)
         if x.ndim != 4:  # PyTorch's takes one image, too, the norm and the gate that are in here do not
             raise UnsuitedMapError(f"a map (N, C, H, W) is wanted, not one of {tuple(x.shape)}")
-        if self._in_cudnn and self.activation in (None, "relu") and not _in_plain_operations():
-            fused = self.in_cudnn(x)
-            if fused is not None:
-                return fused
+        if self._in_one_pass and x.is_cuda and not _in_plain_operations():
+            y = self.with_sum(x, None, self.activation == "relu")
+            return y if self.activation in (None, "relu") else ACTIVATIONS[self.activation][0](y)
         y = F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
         return y if self.activation is None else ACTIVATIONS[self.activation][0](y)
 
@@ -159,10 +148,9 @@ class FoldedSum(nn.Module):
         packed = None if not self.overwrites or _in_plain_operations() else self.conv._packed
         if packed is not None and self.conv.fits(x, shortcut):
             return packed.add_to(shortcut, x, self.relu)
-        if self.relu and self.conv.activation is None and not _in_plain_operations() and self.conv.fits(x, shortcut):
-            fused = self.conv.in_cudnn(x, shortcut)
-            if fused is not None:
-                return fused
+        alone = self.conv.activation is None and self.conv._in_one_pass and not _in_plain_operations()
+        if alone and x.is_cuda and self.conv.fits(x, shortcut):
+            return self.conv.with_sum(x, shortcut, self.relu)
         y = self.conv(x) + shortcut
         return torch.relu_(y) if self.relu else y
 

@@ -146,3 +146,15 @@ def test_gates_are_numbered_as_in_the_reference(device):
     from senet.ops.tail import triton_batch_norm
 
     assert set(triton_batch_norm.GATE_NUMBERS) == set(reference.GATES) - {"tanh", "identity_tanh"}
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_bias_shortcut_and_relu_in_one_pass(device, relu):
+    from senet.ops.conv.early_gate import biased_sum
+
+    torch.manual_seed(5)
+    u, other = a_map((2, 12, 5, 5), device, True), a_map((2, 12, 5, 5), device, True)
+    bias = torch.randn(12, device=device)
+    for shortcut in (None, other):
+        want = u + bias[:, None, None] + (0 if shortcut is None else shortcut)
+        torch.testing.assert_close(biased_sum(u, bias, shortcut, relu), want.relu() if relu else want)

@@ -99,3 +99,10 @@ def gated_pointwise(
 
         return triton_gemm.gated_pointwise(h, weight.flatten(1), bias, gate, shortcut, relu)
     return gated_sum(F.conv2d(h, weight, bias), gate, shortcut, relu, backend)
+
+
+def biased_sum(u: Tensor, bias: Tensor, shortcut: Tensor | None, relu: bool) -> Tensor:
+    """δ(u + bias + shortcut) in one pass of a Triton kernel; ``bias`` is (O,), the shortcut like ``u`` or None."""
+    from senet.ops.tail import triton as triton_kernels  # here, as Triton is heavy
+
+    return triton_kernels.elementwise(u, None, torch.ones_like(bias), bias, shortcut, None, relu=relu)

@@ -21,7 +21,7 @@ import triton.language as tl  # type: ignore[import-untyped]
 from torch import Tensor
 
 from senet.errors import InputError
-from senet.ops.tail.triton import tuned
+from senet.ops.triton_tiles import tuned
 
 
 def _blocks(rows: int, out: int, inner: int, warps: int, stages: int) -> triton.Config:

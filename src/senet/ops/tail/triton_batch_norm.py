@@ -24,7 +24,8 @@ from senet.ops import reference
 from senet.ops.layout import in_layout, prepared
 from senet.ops.tail.native_batch_norm import NO_DOUBLE_BACKWARD
 from senet.ops.tail.native_batch_norm import suits as fits
-from senet.ops.tail.triton import elementwise, moments, sums_behind
+from senet.ops.tail.triton import elementwise, sums_behind
+from senet.ops.tail.triton_moments import moments
 
 GATE_NUMBERS = {name: i for i, name in enumerate(("sigmoid", "relu", "hard_sigmoid"))}
 GATE_NUMBERS |= {f"identity_{name}": number + 3 for name, number in GATE_NUMBERS.items()}
