@@ -74,6 +74,15 @@ def test_top5_on_many_classes(pictures, tmp_path):
     found = evaluate(tmp_path / "m.safetensors", str(pictures / "val"))
     assert found.top1_error == pytest.approx(100 * 10 / 15)  # disc is always said
     assert found.top5_error == pytest.approx(100 * 5 / 15)
+    assert found.top1_interval == pytest.approx(wilson(10, 15))
+    assert found.top5_interval == pytest.approx(wilson(5, 15))
+
+
+def wilson(part, whole, z=1.959963984540054):
+    """Wilson's score interval as he writes it (J. Am. Stat. Assoc. 22, 1927), in percent."""
+    share, scale = part / whole, 1 + z * z / whole
+    half = z * math.sqrt(share * (1 - share) / whole + z * z / (4 * whole * whole))
+    return tuple(100 * (share + z * z / (2 * whole) + sign * half) / scale for sign in (-1, 1))
 
 
 def test_the_same_folder_means_its_validation_images(pictures, tmp_path):
