@@ -14,9 +14,10 @@ from senet.models.layouts import OWN, PUBLISHED, Layout, recognise
 from senet.models.prefixes import network_part
 from senet.models.registry import NetworkConfig, list_models
 from senet.models.weight_files import is_extra_state, load_weights, save_weights
-from senet.models.weight_metadata import check_metadata, shown
+from senet.models.weight_metadata import check_metadata
 from senet.models.weight_sources import find_weights
 from senet.nn.squeeze_excite import SEConfig
+from senet.text import brief
 
 __all__ = [
     "build_from_checkpoint",
@@ -108,7 +109,7 @@ def described_network(
         raise InputError(f"{label}: {reason}") from error
     except Exception as error:  # a builder given any JSON values whatever can end in anything
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        made_of = f"{metadata['model']!r} with kwargs {shown(metadata.get('kwargs', {}))}"
+        made_of = f"{metadata['model']!r} with kwargs {brief(metadata.get('kwargs', {}))}"
         raise InputError(f"{label}: its metadata are damaged: {made_of} cannot be made ({reason})") from error
     if state is not None:
         _check_described(state, model, config.model, label)

@@ -18,7 +18,8 @@ from pydantic_core import PydanticCustomError
 
 from senet.data.transforms import MAX_SIDE
 from senet.errors import InputError
-from senet.training.validation import first_problem, shown
+from senet.text import brief
+from senet.training.validation import first_problem
 from senet.yaml_text import parse, write
 
 MAX_COUNT = 1_000_000  # epochs, or images in a batch
@@ -213,14 +214,14 @@ def _set(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     path = key.strip().split(".")
     if not equals or not all(path):
-        raise InputError(f"--set {shown(override)} is not KEY=VALUE, such as lr=0.1 or schedule.name=cosine")
+        raise InputError(f"--set {brief(override)} is not KEY=VALUE, such as lr=0.1 or schedule.name=cosine")
     _check_known(path)
     node = values
     for part in path[:-1]:
         node = node.setdefault(part, {})
         if not isinstance(node, dict):
-            raise InputError(f"--set {shown(override)}: the recipe's own {part} is a single value, not a section")
-    node[path[-1]] = parse(text, f"--set {shown(override)}: the value")
+            raise InputError(f"--set {brief(override)}: the recipe's own {part} is a single value, not a section")
+    node[path[-1]] = parse(text, f"--set {brief(override)}: the value")
     if path == ["schedule", "name"] and text != "step":
         # Changing the kind of schedule leaves the old one's milestones without a meaning.
         values["schedule"].pop("milestones", None)

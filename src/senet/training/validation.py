@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import reprlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
@@ -12,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, PlainValidator, TypeAdapter, Validat
 from pydantic_core import PydanticCustomError
 
 from senet.errors import InputError
+from senet.text import brief
 from senet.training import folder as folders
 
 T = TypeVar("T")
@@ -60,18 +60,10 @@ def first_problem(error: ValidationError, kind: type[Any]) -> str:
     if first["type"] in ("dataclass_type", "model_type", "model_attributes_type"):
         message = "input should be a mapping of names to values"
     said = first["type"] in ("missing", "missing_argument", "value_error")
-    given = "" if said else f", got {shown(first['input'])}"
+    given = "" if said else f", got {brief(first['input'])}"
     allowed = bounds(kind, place)
     named = ".".join(map(str, place))
     return f"{named + ': ' if named else ''}{message}{given}{'; allowed: ' + allowed if allowed else ''}"
-
-
-def shown(value: Any) -> str:
-    """A value in a few words, however large it is."""
-    try:
-        return _SHORT.repr(value)
-    except ValueError:  # Python prints no integers of more than 4300 digits
-        return "a number of thousands of digits"
 
 
 def bounds(kind: Any, place: Sequence[int | str]) -> str:
@@ -93,7 +85,3 @@ def bounds(kind: Any, place: Sequence[int | str]) -> str:
 @functools.cache
 def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
-
-
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
