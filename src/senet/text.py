@@ -33,6 +33,11 @@ def brief(value: object) -> str:
     return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}…"
 
 
+def first_line(error: BaseException | None) -> str:
+    """The first line of what an error says, of not more than 200 characters; its class where it says nothing."""
+    return str(error).strip().partition("\n")[0][:200] or type(error).__name__
+
+
 def json_text(values: Any, **options: Any) -> str:
     """JSON that UTF-8 can hold, whatever the names in it: lone surrogates become JSON's own escapes (``\\udce9``).
 

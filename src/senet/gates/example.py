@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 from senet.errors import InputError
 from senet.gates.dataflow import Flow, record
+from senet.text import first_line
 
 # Sides to try, likeliest first, by the number of spatial axes: of images, of the usual small data sets, of clips.
 SIDES: dict[int, list[tuple[int, ...]]] = {
@@ -44,10 +45,10 @@ def _attempt(model: nn.Module, inputs: list[Any], what: str) -> Flow:
             return record(model, args, kwargs)
         except Exception as error:
             problem = problem or error
-    reason = "it has no convolution to guess one from" if problem is None else str(problem).strip().partition("\n")[0]
+    reason = "it has no convolution to guess one from" if problem is None else first_line(problem)
     advice = "check it" if what == "example_input" else "give example_input="
     raise InputError(
-        f"attach: {type(model).__name__} does not run on {what}: {reason or type(problem).__name__}; "
+        f"attach: {type(model).__name__} does not run on {what}: {reason}; "
         f"{advice}, or name modules whose channels can be read off, sites=[…]"
     ) from problem
 

@@ -19,6 +19,7 @@ from senet.errors import InputError
 from senet.files import write_atomically
 from senet.gates.excitations import Excitations, Extremes, SiteExcitations
 from senet.models.weight_metadata import check_fields
+from senet.text import first_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -110,8 +111,7 @@ def _check_total(claimed: int) -> None:
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:
-    reason = str(error).partition("\n")[0] or type(error).__name__
-    return InputError(f"{path}: not a readable file of excitations ({reason}); record them again")
+    return InputError(f"{path}: not a readable file of excitations ({first_line(error)}); record them again")
 
 
 def _header(excitations: Excitations) -> str:

@@ -20,6 +20,7 @@ from senet.gates.recognise import Gate, find_gates
 from senet.nn import attachment
 from senet.nn.constant_gate import ConstantGate, replace_gate
 from senet.ops.backend import use_backend
+from senet.text import first_line
 
 _RELATIVE = 1e-9  # of the output's size, in float64
 
@@ -182,8 +183,7 @@ class _Wide:
                 torch.default_generator.manual_seed(0)
                 return list(_tensors(network(*self.args, **self.kwargs)))
         except (RuntimeError, TypeError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            kind = type(network).__name__
+            kind, reason = type(network).__name__, first_line(error)
             raise InputError(f"fold: {kind} does not run in float64, in which folds are proven: {reason}") from error
 
 

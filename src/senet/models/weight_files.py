@@ -21,6 +21,7 @@ from senet.errors import InputError
 from senet.files import write_atomically
 from senet.models.caffe import read_caffemodel
 from senet.models.weight_metadata import read_metadata
+from senet.text import first_line
 
 _LOG = logging.getLogger("senet.models")
 _KEY = "senet"  # safetensors metadata maps strings to strings: ours is one JSON text under this key
@@ -238,4 +239,4 @@ def _plain(value: Any, key: str, path: object, size: int | None = None) -> Tenso
 
 
 def _reason(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0].partition(". ")[0][:200] or type(error).__name__
+    return first_line(error).partition(". ")[0]
