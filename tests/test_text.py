@@ -2,7 +2,7 @@ import datetime
 
 import pytest
 
-from senet.text import brief
+from senet.text import brief, did_you_mean, first_line
 
 
 @pytest.mark.parametrize(
@@ -36,3 +36,25 @@ def test_a_value_of_any_depth_has_words():
     for _ in range(100_000):
         value = [value]
     assert len(brief(value)) < 80
+
+
+NAMES = ["cifar10", "cifar100", "mnist", "flowers102"]
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("cif", "did you mean 'cifar10' or 'cifar100'?"),
+        ("minst", "did you mean 'mnist'?"),
+        ("photos", "see the list"),
+        ("", "see the list"),
+    ],
+)
+def test_a_hint_names_what_begins_so_or_is_nearest(word, hint):
+    assert did_you_mean(word, NAMES, "see the list", count=2) == hint
+
+
+def test_the_first_line_of_an_error():
+    assert first_line(ValueError("\n one \ntwo")) == "one"
+    assert first_line(KeyError()) == "KeyError"
+    assert len(first_line(ValueError("x" * 10_000))) == 200

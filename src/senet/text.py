@@ -4,9 +4,11 @@ Bytes of a name that are no UTF-8 are lone surrogates in Python's text. A path k
 a person reads goes through :func:`shown`; what is read again goes through :func:`json_text`, which loses nothing.
 """
 
+import difflib
 import json
 import re
 import reprlib
+from collections.abc import Callable, Iterable
 from typing import Any
 
 # Bytes that were no UTF-8, control characters (terminal escapes, line breaks), and marks that turn the writing around.
@@ -31,6 +33,15 @@ def brief(value: object) -> str:
     except (TypeError, RecursionError):
         text = reprlib.repr(value)
     return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}…"
+
+
+def did_you_mean(
+    word: str, known: Iterable[str], otherwise: str = "", *, count: int = 1, quote: Callable[[str], str] = repr
+) -> str:
+    """A question that names what is known and begins like ``word``, or is nearest to it; else ``otherwise``."""
+    known = list(known)
+    near = [name for name in known if word and name.startswith(word)] or difflib.get_close_matches(word, known, count)
+    return f"did you mean {' or '.join(map(quote, near[:count]))}?" if near else otherwise
 
 
 def first_line(error: BaseException | None) -> str:

@@ -1,6 +1,5 @@
 """``senet.find_sites``: the modules of a network at which SE can be attached, and what it would cost there."""
 
-import difflib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +16,7 @@ from senet.gates.patterns import Patterns, Place
 from senet.gates.policies import SitePolicy, chosen, policy_of
 from senet.nn.attachment import CHILD, INPUT, Side, without_gates
 from senet.nn.squeeze_excite import SEConfig, SqueezeExcite
+from senet.text import did_you_mean
 
 GATED = "it has SE or another channel gate already"
 BEHIND_ACTIVATIONS = "behind each convolution and activation"
@@ -232,9 +232,8 @@ def _check_name(name: str, modules: dict[str, nn.Module], aliases: dict[str, nn.
         first = next(each for each, module in modules.items() if module is aliases[path])
         raise InputError(f"attach: {path!r} is the same module as {first!r}; name it so")
     if not path or path not in modules:
-        near = difflib.get_close_matches(path, modules, n=3, cutoff=0.5)
-        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "; see model.named_modules()"
-        raise InputError(f"attach: the network has no module {path!r}{hint}")
+        hint = did_you_mean(path, modules, "see model.named_modules()", count=3)
+        raise InputError(f"attach: the network has no module {path!r}; {hint}")
     if isinstance(modules[path], CONTAINERS):
         raise InputError(
             f"attach: {path!r} is a {type(modules[path]).__name__}, which runs its children; name its last"

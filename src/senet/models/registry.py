@@ -1,6 +1,5 @@
 """The registry: one builder makes a plain network and its SE twin; names lead to them."""
 
-import difflib
 import fnmatch
 import importlib
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from senet.models.elsewhere import ATTACHED, builder_of, is_elsewhere
 from senet.nn.attachment import attach_described
 from senet.nn.constant_gate import replace_described
 from senet.nn.squeeze_excite import SEConfig
+from senet.text import did_you_mean
 
 # Every family registers itself when imported; a new file is added here.
 FAMILIES = (
@@ -178,9 +178,7 @@ def model_spec(name: str) -> ModelSpec:
     specs = _specs()
     if name in specs:
         return specs[name]
-    near = [n for n in specs if n.startswith(name)] or difflib.get_close_matches(name, specs, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(map(repr, near[:3]))}?" if near else "see `senet list`"
-    raise InputError(f"there is no model {name!r}; {hint}")
+    raise InputError(f"there is no model {name!r}; {did_you_mean(name, specs, 'see `senet list`', count=3)}")
 
 
 def create_model(
