@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from senet.errors import InputError
 from senet.gates.fold_apply import Folder
 from senet.gates.fold_report import FoldStep
-from senet.gates.record import device_of, evaluating, parts_of, run
+from senet.gates.record import device_of, parts_of, run
+from senet.nn.modes import evaluating
 
 Evaluate = Callable[[nn.Module], float]
 Measure = Callable[[nn.Module, nn.Module], tuple[float, float, float]]

@@ -19,7 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from senet.gates.recognise import plain_network
-from senet.measure.cost import evaluating, lineage, one_image, running_modules
+from senet.measure.cost import lineage, one_image, running_modules
+from senet.nn.modes import evaluating
 
 
 @dataclass(frozen=True)
