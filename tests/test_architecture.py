@@ -12,7 +12,7 @@ import senet
 SOURCE = Path(senet.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 # A folder may import from folders of a lower number only; the loose files at the top are the ground.
-FLOORS = {"": 0, "ops": 1, "nn": 2, "models": 3, "data": 4, "gates": 4, "measure": 5}
+FLOORS = {"": 0, "system": 0.5, "ops": 1, "nn": 2, "models": 3, "data": 4, "gates": 4, "measure": 5}
 FLOORS |= {"training": 6, "paper": 6, "cli": 7}
 HEAVY = ["lightning", "torchvision", "matplotlib", "triton", "torchmetrics", "pydantic", "sklearn", "scipy", "PIL"]
 

@@ -1,0 +1,1 @@
+"""What the machine and its file system give: timing, memory, folders, files, figures."""
