@@ -120,7 +120,7 @@ def _tables(report: FoldReport, about: dict[str, str], console: Console) -> None
         )
     console.print(table)
     for site in report.sites:
-        if site.reason.startswith("does not fold"):
+        if site.obstacle:
             console.print(f"• {site.name} {site.reason}", highlight=False, markup=False)
     console.print(report.summary(), highlight=False, markup=False, soft_wrap=True)
     for key in ("gates", "accuracy"):

@@ -43,10 +43,7 @@ class Folder:
     ) -> None:
         self.network, self.by, self.constants = network, by, constants
         self.gates = {gate.name: gate for gate in find_gates(network)}
-        try:
-            self.flow = recorded(network, example_input)
-        except InputError as error:
-            raise InputError(f"fold{str(error).removeprefix('attach').partition(', or name modules')[0]}") from error
+        self.flow = recorded(network, example_input, asker="fold")
         self.planner = Planner(network, self.flow)
         self.plans: dict[str, list[Factor]] = {}
         self.reasons: dict[str, str] = {}
@@ -119,9 +116,11 @@ class Folder:
             return {"fate": KEPT, "reason": "it was not recorded"}
         if name in chosen and name in self.plans:
             return {"fate": FOLDED, "into": tuple(factor.path for factor in self.plans[name])}
-        reasons = [f"does not fold: {self.reasons[name]}"] if name in self.reasons else []
+        obstacle = self.reasons.get(name, "")
+        reasons = [f"does not fold: {obstacle}"] if obstacle else []
         reasons += ["without it the accuracy is too low"] if name in refused else []
-        return {"fate": SCALED if name in chosen and self.constants else KEPT, "reason": "; ".join(reasons)}
+        fate = SCALED if name in chosen and self.constants else KEPT
+        return {"fate": fate, "reason": "; ".join(reasons), "obstacle": obstacle}
 
     def _take_out(self, twin: nn.Module, name: str, scaled: bool) -> None:
         constant = None

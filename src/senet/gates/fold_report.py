@@ -20,7 +20,8 @@ class SiteFold:
         variation: how far it moves from image to image, against its size (``SiteExcitations.variation``).
         fate: ``"folded"`` into other weights, ``"constant"``: replaced by a factor a channel, ``"kept"``.
         into: the modules whose weights took the factors.
-        reason: why it does not fold, or was kept.
+        reason: why it does not fold, or was kept, in words.
+        obstacle: what keeps it from folding exactly; empty where nothing does.
     """
 
     name: str
@@ -32,6 +33,7 @@ class SiteFold:
     fate: str
     into: tuple[str, ...] = ()
     reason: str = ""
+    obstacle: str = ""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from senet.nn.attachment import CHILD, INPUT, Side, without_gates
 from senet.nn.squeeze_excite import SEConfig, SqueezeExcite
 from senet.text import did_you_mean
 
+_NAME_MODULES = ", or name modules whose channels can be read off, sites=[…]"
 GATED = "it has SE or another channel gate already"
 BEHIND_ACTIVATIONS = "behind each convolution and activation"
 BEHIND_CONVOLUTIONS = "behind each convolution"
@@ -111,7 +112,7 @@ def search(
     if not isinstance(sites, (str, SitePolicy)):
         return _named(model, config, _names(sites), example_input)
     policy = policy_of(sites)
-    flow = recorded(model, example_input)
+    flow = recorded(model, example_input, instead=_NAME_MODULES)
     found, skipped, fallback = _next_best(model, config, flow, policy.every_layer)
     if not found:
         raise InputError(f"attach: no site found in {type(model).__name__}: {_why_none(skipped, config)}")
@@ -214,7 +215,7 @@ def _named(model: nn.Module, config: SEConfig, names: list[str], example_input: 
     for name in names:
         _check_name(name, modules, aliases)
     try:
-        flow = recorded(model, example_input)
+        flow = recorded(model, example_input, instead=_NAME_MODULES)
     except InputError:
         if example_input is not None:
             raise

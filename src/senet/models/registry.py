@@ -14,7 +14,7 @@ from senet.models.elsewhere import ATTACHED, builder_of, is_elsewhere
 from senet.nn.attachment import attach_described
 from senet.nn.constant_gate import replace_described
 from senet.nn.squeeze_excite import SEConfig
-from senet.text import did_you_mean
+from senet.text import brief, did_you_mean, first_line
 
 # Every family registers itself when imported; a new file is added here.
 FAMILIES = (
@@ -214,6 +214,7 @@ def create_model(
     config = spec.se if se == "from name" else se
     if config is not None and not isinstance(config, SEConfig):
         raise InputError(f"create_model: se={config!r} is not allowed; it must be an SEConfig or None")
+    arguments = dict(kwargs)
     if is_elsewhere(name) and pretrained == "default":
         kwargs, pretrained = kwargs | {"pretrained": True}, None  # its own library knows where they are
     seed = int(torch.randint(2**62, (), device="cpu"))
@@ -223,11 +224,11 @@ def create_model(
         try:
             model: Any = spec.build(num_classes=num_classes, in_chans=in_chans, se=config, **kwargs)
         except TypeError as error:
-            if "unexpected keyword argument" not in str(error):
+            if not arguments:  # then the builder is to blame
                 raise
-            raise InputError(f"create_model: {name!r} takes no such argument: {error}") from error
+            given = ", ".join(f"{key}={brief(value)}" for key, value in arguments.items())
+            raise InputError(f"create_model: {name!r} does not take {given}: {first_line(error)}") from error
     # Not a tensor and not a module: it has no key, and goes with copies and pickles.
-    arguments = {key: value for key, value in kwargs.items() if key != "pretrained"}
     model.network_config = NetworkConfig(name, num_classes, in_chans, config, arguments)
     if pretrained is not None:
         _load_pretrained(model, pretrained)

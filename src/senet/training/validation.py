@@ -55,7 +55,8 @@ def first_problem(error: ValidationError, kind: type[Any]) -> str:
     """The first thing that is wrong, in one line: the field, what was given, and what is allowed."""
     first = error.errors()[0]
     place = first["loc"]
-    message = first["msg"].removeprefix("Value error, ")
+    own = first.get("ctx", {}).get("error") if first["type"] == "value_error" else None  # a model's, as it was raised
+    message = str(own or first["msg"])
     message = message[:1].lower() + message[1:]
     if first["type"] in ("dataclass_type", "model_type", "model_attributes_type"):
         message = "input should be a mapping of names to values"
