@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import torch
 
 from senet.errors import InputError
-from senet.ops.native.build import cache_folder
+from senet.system.cache import cache_folder
 from senet.text import first_line
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")

@@ -8,7 +8,6 @@ import functools
 import hashlib
 import os
 import platform
-import stat
 import sys
 import tempfile
 from pathlib import Path
@@ -16,8 +15,9 @@ from pathlib import Path
 from senet.errors import InputError
 from senet.ops.native import forms
 from senet.ops.native.forms import BuildError, compiler
+from senet.system.cache import cache_folder
 
-__all__ = ["BuildError", "cache_folder", "compiler", "library", "loaded_from", "why_not"]
+__all__ = ["BuildError", "compiler", "library", "loaded_from", "why_not"]
 
 HERE = Path(__file__).parent
 _FLAGS = ("-shared", *forms.FLAGS)
@@ -100,40 +100,6 @@ def _share_openmp() -> None:
         if Path(path).name.startswith(("libgomp", "libiomp5", "libomp")):
             ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
             return
-
-
-def cache_folder() -> Path:
-    """Where compiled code is kept: ``SENET_CACHE``, else ``senet`` in the user's cache folder.
-
-    A user without a home that can be written to gets a folder of their own among the temporary files.
-
-    Raises:
-        InputError: that folder belongs to somebody else.
-    """
-    own = os.environ.get("SENET_CACHE")
-    if own:
-        return Path(own)
-    try:
-        usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "senet"
-    except RuntimeError:  # no HOME, and a user whom the system does not know
-        return _temporary_folder()
-    there = next((folder for folder in (usual, *usual.parents) if os.path.exists(folder)), Path())
-    can_be_made = there == usual or (there.is_dir() and os.access(there, os.W_OK))
-    return usual if can_be_made else _temporary_folder()
-
-
-def _temporary_folder() -> Path:
-    """A folder for this user alone: nobody else may put a library there, which would then be run."""
-    user = os.getuid() if hasattr(os, "getuid") else 0
-    folder = Path(tempfile.gettempdir(), f"senet-{user}")
-    try:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        state = folder.lstat()
-    except OSError as error:
-        raise InputError(f"there is no folder for compiled code: {error}; set SENET_CACHE") from error
-    if not stat.S_ISDIR(state.st_mode) or (os.name == "posix" and (state.st_uid != user or state.st_mode & 0o022)):
-        raise InputError(f"{folder} is not this user's own folder: set SENET_CACHE to one that is")
-    return folder
 
 
 def _built() -> Path:
