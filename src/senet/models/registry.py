@@ -83,14 +83,14 @@ class NetworkConfig:
         return {**vars(self), "se": se, "kwargs": dict(self.kwargs)}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any], source: object = "from_dict") -> "NetworkConfig":
-        """The configuration in ``values``, the metadata of the weight file ``source`` say; other entries do not matter.
+    def from_dict(cls, values: dict[str, Any]) -> "NetworkConfig":
+        """The configuration in ``values``, the metadata of a weight file say; other entries do not matter.
 
         Raises:
             InputError: ``values`` name no network.
         """
         if "model" not in values:
-            raise InputError(f"{source}: nothing says which network it is; use senet.create_model(name, pretrained=…)")
+            raise InputError("nothing says which network it is; use senet.create_model(name, pretrained=…)")
         own = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
         return cls(**own | {"se": None if own.get("se") is None else SEConfig.from_dict(own["se"])})
 

@@ -99,14 +99,13 @@ def described_network(
     """
     check_metadata(metadata, label)
     try:
-        config = NetworkConfig.from_dict(metadata, label)
+        config = NetworkConfig.from_dict(metadata)
         if "checkpoint_path" in config.kwargs:  # of timm: another file, which this one has no business to name
             raise InputError("kwargs.checkpoint_path is not allowed in a weight file")
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             model = config.create()
     except InputError as error:
-        reason = str(error).removeprefix(f"{label}: ")
-        raise InputError(f"{label}: {reason}") from error
+        raise InputError(f"{label}: {error}") from error
     except Exception as error:  # a builder given any JSON values whatever can end in anything
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         made_of = f"{metadata['model']!r} with kwargs {brief(metadata.get('kwargs', {}))}"
