@@ -1,6 +1,5 @@
 """What every benchmark shares: the machine in words, and CSV rows keyed by commit, hardware and versions."""
 
-import csv
 import datetime
 import shlex
 import subprocess
@@ -8,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from senet.system.csv_file import write_rows
 from senet.system.machine import machine
 
 RESULTS = Path(__file__).parent / "results"
@@ -47,10 +47,7 @@ def append_row(file: str, at_commit: str | None = None, **values: object) -> Non
     path = RESULTS / file
     new = not path.exists()
     with path.open("a", newline="") as handle:
-        writer = csv.DictWriter(handle, row)
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
+        write_rows(handle, list(row), [row], header=new)
 
 
 def _words() -> list[str]:

@@ -10,7 +10,6 @@ gpu_bandwidth.csv and gpu_tax.csv in --output. bfloat16, channels_last, ResNet-5
 import argparse
 import csv
 import functools
-import io
 import json
 import sys
 import time
@@ -29,7 +28,7 @@ from senet.bench.files import write_numbers
 from senet.bench.tax import Measured, measure
 from senet.errors import InputError
 from senet.ops.dispatch import sweeps_of
-from senet.system.atomic import write_atomically
+from senet.system.figures import new_figure, save_png
 
 SHARE_OF_COPY = 0.85  # the target for every sweep
 PLAIN_BEST, SE_BEST = (BASE, "plain-compiled", "plain-tail"), ("se-fast", "se-fast-compiled")
@@ -148,13 +147,9 @@ def _rounded(row: dict[str, Any]) -> dict[str, Any]:
 
 def draw_bandwidth(rows: list[dict[str, str]], path: Path) -> None:
     """Share of a copy's bandwidth: a group of bars a stage, a bar a sweep, the target as a line."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     latest = {(row["sweep"], row["shape"]): float(row["share_of_copy"]) for row in rows}
     shapes, names = list(dict.fromkeys(row["shape"] for row in rows)), list(gpu_sweeps.TRAFFIC)
-    figure = Figure(figsize=(7.2, 4.2), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(7.2, 4.2)
     axes = figure.add_subplot()
     for index, (name, colour) in enumerate(zip(names, ("#0072B2", "#56B4E9", "#D55E00", "#E69F00"), strict=True)):
         places = [group + 0.2 * (index - 1.5) for group in range(len(shapes))]
@@ -167,9 +162,7 @@ def draw_bandwidth(rows: list[dict[str, str]], path: Path) -> None:
     axes.set_title(f"{rows[-1]['hardware'].rpartition('+ ')[2]}, {rows[-1]['dtype']}, channels_last", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    image = io.BytesIO()
-    figure.savefig(image, format="png")
-    write_atomically(path, image.getvalue())
+    save_png(figure, path)
 
 
 def draw(options: argparse.Namespace) -> None:

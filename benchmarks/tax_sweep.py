@@ -10,7 +10,6 @@ at both. Float32, channels_last, CPU; each point is one interleaved run of senet
 import argparse
 import csv
 import functools
-import io
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +23,7 @@ from senet.bench.figure import COLOURS
 from senet.bench.tax import measure
 from senet.errors import InputError
 from senet.models.resnet import TIMM_SE, Bottleneck, ResNet
-from senet.system.atomic import write_atomically
+from senet.system.figures import new_figure, save_png
 
 FILE = RESULTS / "tax_sweep.csv"
 FIGURE = Path(__file__).parent.parent / "docs" / "images" / "tax-sweep.png"
@@ -61,14 +60,10 @@ def settings(mode: str, only: str | None, rounds: int) -> Iterator[tuple[str, in
 
 def draw(rows: list[dict[str, str]], path: Path) -> None:
     """One column for what changes, one row for training and one for inference."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     modes = [mode for mode in LINES if any(row["mode"] == mode for row in rows)]
     sweeps = [swept for swept in POINTS if any(row["swept"] == swept for row in rows)]  # no empty panels
-    figure = Figure(figsize=(2.1 + 2.8 * len(sweeps), 0.6 + 2.9 * len(modes)), dpi=150, layout="constrained")
+    figure = new_figure(2.1 + 2.8 * len(sweeps), 0.6 + 2.9 * len(modes))
     figure.get_layout_engine().set(rect=(0, 0, 1, 0.95), hspace=0.1)
-    FigureCanvasAgg(figure)
     panels = figure.subplots(len(modes), len(sweeps), sharey="row", squeeze=False)
     for mode, line in zip(modes, panels, strict=True):
         for swept, axes in zip(sweeps, line, strict=True):
@@ -104,9 +99,7 @@ def draw(rows: list[dict[str, str]], path: Path) -> None:
         line[0].set_ylabel(f"{what}: time with SE ÷ without", fontsize=9)
         legend = line[0].legend(frameon=False, fontsize=8.5, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
         legend.set_in_layout(False)  # it is wider than its panel
-    image = io.BytesIO()
-    figure.savefig(image, format="png")
-    write_atomically(path, image.getvalue())
+    save_png(figure, path)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from senet import Excitations, create_model, save_weights
 from senet.cli.main import app
+from senet.data.viewing import Viewing
 from senet.inspection import command as gate_report
 from senet.inspection import report
 from senet.weights.load import load_weights
@@ -124,9 +125,9 @@ def test_known_weights_get_images_as_they_were_trained_on(monkeypatch, photos):
     monkeypatch.setattr("senet.weights.create.load_pretrained", lambda model, source: None)  # no network here
     spec = gate_report.open_model("se_resnet50", "default", str(photos)).spec
     assert (spec.size, spec.resize, spec.interpolation) == (224, 256, "bicubic")  # timm's seresnet50.ra2_in1k
-    spec = gate_report.open_model("timm:tf_mobilenetv3_small_100", None, str(photos), size=112).spec
+    spec = gate_report.open_model("timm:tf_mobilenetv3_small_100", None, str(photos), Viewing(size=112)).spec
     assert (spec.size, spec.resize, spec.mean, spec.interpolation) == (112, 128, (0.5, 0.5, 0.5), "bilinear")
-    spec = gate_report.open_model("torchvision:mobilenet_v3_small", None, str(photos), size=64).spec
+    spec = gate_report.open_model("torchvision:mobilenet_v3_small", None, str(photos), Viewing(size=64)).spec
     assert (spec.size, spec.interpolation) == (64, "bilinear")
 
 

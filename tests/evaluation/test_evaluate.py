@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
+from senet.data.viewing import Viewing
 from senet.errors import InputError
 from senet.evaluation.evaluate import evaluate, predict
 from senet.runs.settings import RunSettings
@@ -45,11 +46,14 @@ def by_hand(run, pictures, crops):
 def test_error_and_probabilities_are_those_computed_by_hand(run, pictures, crops):
     expected = by_hand(run, pictures, crops)
     wrong = sum(CLASSES[int(p.argmax())] != path.parent.name for path, p in expected.items())
-    found = evaluate(run / "last.safetensors", str(pictures), crops=crops, batch_size=4)
+    few = Viewing(batch_size=4)
+    found = evaluate(run / "last.safetensors", str(pictures), crops=crops, view=few)
     assert (found.images, found.top1_error) == (15, pytest.approx(100 * wrong / 15))
     assert found.top1_interval[0] <= found.top1_error <= found.top1_interval[1]
     assert (found.top5_error, found.top5_interval) == (None, None)
-    predictions = predict(run / "last.safetensors", [pictures / "val"], top_k=3, crops=crops, batch_size=4)
+    predictions = predict(
+        run / "last.safetensors", [pictures / "val"], top_k=3, crops=crops, view=Viewing(batch_size=4)
+    )
     rows = {row.name: row for row in predictions}
     assert predictions.bad == {}
     assert len(rows) == 15
@@ -74,6 +78,15 @@ def test_top5_on_many_classes(pictures, tmp_path):
     found = evaluate(tmp_path / "m.safetensors", str(pictures / "val"))
     assert found.top1_error == pytest.approx(100 * 10 / 15)  # disc is always said
     assert found.top5_error == pytest.approx(100 * 5 / 15)
+    assert found.top1_interval == pytest.approx(wilson(10, 15))
+    assert found.top5_interval == pytest.approx(wilson(5, 15))
+
+
+def wilson(part, whole, z=1.959963984540054):
+    """Wilson's score interval as he writes it (J. Am. Stat. Assoc. 22, 1927), in percent."""
+    share, scale = part / whole, 1 + z * z / whole
+    half = z * math.sqrt(share * (1 - share) / whole + z * z / (4 * whole * whole))
+    return tuple(100 * (share + z * z / (2 * whole) + sign * half) / scale for sign in (-1, 1))
 
 
 def test_the_same_folder_means_its_validation_images(pictures, tmp_path):
@@ -90,7 +103,7 @@ def test_the_same_folder_means_its_validation_images(pictures, tmp_path):
 
 
 def test_other_sizes(run, pictures):
-    assert evaluate(run / "last.safetensors", str(pictures), size=24).size == 24
+    assert evaluate(run / "last.safetensors", str(pictures), view=Viewing(size=24)).size == 24
 
 
 @pytest.mark.parametrize("batch_size", [1, 64])
@@ -99,7 +112,7 @@ def test_bad_images_are_named_and_the_rest_is_done(run, pictures, tmp_path, batc
     (tmp_path / "cut.png").write_bytes(good.read_bytes()[:60])
     (tmp_path / "notes.png").write_text("no image")
     (tmp_path / "readme.txt").write_text("left out, and no mistake")
-    predictions = predict(run / "last.safetensors", [good, tmp_path], batch_size=batch_size)
+    predictions = predict(run / "last.safetensors", [good, tmp_path], view=Viewing(batch_size=batch_size))
     assert [row.name for row in predictions] == [str(good)]
     assert sorted(predictions.bad) == [str(tmp_path / "cut.png"), str(tmp_path / "notes.png")]
 
@@ -118,7 +131,7 @@ def test_mistakes(run, pictures, tmp_path):
         (lambda: predict(weights, [pictures / "val"], top_k=0), "top-k"),
         (lambda: evaluate(tmp_path / "none.safetensors", str(pictures)), "no such weight file"),
         (lambda: evaluate(weights, str(tmp_path)), "is empty"),
-        (lambda: evaluate(weights, str(pictures), device="tpu"), "device"),
+        (lambda: evaluate(weights, str(pictures), view=Viewing(device="tpu")), "device"),
         (lambda: evaluate(weights, "digits"), "not among the 3 classes"),
     ):
         with pytest.raises(InputError, match=message):
@@ -201,4 +214,4 @@ def test_other_classes_than_outputs_and_sizes_without_bound_are_one_line(run, pi
     for message in both(weights, pictures):
         assert "name 2 classes, its network has 3" in message
     with pytest.raises(InputError, match="size is 100000"):
-        evaluate(run / "last.safetensors", str(pictures), size=100_000)
+        evaluate(run / "last.safetensors", str(pictures), view=Viewing(size=100_000))

@@ -38,7 +38,8 @@ def test_unknown_names_suggest_the_nearest(wrong, right):
         ({"num_classes": -1}, "num_classes=-1"),
         ({"in_chans": 0}, "in_chans=0"),
         ({"drop_rate": 1.0}, "drop_rate=1.0"),
-        ({"depth": 50}, "takes no such argument.*depth"),
+        ({"depth": 50}, "does not take depth=50"),
+        ({"drop_rate": "much"}, "drop_rate"),
         ({"se": 16}, "se=16"),
     ],
 )
@@ -61,6 +62,17 @@ def test_register_model_makes_both_and_refuses_a_taken_name(monkeypatch):
     assert seen == [None, SEConfig(reduction=4)]
     with pytest.raises(ValueError, match="'resnet50' is registered already"):
         senet.register_model("resnet50", build)
+
+
+def test_a_mistake_inside_a_builder_is_not_blamed_on_the_caller(monkeypatch):
+    monkeypatch.setattr(registry, "_SPECS", dict(registry._specs()))
+
+    def build(num_classes, in_chans, se):
+        return torch.nn.Conv2d(in_chans, num_classes, kernel=1)
+
+    senet.register_model("wrong", build)
+    with pytest.raises(TypeError, match="kernel"):
+        senet.create_model("wrong", 2)
 
 
 def test_round_trip_with_metadata(tmp_path):

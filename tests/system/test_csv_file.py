@@ -5,7 +5,7 @@ import io
 
 import pytest
 
-from senet.system.csv_file import csv_text, write_csv
+from senet.system.csv_file import csv_text, write_csv, write_rows
 
 
 def read(text):
@@ -31,3 +31,10 @@ def test_nothing_is_an_empty_cell():
 def test_a_name_that_is_no_utf8_keeps_its_bytes(tmp_path):
     write_csv(tmp_path / "names.csv", ["name"], [{"name": "caf\udce9.jpg"}])
     assert (tmp_path / "names.csv").read_bytes() == b"name\ncaf\xe9.jpg\n"
+
+
+def test_rows_can_be_added_to_a_file_that_has_its_header():
+    text = io.StringIO()
+    for number in range(2):
+        write_rows(text, ["a", "b"], [{"a": number, "b": None}], header=number == 0)
+    assert text.getvalue() == "a,b\n0,\n1,\n"

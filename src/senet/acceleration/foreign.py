@@ -20,6 +20,7 @@ from senet.ops import reference
 from senet.ops.conv.early_gate import fold_norm
 from senet.ops.reference import FullyConnected
 from senet.surgery.find_gates import Gate
+from senet.text import first_line
 
 NOT_PLAIN = "its FCs are no plain layers, or somebody listens to them: they are called"
 _SAME = 1e-10  # relative, in float64
@@ -140,7 +141,7 @@ def _called(module: nn.Module, x: Tensor) -> Any:
         with torch.no_grad():
             return module.forward(x.clone())
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:
-        raise UnknownGateError(f"it cannot be called with a map alone: {str(error).partition(chr(10))[0]}") from error
+        raise UnknownGateError(f"it cannot be called with a map alone: {first_line(error)}") from error
 
 
 def _same(a: Any, b: Tensor) -> bool:

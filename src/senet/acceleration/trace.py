@@ -13,6 +13,7 @@ from torch import fx, nn
 
 from senet.errors import InputError
 from senet.nn.squeeze_excite import SqueezeExcite
+from senet.text import first_line
 
 SUMS: tuple[Any, ...] = ("add", torch.add, operator.add)  # a new map
 ADDITIONS = (*SUMS, "add_", operator.iadd)
@@ -89,9 +90,9 @@ def traced(model: nn.Module, gates: set[str]) -> fx.GraphModule:
             # Within, while the network still has the constants that tracing gave it.
             module = fx.GraphModule(model, graph, type(model).__name__)
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
+        kind = type(model).__name__
         raise InputError(
-            f"accelerate: torch.fx cannot trace {type(model).__name__}, whose path depends on its data: {reason}"
+            f"accelerate: torch.fx cannot trace {kind}, whose path depends on its data: {first_line(error)}"
         ) from error
     _call_by_position(module)
     return module

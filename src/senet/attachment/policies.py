@@ -13,6 +13,7 @@ import torch
 from senet.attachment.site import Site
 from senet.errors import InputError
 from senet.nn.squeeze_excite import SEConfig, SqueezeExcite
+from senet.text import did_you_mean
 
 _ROUNDS = 7
 
@@ -70,10 +71,10 @@ def policy_of(sites: str | SitePolicy) -> SitePolicy:
     if isinstance(sites, SitePolicy):
         return sites
     if sites not in POLICIES:
-        near = difflib.get_close_matches(sites, POLICIES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        names = ", ".join(POLICIES)
-        raise InputError(f"attach: sites={sites!r} is no policy ({names}) and no list of module paths{hint}")
+        names, hint = ", ".join(POLICIES), did_you_mean(sites, POLICIES)
+        raise InputError(
+            f"attach: sites={sites!r} is no policy ({names}) and no list of module paths{'; ' + hint if hint else ''}"
+        )
     return POLICIES[sites]
 
 

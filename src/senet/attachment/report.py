@@ -9,6 +9,7 @@ from senet.attachment.site import Site
 from senet.attachment.sites import Search
 from senet.errors import InputError
 from senet.nn.squeeze_excite import SEConfig, SqueezeExcite
+from senet.system.text_table import text_table
 
 # Fresh gates stand still at first: with the last FC zeroed its gradient alone is not zero. They may take larger steps
 # than a pretrained network, as a new classifier does.
@@ -112,13 +113,4 @@ class AttachReport:
         return "\n".join(lines)
 
     def __str__(self) -> str:
-        table = [COLUMNS, *self.rows()]
-        widths = [max(len(row[column]) for row in table) for column in range(len(COLUMNS))]
-        lines = []
-        for row in table:
-            cells = [
-                cell.ljust(width) if column < 2 else cell.rjust(width)
-                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ]
-            lines.append("  ".join(cells).rstrip())
-        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], "", self.summary()])
+        return f"{text_table(COLUMNS, self.rows(), right=COLUMNS[2:])}\n\n{self.summary()}"

@@ -1,6 +1,5 @@
 """``senet.find_sites``: the modules of a network at which SE can be attached, and what it would cost there."""
 
-import difflib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +17,9 @@ from senet.nn.attachment import CHILD, INPUT, Side, without_gates
 from senet.nn.squeeze_excite import SEConfig, SqueezeExcite
 from senet.surgery.dataflow import Flow, Node
 from senet.surgery.example_input import recorded
+from senet.text import did_you_mean
 
+_NAME_MODULES = ", or name modules whose channels can be read off, sites=[…]"
 GATED = "it has SE or another channel gate already"
 BEHIND_ACTIVATIONS = "behind each convolution and activation"
 BEHIND_CONVOLUTIONS = "behind each convolution"
@@ -78,7 +79,7 @@ def search(
     if not isinstance(sites, (str, SitePolicy)):
         return _named(model, config, _names(sites), example_input)
     policy = policy_of(sites)
-    flow = recorded(model, example_input)
+    flow = recorded(model, example_input, instead=_NAME_MODULES)
     found, skipped, fallback = _next_best(model, config, flow, policy.every_layer)
     if not found:
         raise InputError(f"attach: no site found in {type(model).__name__}: {_why_none(skipped, config)}")
@@ -181,7 +182,7 @@ def _named(model: nn.Module, config: SEConfig, names: list[str], example_input: 
     for name in names:
         _check_name(name, modules, aliases)
     try:
-        flow = recorded(model, example_input)
+        flow = recorded(model, example_input, instead=_NAME_MODULES)
     except InputError:
         if example_input is not None:
             raise
@@ -199,9 +200,8 @@ def _check_name(name: str, modules: dict[str, nn.Module], aliases: dict[str, nn.
         first = next(each for each, module in modules.items() if module is aliases[path])
         raise InputError(f"attach: {path!r} is the same module as {first!r}; name it so")
     if not path or path not in modules:
-        near = difflib.get_close_matches(path, modules, n=3, cutoff=0.5)
-        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "; see model.named_modules()"
-        raise InputError(f"attach: the network has no module {path!r}{hint}")
+        hint = did_you_mean(path, modules, "see model.named_modules()", count=3)
+        raise InputError(f"attach: the network has no module {path!r}; {hint}")
     if isinstance(modules[path], CONTAINERS):
         raise InputError(
             f"attach: {path!r} is a {type(modules[path]).__name__}, which runs its children; name its last"

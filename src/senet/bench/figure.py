@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from senet.bench.candidates import BASE, CANDIDATES
-from senet.system.atomic import write_atomically
+from senet.system.figures import new_figure, save_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,8 +25,6 @@ def plot_tax(path: Path, settings: Sequence[Sequence[Row]], title: str) -> None:
     The axis begins at 0 and a line marks 1.00, plain eager. Behind the value of an SE network stands its ratio to the
     plain network on the same engine.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
     panels = [rows for rows in settings if rows]
@@ -35,9 +32,7 @@ def plot_tax(path: Path, settings: Sequence[Sequence[Row]], title: str) -> None:
     groups = [panels[start : start + columns] for start in range(0, len(panels), columns)]
     bars = [max(map(len, group)) for group in groups]  # of each line of panels
     heights = [_FRAME_HEIGHT + _BAR_HEIGHT * count for count in bars]
-    size = (_PANEL_WIDTH * columns, sum(heights) + 0.8)
-    figure = Figure(figsize=size, dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(_PANEL_WIDTH * columns, sum(heights) + 0.8)
     figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     limit = 1.6 * max(row["over_plain_q75"] or 1.0 for rows in panels for row in rows)
     grid = figure.add_gridspec(len(groups), columns, height_ratios=heights)
@@ -49,9 +44,7 @@ def plot_tax(path: Path, settings: Sequence[Sequence[Row]], title: str) -> None:
         axes.set_ylim(bars[line] - 0.4, -0.6)  # the first candidate on top, bars of one thickness
     handles = [Patch(color=COLOURS["plain"], label="plain"), Patch(color=COLOURS["se"], label="with SE")]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
-    image = io.BytesIO()
-    figure.savefig(image, format="png")
-    write_atomically(path, image.getvalue())
+    save_png(figure, path)
 
 
 def _bars(axes: Axes, rows: Sequence[Row]) -> None:

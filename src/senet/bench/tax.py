@@ -20,6 +20,7 @@ from senet.bench.stages import StageCost, stage_costs
 from senet.errors import InputError
 from senet.models.registry import model_spec
 from senet.system.timing import Ratio, Timing, interleaved, ratio
+from senet.text import first_line
 
 COLUMNS = (
     *("model", "mode", "batch", "size", "dtype", "layout", "device", "threads", "rounds", "candidate", "ms"),
@@ -203,7 +204,7 @@ def _ready(measured: Measured, twins: Twins, progress: Progress) -> dict[str, Ru
         except RuntimeError as error:
             if not (candidate.compiled or candidate.float32_only):
                 raise
-            measured.left_out[name] = f"cannot run here: {str(error).strip().partition(chr(10))[0]}"
+            measured.left_out[name] = f"cannot run here: {first_line(error)}"
     if BASE not in runners:
         raise InputError(
             f"batch {setting.batch}, size {setting.size}: the device is out of memory; use a smaller --batch"

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from senet.cli import options as opt
-from senet.data import MAX_PIXELS
+from senet.cli.groups import Attaching, Images, Place, Training, Without, grouped
 from senet.system.allocator import keep_freed_memory
 from senet.text import shown
 
@@ -17,21 +17,19 @@ DEFAULT_MODEL = "se_resnet14"
 DEFAULT_OUTPUT = Path("comparison")
 
 
+@grouped
 def command(
+    *,
     data: Annotated[str, typer.Option(help="A folder of <class>/*, or digits, cifar10, ...")] = "digits",
     model: Annotated[
         str, typer.Option(help="An SE network or its plain twin; torchvision:NAME, timm:NAME.")
     ] = DEFAULT_MODEL,
-    attach: opt.AttachOption = False,
-    sites: opt.SitesOption = "auto",
+    gates: Attaching,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder of the results; must be new.")
     ] = DEFAULT_OUTPUT,
     seeds: Annotated[int, typer.Option(min=1, max=1000, help="Runs of each network; one gives no interval.")] = 3,
-    recipe: opt.RecipeOption = None,
-    epochs: opt.EpochsOption = None,
-    changes: opt.SetOption = None,
-    se: opt.SEOption = None,
+    training: Training,
     seed: opt.SeedOption = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the comparison in --output.")] = False,
     allow_changed_data: Annotated[
@@ -39,13 +37,8 @@ def command(
         typer.Option("--allow-changed-data", help="With --resume: train runs on other images anew on those of today."),
     ] = False,
     overwrite: opt.OverwriteOption = False,
-    device: opt.DeviceOption = "auto",
-    workers: opt.WorkersOption = None,
-    root: opt.RootOption = None,
-    val_fraction: opt.FractionOption = 0.2,
-    on_bad_image: opt.OnBadOption = "skip",
-    max_pixels: opt.MaxPixelsOption = MAX_PIXELS,
-    limit_batches: opt.LimitOption = None,
+    place: Annotated[Place, Without("devices", "num_nodes")],
+    images: Images,
 ) -> None:
     """Train an SE network and its plain twin alike, and say whether SE helps.
 
@@ -64,20 +57,15 @@ def command(
     opt.check_changed(allow_changed_data, resume)
     settings = RunSettings(
         data=data,
-        model=opt.attached_name(model) if attach else model,
-        sites=sites,
+        model=opt.attached_name(model) if gates.attach else model,
+        sites=gates.sites,
         seed=seed,
-        se=opt.key_values(se, "--se"),
-        val_fraction=val_fraction,
-        limit_batches=limit_batches,
-        on_bad_image=on_bad_image,
-        max_pixels=max_pixels,
-        root=root,
-        workers=workers,
-        device=device,
+        se=opt.key_values(training.se, "--se"),
+        **vars(images),
+        **vars(place),
     )
-    chosen = load_recipe(recipe or default_recipe(data, model), opt.recipe_changes(epochs, changes))
-    opt.check_recipe(recipe, output, overwrite)
+    chosen = load_recipe(training.recipe or default_recipe(data, model), training.recipe_changes())
+    opt.check_recipe(training.recipe, output, overwrite)
     keep_freed_memory()
     try:
         comparison = compare(

@@ -7,22 +7,19 @@ from typing import Annotated
 import typer
 
 from senet.cli import options as opt
-from senet.data import MAX_PIXELS
+from senet.cli.groups import grouped
+from senet.data.viewing import Viewing
 from senet.text import json_text
 
 
+@grouped
 def command(
+    *,
     data: Annotated[str, typer.Option(help="A folder of <class>/*, or digits, cifar10, ...")],
     checkpoint: opt.CheckpointOption,
     crops: opt.CropsOption = "center",
-    size: opt.SizeOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-    batch_size: opt.BatchOption = 64,
-    device: opt.DeviceOption = "auto",
-    workers: opt.WorkersOption = None,
-    root: opt.RootOption = None,
-    on_bad_image: opt.OnBadOption = "skip",
-    max_pixels: opt.MaxPixelsOption = MAX_PIXELS,
+    view: Viewing,
 ) -> None:
     """Top-1 and top-5 error with 95 % confidence intervals.
 
@@ -35,18 +32,7 @@ def command(
     from senet.cli.tables import evaluation_table
     from senet.evaluation.evaluate import evaluate
 
-    result = evaluate(
-        checkpoint,
-        data,
-        crops=crops,
-        size=size,
-        batch_size=batch_size,
-        workers=workers,
-        device=device,
-        root=root,
-        on_bad_image=on_bad_image,
-        max_pixels=max_pixels,
-    )
+    result = evaluate(checkpoint, data, crops=crops, view=view)
     if as_json:
         print(json_text(result.to_dict(), indent=2))
     else:

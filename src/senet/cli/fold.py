@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from senet.cli import options as opt
-from senet.data import MAX_PIXELS
+from senet.cli.groups import grouped
+from senet.data.viewing import Viewing
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
 _MAX_DROP = 0.1
 
 
+@grouped
 def command(
+    *,
     checkpoint: opt.CheckpointOption,
     data: Annotated[str, typer.Option(help="A folder of <class>/*, or digits, cifar10, ...")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for folded.safetensors and the report.")],
@@ -42,13 +45,7 @@ def command(
         int | None, typer.Option(max=2**31 - 1, help="Images to measure the accuracy on, at most. Default: all.")
     ] = None,
     rounds: Annotated[int, typer.Option(max=100_000, help="Rounds of timing a step; 0: no timing.")] = 15,
-    size: opt.SizeOption = None,
-    batch_size: opt.BatchOption = 64,
-    device: opt.DeviceOption = "auto",
-    workers: opt.WorkersOption = None,
-    root: opt.RootOption = None,
-    on_bad_image: opt.OnBadOption = "skip",
-    max_pixels: opt.MaxPixelsOption = MAX_PIXELS,
+    view: Viewing,
     overwrite: opt.OverwriteOption = False,
 ) -> None:
     """Replace gates by their mean, folded into other weights, and see what accuracy, parameters and time become.
@@ -61,30 +58,18 @@ def command(
     import matplotlib  # noqa: F401 - where it is missing, say so before anything is computed
 
     from senet.cli.console import bars, to_output
-    from senet.folding.command import FILES, fold_checkpoint
+    from senet.folding.command import FILES, FoldOptions, fold_checkpoint
 
     if max_drop is None and sites == "*" and stage is None:
         max_drop = _MAX_DROP
+    options = FoldOptions(sites, stage, max_drop, constants, excitations, record_images, images, rounds)
     with bars() as show:
         report, about = fold_checkpoint(
             checkpoint,
             data,
             output,
-            sites=sites,
-            stage=stage,
-            max_drop=max_drop,
-            constants=constants,
-            excitations=excitations,
-            record_images=record_images,
-            images=images,
-            rounds=rounds,
-            size=size,
-            batch_size=batch_size,
-            device=device,
-            workers=workers,
-            root=root,
-            on_bad_image=on_bad_image,
-            max_pixels=max_pixels,
+            options,
+            view=view,
             overwrite=overwrite,
             progress=lambda what, done, total: show(what.partition(" ")[0], what, done, total),
         )
@@ -120,7 +105,7 @@ def _tables(report: FoldReport, about: dict[str, str], console: Console) -> None
         )
     console.print(table)
     for site in report.sites:
-        if site.reason.startswith("does not fold"):
+        if site.obstacle:
             console.print(f"• {site.name} {site.reason}", highlight=False, markup=False)
     console.print(report.summary(), highlight=False, markup=False, soft_wrap=True)
     for key in ("gates", "accuracy"):

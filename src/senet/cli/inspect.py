@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from senet.cli import options as opt
-from senet.data import MAX_PIXELS
+from senet.cli.groups import grouped
+from senet.data.viewing import Viewing
 from senet.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 _ADVICE = 12  # findings told in full on the terminal; all are in findings.csv
 
 
+@grouped
 def command(
+    *,
     data: Annotated[str, typer.Option(help="A folder of <class>/*, or digits, cifar10, ...")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the report.")],
     checkpoint: Annotated[
@@ -35,13 +38,7 @@ def command(
         typer.Option(metavar="NAME=VALUE", help="Move a line of the gate doctor: dead=0.1. Repeatable."),
     ] = None,
     top: Annotated[int, typer.Option(max=10_000, help="Images to keep that open, or close, each channel most.")] = 8,
-    size: opt.SizeOption = None,
-    batch_size: opt.BatchOption = 64,
-    device: opt.DeviceOption = "auto",
-    workers: opt.WorkersOption = None,
-    root: opt.RootOption = None,
-    on_bad_image: opt.OnBadOption = "skip",
-    max_pixels: opt.MaxPixelsOption = MAX_PIXELS,
+    view: Viewing,
     overwrite: opt.OverwriteOption = False,
 ) -> None:
     """See what every SE gate does: by class, with the gate doctor's findings, as a page, figures and tables.
@@ -61,9 +58,9 @@ def command(
     check_output(output, overwrite)
     lines = _thresholds(threshold)
     if checkpoint is not None:
-        subject = open_checkpoint(checkpoint, data, size=size, root=root, max_pixels=max_pixels)
+        subject = open_checkpoint(checkpoint, data, view)
     else:
-        subject = open_model(str(model), pretrained, data, size=size, root=root, max_pixels=max_pixels)
+        subject = open_model(str(model), pretrained, data, view)
     total = len(subject.images)
     with bars() as show:
         found = inspect(
@@ -74,10 +71,7 @@ def command(
             classes=None if classes is None else [name.strip() for name in classes.split(",")],
             top=top,
             thresholds=lines,
-            batch_size=batch_size,
-            workers=workers,
-            device=device,
-            on_bad_image=on_bad_image,
+            view=view,
             progress=lambda done: show("", "looking at images", done, total),
         )
     console = to_output()

@@ -104,11 +104,6 @@ def key_values(entries: list[str] | None, option: str) -> tuple[tuple[str, Any],
     return tuple(pairs.items())
 
 
-def recipe_changes(epochs: int | None, changes: list[str] | None) -> list[str]:
-    """The recipe's overrides in order; ``--epochs`` is a short form of ``--set epochs=``."""
-    return ([] if epochs is None else [f"epochs={epochs}"]) + list(changes or [])
-
-
 def check_recipe(recipe: str | None, output: Path, overwrite: bool) -> None:
     """Refuse a recipe that lies in the folder to be overwritten."""
     from senet.runs.outputs import refuse_inside

@@ -8,20 +8,19 @@ from typing import Annotated
 import typer
 
 from senet.cli import options as opt
-from senet.data import MAX_PIXELS
+from senet.cli.groups import Without, grouped
+from senet.data.viewing import Viewing
 
 
+@grouped
 def command(
+    *,
     files: Annotated[list[Path], typer.Argument(help="Image files, or folders of images.")],
     checkpoint: opt.CheckpointOption,
     top_k: Annotated[int, typer.Option("--top-k", "-k", max=2**31 - 1, help="Classes to name for each image.")] = 1,
     csv: Annotated[str | None, typer.Option(metavar="FILE", help="Write CSV to a file, or to - (the output).")] = None,
     crops: opt.CropsOption = "center",
-    size: opt.SizeOption = None,
-    batch_size: opt.BatchOption = 64,
-    device: opt.DeviceOption = "auto",
-    workers: opt.WorkersOption = None,
-    max_pixels: opt.MaxPixelsOption = MAX_PIXELS,
+    view: Annotated[Viewing, Without("root", "on_bad_image")],
 ) -> int:
     """Name the classes of images; unreadable files are named and the rest is done (exit code 1).
 
@@ -31,17 +30,7 @@ def command(
     from senet.cli.tables import prediction_table, predictions_csv
     from senet.evaluation.evaluate import predict
 
-    predictions = predict(
-        checkpoint,
-        files,
-        top_k=top_k,
-        crops=crops,
-        size=size,
-        batch_size=batch_size,
-        device=device,
-        workers=workers,
-        max_pixels=max_pixels,
-    )
+    predictions = predict(checkpoint, files, top_k=top_k, crops=crops, view=view)
     if csv is None:
         prediction_table(predictions, to_output())
     else:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from senet.cli import options as opt
-from senet.data import MAX_PIXELS
+from senet.cli.groups import Attaching, Images, Place, Training, grouped
 from senet.errors import InputError
 from senet.system.allocator import keep_freed_memory
 from senet.text import shown
@@ -21,31 +21,22 @@ if TYPE_CHECKING:
     from senet.runs.settings import RunSettings
 
 
+@grouped
 def command(
+    *,
     run: Annotated[Path | None, typer.Argument(help="With --resume: the run's folder.", show_default=False)] = None,
     data: Annotated[str | None, typer.Option(help="A folder of <class>/*, or digits, cifar10, ...")] = None,
     model: Annotated[str | None, typer.Option(help="A name from `senet list`, torchvision:NAME or timm:NAME.")] = None,
-    attach: opt.AttachOption = False,
-    sites: opt.SitesOption = "auto",
+    gates: Attaching,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the run; must be new.")] = None,
-    recipe: opt.RecipeOption = None,
-    epochs: opt.EpochsOption = None,
-    changes: opt.SetOption = None,
-    se: opt.SEOption = None,
+    training: Training,
     pretrained: Annotated[str | None, typer.Option(help="Where weights come from: default, a file, timm:…")] = None,
     seed: opt.SeedOption = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run: --resume RUN.")] = False,
     allow_changed_data: opt.ChangedOption = False,
     overwrite: opt.OverwriteOption = False,
-    device: opt.DeviceOption = "auto",
-    devices: opt.DevicesOption = 1,
-    num_nodes: opt.NodesOption = 1,
-    workers: opt.WorkersOption = None,
-    root: opt.RootOption = None,
-    val_fraction: opt.FractionOption = 0.2,
-    on_bad_image: opt.OnBadOption = "skip",
-    max_pixels: opt.MaxPixelsOption = MAX_PIXELS,
-    limit_batches: opt.LimitOption = None,
+    place: Place,
+    images: Images,
 ) -> None:
     """Train a network; Ctrl-C saves, and [bold]--resume[/] goes on to the same result.
 
@@ -56,46 +47,38 @@ def command(
     from senet.training.interrupt import Interrupted
     from senet.training.processes import check_processes, is_first_process
 
-    check_processes(devices, num_nodes)
+    check_processes(place.devices, place.num_nodes)
     from senet.runs.recipe import load_recipe
-    from senet.runs.settings import RunSettings, default_recipe
+    from senet.runs.settings import default_recipe
     from senet.training.run import train
 
     folder = _folder(run, output, resume)
     opt.check_changed(allow_changed_data, resume)
-    place: dict[str, Any] = {
-        "device": device,
-        "devices": devices,
-        "num_nodes": num_nodes,
-        "workers": workers,
-        "root": root,
-    }
     if resume and model is None:
-        if epochs is not None or changes or se or recipe or pretrained or attach:
+        if training.is_given() or pretrained or gates.attach:
             raise InputError("a resumed run keeps its recipe; leave --epochs, --set, --se, --recipe, --pretrained out")
-        settings, chosen = _saved(folder, place if data is None else place | {"data": data})
+        moved = {} if data is None else {"data": data}
+        settings, chosen = _saved(folder, **vars(place), workers=images.workers, root=images.root, **moved)
     else:
         if data is None or model is None:
             raise InputError("say what to train on what: --model NAME --data FOLDER")
-        if attach:
+        changes = training.recipe_changes()
+        if gates.attach:
             model = opt.attached_name(model)
             if pretrained is not None:
-                changes = ["attached_lr=10", *(changes or [])]  # the network has learned, its gates have not
+                changes = ["attached_lr=10", *changes]  # the network has learned, its gates have not
         settings = RunSettings(
             data=data,
             model=model,
-            sites=sites,
+            sites=gates.sites,
             seed=seed,
-            se=opt.key_values(se, "--se"),
+            se=opt.key_values(training.se, "--se"),
             pretrained=pretrained,
-            val_fraction=val_fraction,
-            limit_batches=limit_batches,
-            on_bad_image=on_bad_image,
-            max_pixels=max_pixels,
-            **place,
+            **vars(images),
+            **vars(place),
         )
-        chosen = load_recipe(recipe or default_recipe(data, model), opt.recipe_changes(epochs, changes))
-        opt.check_recipe(recipe, folder, overwrite)
+        chosen = load_recipe(training.recipe or default_recipe(data, model), changes)
+        opt.check_recipe(training.recipe, folder, overwrite)
     keep_freed_memory()
     try:
         how: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "allow_changed_data": allow_changed_data}
@@ -108,7 +91,7 @@ def command(
         to_output().print(run_summary(result), highlight=False)
 
 
-def _saved(folder: Path, place: dict[str, Any]) -> tuple[RunSettings, Recipe]:
+def _saved(folder: Path, **place: Any) -> tuple[RunSettings, Recipe]:
     """Settings and recipe of the run in a folder, in today's place."""
     from senet.runs.settings import load_run
 

@@ -1,11 +1,9 @@
-"""The few statistics a comparison needs: Student-t intervals over seeds, a binomial interval over images, a verdict.
-
-All intervals are two-sided. SciPy supplies the quantiles; nothing here is estimated by simulation.
-"""
+"""The few statistics a comparison needs: SciPy's two-sided Student-t intervals over seeds, and a verdict."""
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -57,19 +55,19 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
         raise InputError("cannot average an empty list of results")
     if not all(math.isfinite(value) for value in values):
         raise InputError(f"cannot average results that are not finite numbers: {list(values)}")
-    count = len(values)
-    mean = math.fsum(values) / count
-    if count == 1:
+    mean = math.fsum(values) / len(values)
+    if len(values) == 1:
         return Interval(mean, None, 1)
-    from scipy.stats import t
+    from scipy.stats import ttest_1samp
 
-    variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
-    half_width = float(t.ppf(0.5 + confidence / 2, count - 1)) * math.sqrt(variance / count)
-    return Interval(mean, half_width, count)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # equal values have no t statistic, but they have an interval
+        low, high = ttest_1samp(values, 0.0).confidence_interval(confidence)
+    return Interval(mean, float(high - low) / 2, len(values))
 
 
 def paired_interval(first: Sequence[float], second: Sequence[float], confidence: float = 0.95) -> Interval:
-    """Mean and t interval of ``first - second``, paired by position (here: by seed).
+    """Mean and t interval of ``first - second``, paired by position (here: by seed): that of SciPy's ``ttest_rel``.
 
     Pairing removes what both runs share (data order, augmentation, initial weights), so it sees smaller effects
     than two separate intervals would.

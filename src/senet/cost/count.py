@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from senet.errors import InputError
 from senet.models.registry import ModelSpec, build_model, model_spec
+from senet.nn.modes import evaluating
 from senet.nn.squeeze_excite import SqueezeExcite
 from senet.surgery.find_gates import find_gates, plain_network
 
@@ -152,18 +153,6 @@ def one_image(model: nn.Module, input_size: int, in_chans: int) -> Tensor:
     tensors = (*model.parameters(), *model.buffers())
     like = next((tensor for tensor in tensors if tensor.is_floating_point()), torch.empty(0))
     return torch.zeros(1, in_chans, input_size, input_size, device=like.device, dtype=like.dtype)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Every module in evaluation mode for a while, then each as it was."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 @contextmanager

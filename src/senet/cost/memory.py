@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from senet.cost.count import evaluating, lineage, one_image, running_modules
+from senet.cost.count import lineage, one_image, running_modules
+from senet.nn.modes import evaluating
 from senet.surgery.find_gates import plain_network
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from senet.data import MAX_PIXELS
 from senet.data.images import ArrayStore, FileStore, ImageSet, Store
 from senet.errors import InputError
+from senet.text import first_line
 
 _TIMEOUT = 30.0  # seconds without an answer before a download is given up
 
@@ -86,9 +87,9 @@ def _fetch(name: str, root: Path, arguments: dict[str, Any]) -> Any:
         root.mkdir(parents=True, exist_ok=True)
         return cls(root, download=True, **arguments)
     except (OSError, RuntimeError, ValueError, EOFError, ImportError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
         raise InputError(
-            f"cannot open {name} in {root} ({reason}): check the network, or copy torchvision's files for it there"
+            f"cannot open {name} in {root} ({first_line(error)}): check the network, or copy torchvision's files for "
+            "it there"
         ) from error
     finally:
         socket.setdefaulttimeout(old_timeout)

@@ -1,4 +1,9 @@
-"""Which way up an image is: EXIF's orientation, or XMP's where EXIF has none, as Pillow reads them."""
+"""Which way up an image is: EXIF's orientation, or XMP's where EXIF has none, as Pillow reads them.
+
+``PIL.ImageOps.exif_transpose`` does the same to a Pillow image, and the tests compare with it. Most images here are
+arrays of libjpeg-turbo's: turning them by Pillow takes 1.4 to 3 times as long, and having Pillow open a JPEG for its
+orientation alone twice as long as reading it here.
+"""
 
 import re
 import warnings

@@ -1,7 +1,6 @@
 """Open data by name or folder: what is trained on, what is validated on, and a sentence that says so."""
 
 import dataclasses
-import difflib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from senet.data import MAX_PIXELS, catalog, folders
 from senet.data.images import ArrayStore, FileStore, ImageSet
 from senet.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from senet.errors import InputError
-from senet.text import shown
+from senet.text import did_you_mean, shown
 
 __all__ = ["DataSource", "ImageSet", "open_eval", "open_files", "open_source"]
 
@@ -233,6 +232,5 @@ def _dataset_key(name: str) -> str:
     if key is not None:
         return key
     names = [DIGITS, *catalog.DATASETS]
-    near = difflib.get_close_matches(name.lower(), names, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"give a folder, or one of {', '.join(names)}"
+    hint = did_you_mean(name.lower(), names, f"give a folder, or one of {', '.join(names)}", quote=str)
     raise InputError(f"no folder and no dataset named {name!r}: {hint}")

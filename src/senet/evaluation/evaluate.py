@@ -5,20 +5,19 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from senet.data import MAX_PIXELS
 from senet.data.images import ImageSet
 from senet.data.loaders import MAX_BAD_FRACTION, Batch, ImageLoader, make_loader
 from senet.data.sources import open_eval, open_files
 from senet.data.transforms import TransformSpec
+from senet.data.viewing import AS_TRAINED, Viewing
 from senet.errors import InputError
-from senet.evaluation.interval import binomial_interval
 from senet.evaluation.non_finite import first_not_finite
 from senet.runs.trained_on import trained_on
 from senet.system.device import pick_device
@@ -77,13 +76,7 @@ def evaluate(
     data: str,
     *,
     crops: Literal["center", "ten"] = "center",
-    size: int | None = None,
-    batch_size: int = 64,
-    workers: int | None = None,
-    device: str = "auto",
-    root: str | None = None,
-    on_bad_image: Literal["skip", "fail"] = "skip",
-    max_pixels: int = MAX_PIXELS,
+    view: Viewing = AS_TRAINED,
 ) -> Evaluation:
     """Top-1 and top-5 error of a checkpoint.
 
@@ -91,22 +84,16 @@ def evaluate(
         checkpoint: a ``.safetensors`` file of ``senet train``.
         data: a folder or data set. The folder that the run was trained on gives its validation images only.
         crops: "center", or "ten": the class probabilities are averaged over four corners, centre, and their mirrors.
-        size: side of the crop in pixels; None is the size of training. The ratio of resize to crop is kept.
-        batch_size, workers: of loading; ``workers`` None chooses.
-        device: "auto", "cpu", "cuda" or "mps".
-        root: where torchvision data sets are.
-        on_bad_image: "skip" leaves unreadable images out and names them, up to 1 % of them; "fail" stops at the first.
-        max_pixels: larger images count as unreadable and are not decoded.
+        view: how the images are shown.
 
     Raises:
         InputError: no such checkpoint or data, classes that the network does not know, or weights or outputs that are
             NaN or infinite: it names the first.
     """
-    network, metadata, spec = load_network(checkpoint, size)
-    images, sentence = unseen_images(Path(checkpoint), data, root, metadata, max_pixels)
-    target = pick_device(device)
-    shown = images.with_transform(spec.eval_transform(crops))
-    loader = _loader(shown, batch_size, crops, workers, on_bad_image, MAX_BAD_FRACTION)
+    network, metadata, spec = load_network(checkpoint, view.size)
+    images, sentence = unseen_images(Path(checkpoint), data, view, metadata)
+    target = pick_device(view.device)
+    loader = _loader(images.with_transform(spec.eval_transform(crops)), crops, view, MAX_BAD_FRACTION)
     start = time.perf_counter()
     answers = _forward(network.to(target), loader, spec, target, f"{checkpoint}: on images of {data}")
     counted, top1, top5 = _count(answers)
@@ -136,11 +123,7 @@ def predict(
     *,
     top_k: int = 1,
     crops: Literal["center", "ten"] = "center",
-    size: int | None = None,
-    batch_size: int = 64,
-    workers: int | None = None,
-    device: str = "auto",
-    max_pixels: int = MAX_PIXELS,
+    view: Viewing = AS_TRAINED,
 ) -> Predictions:
     """The likeliest classes of image files, or of all images in folders; results come as batches are done.
 
@@ -152,11 +135,12 @@ def predict(
     """
     if top_k < 1:
         raise InputError(f"--top-k is {top_k}; give at least 1")
-    network, metadata, spec = load_network(checkpoint, size)
-    images = open_files(paths, max_pixels=max_pixels)
-    target = pick_device(device)
+    network, metadata, spec = load_network(checkpoint, view.size)
+    images = open_files(paths, max_pixels=view.max_pixels)
+    target = pick_device(view.device)
     # Each answer stands for itself: every bad image is named, however many there are.
-    loader = _loader(images.with_transform(spec.eval_transform(crops)), batch_size, crops, workers, "skip", 1.0)
+    every = replace(view, on_bad_image="skip")
+    loader = _loader(images.with_transform(spec.eval_transform(crops)), crops, every, 1.0)
     classes = metadata["classes"]
     result = Predictions(iter(()))
 
@@ -208,19 +192,17 @@ def described_transform(values: dict[str, Any], label: object, size: int | None 
     return spec if size is None else spec.with_size(size)
 
 
-def unseen_images(
-    checkpoint: Path, data: str, root: str | None, metadata: dict[str, Any], max_pixels: int = MAX_PIXELS
-) -> tuple[ImageSet, str]:
+def unseen_images(checkpoint: Path, data: str, view: Viewing, metadata: dict[str, Any]) -> tuple[ImageSet, str]:
     """The images to evaluate on, without those that the network was trained on: they would flatter it."""
     known = trained_on(checkpoint, metadata)
     seen = known if known is not None and Path(data).is_dir() and known.is_in(Path(data)) else None
     images, sentence = open_eval(
         data,
-        root=root,
+        root=view.root,
         classes=metadata["classes"],
         val_fraction=known.val_fraction if known else 0.2,
         part="val" if seen else "auto",
-        max_pixels=max_pixels,
+        max_pixels=view.max_pixels,
     )
     if seen and seen.differs(images):
         _LOG.warning(
@@ -242,24 +224,16 @@ def _count(answers: Iterator[tuple[Batch, Tensor]]) -> tuple[int, int, int]:
     return counted, top1, top5
 
 
-def _loader(
-    images: Any,
-    batch_size: int,
-    crops: str,
-    workers: int | None,
-    on_bad_image: Literal["skip", "fail"],
-    max_bad_fraction: float,
-) -> ImageLoader:
+def _loader(images: ImageSet, crops: str, view: Viewing, max_bad_fraction: float) -> ImageLoader:
+    """Batches of as many views as ``view`` says, whether an image has one or ten."""
     from senet.evaluation.workers import default_workers
 
-    if crops == "ten":
-        batch_size = max(1, batch_size // 10)
     return make_loader(
         images,
-        batch_size,
+        max(1, view.batch_size // 10) if crops == "ten" else view.batch_size,
         train=False,
-        workers=default_workers(images) if workers is None else workers,
-        on_bad_image=on_bad_image,
+        workers=default_workers(images) if view.workers is None else view.workers,
+        on_bad_image=view.on_bad_image,
         max_bad_fraction=max_bad_fraction,
     )
 
@@ -292,5 +266,8 @@ def _percent(part: int, whole: int) -> float:
 
 
 def _percent_interval(part: int, whole: int) -> tuple[float, float]:
-    low, high = binomial_interval(part, whole)
-    return 100 * low, 100 * high
+    """The 95 % interval of a share, in percent: Wilson's (1927), which keeps its coverage near 0 % and 100 %."""
+    from scipy.stats import binomtest
+
+    found = binomtest(part, whole).proportion_ci(0.95, method="wilson")
+    return 100 * float(found.low), 100 * float(found.high)

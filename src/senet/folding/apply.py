@@ -20,6 +20,7 @@ from senet.ops.dispatch import use_backend
 from senet.surgery.dataflow import Flow, Node
 from senet.surgery.example_input import recorded
 from senet.surgery.find_gates import Gate, find_gates
+from senet.text import first_line
 
 _RELATIVE = 1e-9  # of the output's size, in float64
 
@@ -42,10 +43,7 @@ class Folder:
     ) -> None:
         self.network, self.by, self.constants = network, by, constants
         self.gates = {gate.name: gate for gate in find_gates(network)}
-        try:
-            self.flow = recorded(network, example_input)
-        except InputError as error:
-            raise InputError(f"fold{str(error).removeprefix('attach').partition(', or name modules')[0]}") from error
+        self.flow = recorded(network, example_input, asker="fold")
         self.planner = Planner(network, self.flow)
         self.plans: dict[str, list[Factor]] = {}
         self.reasons: dict[str, str] = {}
@@ -118,9 +116,11 @@ class Folder:
             return {"fate": KEPT, "reason": "it was not recorded"}
         if name in chosen and name in self.plans:
             return {"fate": FOLDED, "into": tuple(factor.path for factor in self.plans[name])}
-        reasons = [f"does not fold: {self.reasons[name]}"] if name in self.reasons else []
+        obstacle = self.reasons.get(name, "")
+        reasons = [f"does not fold: {obstacle}"] if obstacle else []
         reasons += ["without it the accuracy is too low"] if name in refused else []
-        return {"fate": SCALED if name in chosen and self.constants else KEPT, "reason": "; ".join(reasons)}
+        fate = SCALED if name in chosen and self.constants else KEPT
+        return {"fate": fate, "reason": "; ".join(reasons), "obstacle": obstacle}
 
     def _take_out(self, twin: nn.Module, name: str, scaled: bool) -> None:
         constant = None
@@ -182,8 +182,7 @@ class _Wide:
                 torch.default_generator.manual_seed(0)
                 return list(_tensors(network(*self.args, **self.kwargs)))
         except (RuntimeError, TypeError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            kind = type(network).__name__
+            kind, reason = type(network).__name__, first_line(error)
             raise InputError(f"fold: {kind} does not run in float64, in which folds are proven: {reason}") from error
 
 

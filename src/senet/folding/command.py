@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from senet._version import __version__
-from senet.data import MAX_PIXELS
 from senet.data.images import ImageSet
 from senet.data.loaders import make_loader
 from senet.data.sources import open_source
 from senet.data.transforms import TransformSpec
+from senet.data.viewing import AS_TRAINED, Viewing
 from senet.errors import InputError
 from senet.evaluation.evaluate import load_network, unseen_images
 from senet.evaluation.workers import default_workers
@@ -39,26 +39,41 @@ _TIMED_BATCH = 8
 Progress = Callable[[str, int, int], object]  # what is being done, steps done, steps in all
 
 
+@dataclass(frozen=True)
+class FoldOptions:
+    """Which gates to fold, and how the folded network is judged.
+
+    Attributes:
+        sites, stage, max_drop, constants: as for ``senet.fold``.
+        excitations: a file of ``Excitations.save``, instead of recording.
+        record_images: how many images to record at most.
+        images: how many validation images to measure the accuracy on at most; None: all.
+        rounds: how often the networks' turn comes when each step is timed; 0 leaves the time out.
+    """
+
+    sites: str = "*"
+    stage: int | None = None
+    max_drop: float | None = None
+    constants: bool = False
+    excitations: str | Path | None = None
+    record_images: int = 1024
+    images: int | None = None
+    rounds: int = 15
+
+    def __post_init__(self) -> None:
+        for name, least in (("record_images", 2), ("images", 1), ("rounds", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"fold: {name} is {value}; give at least {least}")
+
+
 def fold_checkpoint(
     checkpoint: str | Path,
     data: str,
     output: str | Path,
+    options: FoldOptions,
     *,
-    sites: str = "*",
-    stage: int | None = None,
-    max_drop: float | None = None,
-    constants: bool = False,
-    excitations: str | Path | None = None,
-    record_images: int = 1024,
-    images: int | None = None,
-    rounds: int = 15,
-    size: int | None = None,
-    batch_size: int = 64,
-    workers: int | None = None,
-    device: str = "auto",
-    root: str | None = None,
-    on_bad_image: Literal["skip", "fail"] = "skip",
-    max_pixels: int = MAX_PIXELS,
+    view: Viewing = AS_TRAINED,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> tuple[FoldReport, dict[str, str]]:
@@ -71,13 +86,9 @@ def fold_checkpoint(
         checkpoint: a ``.safetensors`` file of ``senet train``, or of this function.
         data: as for ``senet.evaluation.evaluate.evaluate``.
         output: the folder; files of an earlier run in it are replaced with ``overwrite`` only.
-        sites, stage, max_drop, constants: as for ``senet.fold``.
-        excitations: a file of ``Excitations.save``, instead of recording.
-        record_images: how many images to record at most.
-        images: how many validation images to measure the accuracy on at most; None: all.
-        rounds: how often the networks' turn comes when each step is timed; 0 leaves the time out.
-        size, batch_size, workers, device, root, on_bad_image, max_pixels: as for
-            ``senet.evaluation.evaluate.evaluate``.
+        options: which gates, and how they are judged.
+        view: how the images are shown.
+        overwrite: replace files of an earlier run.
         progress: called as ``progress(what, done, total)``.
 
     Returns:
@@ -87,36 +98,35 @@ def fold_checkpoint(
         InputError: files are there already; no gates, or none of that name; excitations of another network; …
     """
     output, checkpoint = Path(output), Path(checkpoint)
-    check_output(output, overwrite, FILES, {"--checkpoint": checkpoint, "--excitations": excitations})
-    _check_counts(record_images, images, rounds)
-    network, metadata, spec = load_network(checkpoint, size)
-    network = network.to(pick_device(device))
-    unseen, sentence = unseen_images(checkpoint, data, root, metadata, max_pixels)
+    check_output(output, overwrite, FILES, {"--checkpoint": checkpoint, "--excitations": options.excitations})
+    network, metadata, spec = load_network(checkpoint, view.size)
+    network = network.to(pick_device(view.device))
+    unseen, sentence = unseen_images(checkpoint, data, view, metadata)
     known = trained_on(checkpoint, metadata)
     tell = progress or _silent
-    batches = functools.partial(_batches, spec=spec, size=batch_size, workers=workers, on_bad_image=on_bad_image)
-    if excitations is None:
-        shown = _evenly(_to_record(known, data, root, unseen, max_pixels), record_images)
+    batches = functools.partial(_batches, spec=spec, view=view)
+    if options.excitations is None:
+        shown = _evenly(_to_record(known, data, view, unseen), options.record_images)
         found = _recorded(network, batches(shown), spec, len(shown), tell)
     else:
-        found = Excitations.load(excitations)
-    judged = _evenly(unseen, images)
+        found = Excitations.load(options.excitations)
+    judged = _evenly(unseen, options.images)
     timed, example = (_example(network, metadata, spec, batch) for batch in (_TIMED_BATCH, 1))
     report = fold(
         network,
         found,
-        sites,
-        stage=stage,
+        options.sites,
+        stage=options.stage,
         evaluate=_evaluation(batches(judged), judged, spec),
-        max_drop=max_drop,
-        constants=constants,
-        measure=fold_files.time_of(timed, rounds) if rounds else None,
+        max_drop=options.max_drop,
+        constants=options.constants,
+        measure=fold_files.time_of(timed, options.rounds) if options.rounds else None,
         example_input=example,
         progress=lambda done, total, gate: tell(f"folding {gate}" if gate else "folding", done, total),
     )
     about = {
         **{"model": metadata["model"], "checkpoint": str(checkpoint), "data": data, "senet": __version__},
-        "gates": f"means over {found.images} images of {data if excitations is None else excitations}",
+        "gates": f"means over {found.images} images of {options.excitations or data}",
         "accuracy": f"top-1 on {len(judged)} images ({sentence}); one image is {100 / len(judged):.3g} points",
     }
     with all_or_nothing(output) as place:
@@ -129,18 +139,10 @@ def _silent(what: str, done: int, total: int) -> None:
     pass
 
 
-def _batches(
-    images: ImageSet, *, spec: TransformSpec, size: int, workers: int | None, on_bad_image: Literal["skip", "fail"]
-) -> Iterable[Any]:
-    workers = default_workers(images) if workers is None else workers
+def _batches(images: ImageSet, *, spec: TransformSpec, view: Viewing) -> Iterable[Any]:
+    workers = default_workers(images) if view.workers is None else view.workers
     shown = images.with_transform(spec.eval_transform("center"))
-    return make_loader(shown, size, train=False, workers=workers, on_bad_image=on_bad_image)
-
-
-def _check_counts(record_images: int, images: int | None, rounds: int) -> None:
-    for name, value, least in (("record_images", record_images, 2), ("images", images, 1), ("rounds", rounds, 0)):
-        if value is not None and value < least:
-            raise InputError(f"fold: {name} is {value}; give at least {least}")
+    return make_loader(shown, view.batch_size, train=False, workers=workers, on_bad_image=view.on_bad_image)
 
 
 def _recorded(
@@ -152,11 +154,11 @@ def _recorded(
     return record_excitations(network, loader, preprocess=spec.normalize, top=0, progress=progress)
 
 
-def _to_record(known: TrainedOn | None, data: str, root: str | None, unseen: ImageSet, max_pixels: int) -> ImageSet:
+def _to_record(known: TrainedOn | None, data: str, view: Viewing, unseen: ImageSet) -> ImageSet:
     """The training images that go with the images to be judged on; those themselves where all were taken for that."""
     fraction = known.val_fraction if known else 0.2
     try:
-        source = open_source(data, root=root, val_fraction=fraction, max_pixels=max_pixels)
+        source = open_source(data, root=view.root, val_fraction=fraction, max_pixels=view.max_pixels)
     except InputError:
         return unseen
     return source.train if source.val.names == unseen.names else unseen

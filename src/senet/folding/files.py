@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from senet.folding.report import FoldReport, FoldStep
 from senet.system.atomic import write_atomically
 from senet.system.csv_file import write_csv
+from senet.system.figures import new_figure, save_png
 from senet.system.machine import machine
 from senet.system.timing import interleaved, ratio
 from senet.text import json_text
@@ -87,12 +87,8 @@ def write_fold(folder: Path, report: FoldReport, about: dict[str, str]) -> None:
 
 def plot_tradeoff(path: Path, report: FoldReport, title: str) -> None:
     """Accuracy, and below it time and parameters, over the gates in the order in which they were tried; saves a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     steps = report.steps
-    figure = Figure(figsize=(max(6.0, 0.42 * len(steps) + 2.5), 6.5), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(max(6.0, 0.42 * len(steps) + 2.5), 6.5)
     figure.suptitle(f"Folding the gates of {title}, the least moving first", fontsize=11, x=0.01, ha="left")
     above, below = figure.subplots(2, 1, sharex=True)
     _accuracy(above, steps, report.max_drop)
@@ -103,9 +99,7 @@ def plot_tradeoff(path: Path, report: FoldReport, title: str) -> None:
         axes.grid(axis="y", color="0.9", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-    image = io.BytesIO()
-    figure.savefig(image, format="png")
-    write_atomically(path, image.getvalue())
+    save_png(figure, path)
 
 
 def _accuracy(axes: Axes, steps: Sequence[FoldStep], max_drop: float | None) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from senet.system.text_table import text_table
+
 FOLDED, SCALED, KEPT = "folded", "constant", "kept"
 
 
@@ -20,7 +22,8 @@ class SiteFold:
         variation: how far it moves from image to image, against its size (``SiteExcitations.variation``).
         fate: ``"folded"`` into other weights, ``"constant"``: replaced by a factor a channel, ``"kept"``.
         into: the modules whose weights took the factors.
-        reason: why it does not fold, or was kept.
+        reason: why it does not fold, or was kept, in words.
+        obstacle: what keeps it from folding exactly; empty where nothing does.
     """
 
     name: str
@@ -32,6 +35,7 @@ class SiteFold:
     fate: str
     into: tuple[str, ...] = ()
     reason: str = ""
+    obstacle: str = ""
 
 
 @dataclass(frozen=True)
@@ -132,12 +136,7 @@ class FoldReport:
             )
             for site in self.sites
         ]
-        widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-        lines = [
-            "  ".join(c.rjust(w) if 0 < i < 5 else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
-            for row in (header, *rows)
-        ]
-        return "\n".join([lines[0].rstrip(), *(line.rstrip() for line in lines[1:]), "", self.summary()])
+        return f"{text_table(header, rows, right=header[1:5])}\n\n{self.summary()}"
 
 
 def _number(value: float) -> float | None:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from senet.errors import InputError
 from senet.folding.apply import Folder
 from senet.folding.report import FoldStep
-from senet.inspection.record import device_of, evaluating, parts_of, run
+from senet.inspection.record import device_of, parts_of, run
+from senet.nn.modes import evaluating
 
 Evaluate = Callable[[nn.Module], float]
 Measure = Callable[[nn.Module, nn.Module], tuple[float, float, float]]

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from senet._version import __version__
-from senet.data import MAX_PIXELS
 from senet.data.decode import BadImageError
 from senet.data.images import ImageSet
 from senet.data.loaders import make_loader
 from senet.data.sources import open_eval
 from senet.data.transforms import TransformSpec
+from senet.data.viewing import AS_TRAINED, Viewing
 from senet.errors import InputError
 from senet.evaluation.evaluate import described_transform, load_network, unseen_images
 from senet.evaluation.workers import default_workers
@@ -51,34 +51,24 @@ class Subject:
             return None
 
 
-def open_checkpoint(
-    checkpoint: str | Path, data: str, *, size: int | None = None, root: str | None = None, max_pixels: int = MAX_PIXELS
-) -> Subject:
+def open_checkpoint(checkpoint: str | Path, data: str, view: Viewing = AS_TRAINED) -> Subject:
     """A network of ``senet train``. Of the data that it was trained on, its validation images are taken."""
-    network, metadata, spec = load_network(checkpoint, size)
-    images, sentence = unseen_images(Path(checkpoint), data, root, metadata, max_pixels)
+    network, metadata, spec = load_network(checkpoint, view.size)
+    images, sentence = unseen_images(Path(checkpoint), data, view, metadata)
     about = {"model": metadata["model"], "data": data, "images": sentence, "checkpoint": str(checkpoint)}
     return _subject(network, images, spec, about)
 
 
-def open_model(
-    model: str,
-    pretrained: str | None,
-    data: str,
-    *,
-    size: int | None = None,
-    root: str | None = None,
-    max_pixels: int = MAX_PIXELS,
-) -> Subject:
+def open_model(model: str, pretrained: str | None, data: str, view: Viewing = AS_TRAINED) -> Subject:
     """A network of the zoo with weights from a file or another source. Its classifier is not needed.
 
     Images are prepared as the weights' file says, or as is known of the weights; else as for ImageNet.
     """
-    images, sentence = open_eval(data, root=root, max_pixels=max_pixels)
+    images, sentence = open_eval(data, root=view.root, max_pixels=view.max_pixels)
     classes = 1000 if model.startswith("torchvision:") else 0  # torchvision's networks do not go without a classifier
     network = create_model(model, classes, pretrained=pretrained).eval()
     spec = _prepared_for(network, model, pretrained)
-    spec = spec if size is None else spec.with_size(size)
+    spec = spec if view.size is None else spec.with_size(view.size)
     about = {"model": model, "data": data, "images": sentence, "weights": pretrained or "none: as initialised"}
     return _subject(network, images, spec, about)
 
@@ -116,10 +106,7 @@ def inspect(
     classes: Sequence[str] | None = None,
     top: int = 8,
     thresholds: Thresholds | None = None,
-    batch_size: int = 64,
-    workers: int | None = None,
-    device: str = "auto",
-    on_bad_image: Literal["skip", "fail"] = "skip",
+    view: Viewing = AS_TRAINED,
     progress: Callable[[int], None] | None = None,
 ) -> list[Diagnosis]:
     """Record the gates of a network over images and write the report (``senet.inspection.report.FILES``) into a folder.
@@ -133,7 +120,7 @@ def inspect(
         classes: what the two figures show; by default a few, evenly spread.
         top: images to keep that open, and that close, each channel most.
         thresholds: where the gate doctor draws its lines.
-        batch_size, workers, device, on_bad_image: as for ``senet.evaluation.evaluate.evaluate``.
+        view: how the images are shown; their size and root are the subject's.
         progress: called with the number of images so far.
 
     Raises:
@@ -148,13 +135,13 @@ def inspect(
             raise InputError(f"there are no images of a class {name!r} here to draw; there are {few}")
     loader = make_loader(
         subject.images,
-        batch_size,
+        view.batch_size,
         train=False,
-        workers=default_workers(subject.images) if workers is None else workers,
-        on_bad_image=on_bad_image,
+        workers=default_workers(subject.images) if view.workers is None else view.workers,
+        on_bad_image=view.on_bad_image,
     )
     excitations = record_excitations(
-        subject.network.to(pick_device(device)),
+        subject.network.to(pick_device(view.device)),
         loader,
         preprocess=subject.spec.normalize,
         sites=sites,

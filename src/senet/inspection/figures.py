@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import warnings
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ import numpy as np
 from senet.errors import InputError
 from senet.inspection.excitations import Excitations
 from senet.inspection.site_excitations import SiteExcitations
-from senet.system.atomic import write_atomically
+from senet.system.figures import new_figure, save_png
 from senet.text import shown
 
 if TYPE_CHECKING:
@@ -89,9 +88,6 @@ def plot_class_spread(
 def _plot(
     path: str | Path, excitations: Excitations, sites: Sequence[str] | None, classes: list[str], title: str, band: bool
 ) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     names = list(sites) if sites is not None else figure_sites(excitations)
     chosen = [excitations[name] for name in names]
     rows = [(name, excitations.class_index(name)) for name in classes]
@@ -100,8 +96,7 @@ def _plot(
             raise InputError(f"class {name!r} has no images here and cannot be drawn; choose another")
     columns = min(3, len(chosen))
     lines = math.ceil(len(chosen) / columns)
-    figure = Figure(figsize=(4.6 * columns, 2.9 * lines + 0.9), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(4.6 * columns, 2.9 * lines + 0.9, dpi=130)
     origin = shown(", ".join(excitations.about[key] for key in ("model", "data") if key in excitations.about))
     figure.suptitle(f"{title}: {origin}" if origin else title, fontsize=11, x=0.01, ha="left", parse_math=False)
     panels = figure.subplots(lines, columns, squeeze=False)
@@ -112,11 +107,9 @@ def _plot(
         _draw(axes, chosen[number], [(shown(name), row) for name, row in rows], band)
         _decorate(axes, chosen[number])
     _legend(figure, panels.flat[0].lines)
-    image = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # a box says so; the page has the name
-        figure.savefig(image, format="png")
-    write_atomically(path, image.getvalue())
+        save_png(figure, path)
 
 
 def _legend(figure: Figure, lines: Sequence[Line2D]) -> None:

@@ -18,6 +18,7 @@ from senet._version import __version__
 from senet.errors import InputError
 from senet.inspection.site_excitations import Extremes, SiteExcitations
 from senet.system.atomic import write_atomically
+from senet.text import first_line
 from senet.weights.metadata import check_fields
 
 if TYPE_CHECKING:
@@ -119,8 +120,7 @@ def _check_total(claimed: int) -> None:
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:
-    reason = str(error).partition("\n")[0] or type(error).__name__
-    return InputError(f"{path}: not a readable file of excitations ({reason}); record them again")
+    return InputError(f"{path}: not a readable file of excitations ({first_line(error)}); record them again")
 
 
 def _header(content: Content) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import fnmatch
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from senet.errors import InputError
 from senet.inspection.excitations import Excitations, shown_images
 from senet.inspection.site_excitations import Integers, SiteExcitations
+from senet.nn.modes import evaluating
 from senet.surgery.find_gates import Gate, find_gates, plain_network
 
 _LOG = logging.getLogger("senet.inspection")
@@ -155,18 +156,6 @@ def device_of(network: nn.Module) -> torch.device:
     if device.type == "meta":
         raise InputError("the network is on the meta device and has no weights; load them before recording")
     return device
-
-
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and afterwards every module's own mode again."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def parts_of(batch: Any, seen: int) -> tuple[Tensor, Integers, Integers]:

@@ -3,7 +3,6 @@
 They are plain to this package, whatever is in them: SE comes into them by ``senet.attach``.
 """
 
-import difflib
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +11,7 @@ from torch import nn
 
 from senet.errors import InputError
 from senet.nn.squeeze_excite import SEConfig
+from senet.text import did_you_mean
 
 LIBRARIES = ("torchvision", "timm")
 
@@ -85,9 +85,8 @@ def _timm(name: str) -> tuple[Callable[..., nn.Module], int]:
 
 
 def _unknown(library: str, name: str, names: list[str]) -> str:
-    near = difflib.get_close_matches(name, names, n=2, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(f'{library}:{each}' for each in near)}?" if near else ""
-    return f"{library} has no model {name!r}{hint}"
+    hint = did_you_mean(name, names, "see its list_models()", count=2, quote=lambda each: f"{library}:{each}")
+    return f"{library} has no model {name!r}; {hint}"
 
 
 def _check(name: str, se: SEConfig | None, num_classes: int, least: int) -> None:

@@ -1,6 +1,5 @@
 """The registry: one builder makes a plain network and its SE twin; names lead to them."""
 
-import difflib
 import fnmatch
 import importlib
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from senet.models.external import ATTACHED, builder_of, is_elsewhere
 from senet.nn.attachment import attach_described
 from senet.nn.constant_gate import replace_described
 from senet.nn.squeeze_excite import SEConfig
+from senet.text import brief, did_you_mean, first_line
 
 # Every family registers itself when imported; a new file is added here.
 FAMILIES = (
@@ -28,6 +28,10 @@ FAMILIES = (
 )
 
 Build = Callable[..., nn.Module]
+
+
+class ArgumentsError(InputError):
+    """The family's own arguments of a network are not what its builder takes."""
 
 
 @dataclass(frozen=True)
@@ -83,14 +87,14 @@ class NetworkConfig:
         return {**vars(self), "se": se, "kwargs": dict(self.kwargs)}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any], source: object = "from_dict") -> "NetworkConfig":
-        """The configuration in ``values``, the metadata of the weight file ``source`` say; other entries do not matter.
+    def from_dict(cls, values: dict[str, Any]) -> "NetworkConfig":
+        """The configuration in ``values``, the metadata of a weight file say; other entries do not matter.
 
         Raises:
             InputError: ``values`` name no network.
         """
         if "model" not in values:
-            raise InputError(f"{source}: nothing says which network it is; use senet.create_model(name, pretrained=…)")
+            raise InputError("nothing says which network it is; use senet.create_model(name, pretrained=…)")
         own = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
         return cls(**own | {"se": None if own.get("se") is None else SEConfig.from_dict(own["se"])})
 
@@ -174,9 +178,7 @@ def model_spec(name: str) -> ModelSpec:
     specs = _specs()
     if name in specs:
         return specs[name]
-    near = [n for n in specs if n.startswith(name)] or difflib.get_close_matches(name, specs, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(map(repr, near[:3]))}?" if near else "see `senet list`"
-    raise InputError(f"there is no model {name!r}; {hint}")
+    raise InputError(f"there is no model {name!r}; {did_you_mean(name, specs, 'see `senet list`', count=3)}")
 
 
 def build_model(
@@ -197,6 +199,7 @@ def build_model(
     config = spec.se if se == "from name" else se
     if config is not None and not isinstance(config, SEConfig):
         raise InputError(f"create_model: se={config!r} is not allowed; it must be an SEConfig or None")
+    arguments = {key: value for key, value in kwargs.items() if key != "pretrained"}
     seed = int(torch.randint(2**62, (), device="cpu"))
     # The twins' constructors draw different amounts; outside, the generator moves by one draw for both.
     with torch.random.fork_rng(devices=[]):
@@ -204,10 +207,10 @@ def build_model(
         try:
             model: Any = spec.build(num_classes=num_classes, in_chans=in_chans, se=config, **kwargs)
         except TypeError as error:
-            if "unexpected keyword argument" not in str(error):
+            if not arguments:  # then the builder is to blame
                 raise
-            raise InputError(f"create_model: {name!r} takes no such argument: {error}") from error
+            given = ", ".join(f"{key}={brief(value)}" for key, value in arguments.items())
+            raise ArgumentsError(f"create_model: {name!r} does not take {given}: {first_line(error)}") from error
     # Not a tensor and not a module: it has no key, and goes with copies and pickles.
-    arguments = {key: value for key, value in kwargs.items() if key != "pretrained"}
     model.network_config = NetworkConfig(name, num_classes, in_chans, config, arguments)
     return model

@@ -7,7 +7,6 @@ module (``load_recipe("cifar")``) or the user's own (``load_recipe("my.yaml")``)
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -18,8 +17,9 @@ from pydantic_core import PydanticCustomError
 
 from senet.data.transforms import MAX_SIDE
 from senet.errors import InputError
-from senet.runs.validation import first_problem, shown
+from senet.runs.validation import first_problem
 from senet.system.yaml_text import parse, write
+from senet.text import brief, did_you_mean
 
 MAX_COUNT = 1_000_000  # epochs, or images in a batch
 _MAX_RATE = 1e30  # float32 ends at 3e38
@@ -180,10 +180,10 @@ def _read(source: str | Path) -> tuple[str, dict[str, Any]]:
         default_name = path.stem.encode(errors="replace").decode()  # a file's name need not be UTF-8
     else:
         if str(source) not in list_recipes():
-            near = difflib.get_close_matches(str(source), list_recipes(), 1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
+            hint = did_you_mean(str(source), list_recipes())
             raise InputError(
-                f"no recipe {str(source)!r}; {hint}There are {', '.join(list_recipes())}, or give a .yaml file"
+                f"no recipe {str(source)!r}; {hint + ' ' if hint else ''}There are {', '.join(list_recipes())}, "
+                "or give a .yaml file"
             )
         where, default_name = f"recipe {source!r}", str(source)
         text = (resources.files("senet.runs") / "recipes" / f"{source}.yaml").read_text(encoding="utf-8")
@@ -213,14 +213,14 @@ def _set(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     path = key.strip().split(".")
     if not equals or not all(path):
-        raise InputError(f"--set {shown(override)} is not KEY=VALUE, such as lr=0.1 or schedule.name=cosine")
+        raise InputError(f"--set {brief(override)} is not KEY=VALUE, such as lr=0.1 or schedule.name=cosine")
     _check_known(path)
     node = values
     for part in path[:-1]:
         node = node.setdefault(part, {})
         if not isinstance(node, dict):
-            raise InputError(f"--set {shown(override)}: the recipe's own {part} is a single value, not a section")
-    node[path[-1]] = parse(text, f"--set {shown(override)}: the value")
+            raise InputError(f"--set {brief(override)}: the recipe's own {part} is a single value, not a section")
+    node[path[-1]] = parse(text, f"--set {brief(override)}: the value")
     if path == ["schedule", "name"] and text != "step":
         # Changing the kind of schedule leaves the old one's milestones without a meaning.
         values["schedule"].pop("milestones", None)
@@ -259,8 +259,8 @@ def _nearest(key: str) -> str:
     keys = recipe_keys()
     tails = {known.rsplit(".", 1)[-1]: known for known in reversed(keys)}
     tail = key.rsplit(".", 1)[-1]
-    near = difflib.get_close_matches(key, keys, 1) or [tails[t] for t in difflib.get_close_matches(tail, tails, 1)]
-    return f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(keys)}"
+    known = f"known keys: {', '.join(keys)}"
+    return did_you_mean(key, keys) or did_you_mean(tail, tails, known, quote=lambda name: repr(tails[name]))
 
 
 def _validated(values: Mapping[str, Any], where: str) -> Recipe:

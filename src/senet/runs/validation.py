@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import reprlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
@@ -13,6 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from senet.errors import InputError
 from senet.runs import folder as folders
+from senet.text import brief
 
 T = TypeVar("T")
 # For ``__pydantic_config__`` of a dataclass: an unknown name is a mistake. What its fields take says their types; with
@@ -55,23 +55,16 @@ def first_problem(error: ValidationError, kind: type[Any]) -> str:
     """The first thing that is wrong, in one line: the field, what was given, and what is allowed."""
     first = error.errors()[0]
     place = first["loc"]
-    message = first["msg"].removeprefix("Value error, ")
+    own = first.get("ctx", {}).get("error") if first["type"] == "value_error" else None  # a model's, as it was raised
+    message = str(own or first["msg"])
     message = message[:1].lower() + message[1:]
     if first["type"] in ("dataclass_type", "model_type", "model_attributes_type"):
         message = "input should be a mapping of names to values"
     said = first["type"] in ("missing", "missing_argument", "value_error")
-    given = "" if said else f", got {shown(first['input'])}"
+    given = "" if said else f", got {brief(first['input'])}"
     allowed = bounds(kind, place)
     named = ".".join(map(str, place))
     return f"{named + ': ' if named else ''}{message}{given}{'; allowed: ' + allowed if allowed else ''}"
-
-
-def shown(value: Any) -> str:
-    """A value in a few words, however large it is."""
-    try:
-        return _SHORT.repr(value)
-    except ValueError:  # Python prints no integers of more than 4300 digits
-        return "a number of thousands of digits"
 
 
 def bounds(kind: Any, place: Sequence[int | str]) -> str:
@@ -93,7 +86,3 @@ def bounds(kind: Any, place: Sequence[int | str]) -> str:
 @functools.cache
 def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
-
-
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60

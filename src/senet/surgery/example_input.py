@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 from senet.errors import InputError
 from senet.surgery.dataflow import Flow, record
+from senet.text import first_line
 
 # Sides to try, likeliest first, by the number of spatial axes: of images, of the usual small data sets, of clips.
 SIDES: dict[int, list[tuple[int, ...]]] = {
@@ -18,11 +19,11 @@ SIDES: dict[int, list[tuple[int, ...]]] = {
 }
 
 
-def recorded(model: nn.Module, example_input: Any) -> Flow:
+def recorded(model: nn.Module, example_input: Any, asker: str = "attach", instead: str = "") -> Flow:
     """The data flow of ``model`` on ``example_input``: a tensor, a tuple of arguments, a dict of keywords, or None.
 
     With None inputs are guessed from the network's first convolution and from what timm or Hugging Face say in its
-    configuration.
+    configuration. In messages, ``asker`` is the function that asks, ``instead`` is another remedy than an example.
 
     Raises:
         InputError: the input is on another device than the model, or the model does not run on it.
@@ -30,12 +31,8 @@ def recorded(model: nn.Module, example_input: Any) -> Flow:
     if example_input is not None:
         if isinstance(example_input, Mapping):  # what Hugging Face's processors return is no dict
             example_input = dict(example_input)
-        _check_device(model, example_input)
-        return _attempt(model, [example_input], "example_input")
-    return _attempt(model, guesses(model), "guessed inputs")
-
-
-def _attempt(model: nn.Module, inputs: list[Any], what: str) -> Flow:
+        _check_device(model, example_input, asker)
+    inputs = guesses(model) if example_input is None else [example_input]
     problem: Exception | None = None
     for each in inputs:
         kwargs = each if isinstance(each, dict) else {}
@@ -44,11 +41,12 @@ def _attempt(model: nn.Module, inputs: list[Any], what: str) -> Flow:
             return record(model, args, kwargs)
         except Exception as error:
             problem = problem or error
-    reason = "it has no convolution to guess one from" if problem is None else str(problem).strip().partition("\n")[0]
-    advice = "check it" if what == "example_input" else "give example_input="
+    reason = "it has no convolution to guess one from" if problem is None else first_line(problem)
+    what, advice = "example_input", "check it"
+    if example_input is None:
+        what, advice = "guessed inputs", "give example_input="
     raise InputError(
-        f"attach: {type(model).__name__} does not run on {what}: {reason or type(problem).__name__}; "
-        f"{advice}, or name modules whose channels can be read off, sites=[…]"
+        f"{asker}: {type(model).__name__} does not run on {what}: {reason}; {advice}{instead}"
     ) from problem
 
 
@@ -81,11 +79,11 @@ def _own_sides(model: nn.Module) -> list[tuple[int, ...]]:
     return sides
 
 
-def _check_device(model: nn.Module, example_input: Any) -> None:
+def _check_device(model: nn.Module, example_input: Any, asker: str) -> None:
     devices = {t.device for t in (*model.parameters(), *model.buffers())}
     for tensor in tree_leaves(example_input):
         if isinstance(tensor, Tensor) and len(devices) == 1 and tensor.device not in devices:
             (device,) = devices
             raise InputError(
-                f"attach: example_input is on {tensor.device}, the model on {device}; move one of them with .to()"
+                f"{asker}: example_input is on {tensor.device}, the model on {device}; move one of them with .to()"
             )

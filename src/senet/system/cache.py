@@ -1,15 +1,17 @@
-"""The folder for what is made or fetched once and kept: compiled code, weights."""
+"""Where the package keeps what it can make or fetch again: compiled code, downloaded weights."""
 
 import os
 import stat
 import tempfile
 from pathlib import Path
 
+from platformdirs import user_cache_dir
+
 from senet.errors import InputError
 
 
 def cache_folder() -> Path:
-    """Where compiled code is kept: ``SENET_CACHE``, else ``senet`` in the user's cache folder.
+    """``SENET_CACHE``, else ``senet`` in the user's cache folder, as the system has it (``XDG_CACHE_HOME`` on Linux).
 
     A user without a home that can be written to gets a folder of their own among the temporary files.
 
@@ -20,11 +22,11 @@ def cache_folder() -> Path:
     if own:
         return Path(own)
     try:
-        usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "senet"
+        usual = Path(user_cache_dir("senet", appauthor=False))
     except RuntimeError:  # no HOME, and a user whom the system does not know
         return _temporary_folder()
     there = next((folder for folder in (usual, *usual.parents) if os.path.exists(folder)), Path())
-    can_be_made = there == usual or (there.is_dir() and os.access(there, os.W_OK))
+    can_be_made = usual.is_absolute() and (there == usual or (there.is_dir() and os.access(there, os.W_OK)))
     return usual if can_be_made else _temporary_folder()
 
 

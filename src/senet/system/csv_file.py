@@ -13,14 +13,17 @@ from senet.system.atomic import write_atomically
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-def write_rows(stream: TextIO, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a header and the rows to an open text stream, each as it comes.
+def write_rows(
+    stream: TextIO, columns: Sequence[str], rows: Iterable[Mapping[str, Any]], *, header: bool = True
+) -> None:
+    """Write a header, unless the file has one, and the rows to an open text stream, each as it comes.
 
     ``None`` is an empty cell; floats keep what is needed to read them back. A text that a spreadsheet would run as a
     formula, a class that is named ``=cmd()`` say, gets an apostrophe before it; numbers never do.
     """
     writer = csv.DictWriter(stream, columns, lineterminator="\n")
-    writer.writeheader()
+    if header:
+        writer.writeheader()
     for row in rows:
         writer.writerow({name: _cell(value) for name, value in row.items()})
 

@@ -152,7 +152,11 @@ class Classifier(pl.LightningModule):
 
 
 class LrFactor:
-    """Learning rate at an optimiser step, as a factor of the recipe's: linear warmup, then step, cosine or constant."""
+    """Learning rate at an optimiser step, as a factor of the recipe's: linear warmup, then step, cosine or constant.
+
+    A function of the step alone. PyTorch's ``SequentialLR`` computes each rate from the one before, which drifts, and
+    it cannot resume the states that runs have saved so far.
+    """
 
     def __init__(self, schedule: ScheduleRecipe, epochs: int, total_steps: int) -> None:
         self.schedule = schedule

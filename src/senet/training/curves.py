@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from senet.errors import InputError
-from senet.system.atomic import write_atomically
+from senet.system.figures import new_figure, save_png
 from senet.text import shown
 
 if TYPE_CHECKING:
@@ -59,21 +58,14 @@ def plot_curves(path: Path, runs: Mapping[str, Sequence[Sequence[Row]]], title: 
             band from the lowest to the highest.
         title: above the axes.
     """
-    # The object interface and the Agg canvas: no display, no global state, safe in any thread.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.2, 4.6), dpi=160, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(7.2, 4.6, dpi=160)
     axes = figure.add_subplot()
     for (name, rows), colour in zip(runs.items(), COLOURS, strict=False):
         _draw(axes, name, rows, colour)
     _decorate(axes, runs, title)
     # Below the axes: nowhere inside is free of curves for every run.
     figure.legend(loc="outside lower center", ncols=len(runs), frameon=False, fontsize=9, columnspacing=2.0)
-    image = io.BytesIO()
-    figure.savefig(image, format="png")
-    write_atomically(path, image.getvalue())
+    save_png(figure, path)
 
 
 def _draw(axes: Axes, name: str, runs: Sequence[Sequence[Row]], colour: str) -> None:

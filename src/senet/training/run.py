@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -120,8 +120,9 @@ def train(
             log_to(output / "log.txt")
         # Not "if it exists": another process may not have removed an old run yet.
         state = checked_state(output / folders.CHECKPOINT) if resuming else None
-        name = label or settings.model
-        return _fit(settings, recipe, output, source, classifier, metadata, console, name, loggers, stop, state, record)
+        run = _Run(settings, recipe, output, source, record, classifier, metadata, state)
+        progress = None if console is None else partial(ProgressReport, console, label or settings.model)
+        return _fit(run, stop, progress, loggers)
 
 
 def _begin(
@@ -157,39 +158,44 @@ def open_data(settings: RunSettings) -> DataSource:
     )
 
 
+@dataclass(frozen=True)
+class _Run:
+    """A run whose parts have been checked, opened and built; ``state`` is what to resume from."""
+
+    settings: RunSettings
+    recipe: Recipe
+    output: Path
+    source: DataSource
+    record: DataRecord
+    classifier: Classifier
+    metadata: dict[str, Any]
+    state: Path | None
+
+
 def _fit(
-    settings: RunSettings,
-    recipe: Recipe,
-    output: Path,
-    source: DataSource,
-    classifier: Classifier,
-    metadata: dict[str, Any],
-    console: Console | None,
-    label: str,
-    loggers: bool,
-    stop: StopRequest,
-    state: Path | None,
-    record: DataRecord,
+    run: _Run, stop: StopRequest, progress: Callable[[Recorder], ProgressReport] | None, loggers: bool
 ) -> RunResult:
-    spec = classifier.spec
+    settings, output, spec = run.settings, run.output, run.classifier.spec
     feed = Feed(
-        source,
+        run.source,
         spec,
-        recipe,
+        run.recipe,
         seed=settings.seed,
         workers=settings.workers,
         on_bad_image=settings.on_bad_image,
         limit_batches=settings.limit_batches,
     )
-    recorder = Recorder(output, metadata, f"{settings.model} on {Path(source.name).name}")
+    recorder = Recorder(output, run.metadata, f"{settings.model} on {Path(run.source.name).name}")
     saver = StateSaver(output, stop, settings.seed)
-    callbacks = _callbacks(recorder, saver, recipe, console, label)
-    callbacks.append(EpochAnew(record.train.names))
-    trainer = _trainer(settings, recipe, output, callbacks, loggers)
-    _LOG.info("%s; %s", source.split, "resuming" if state else "starting")
+    averaging = [WarmAverage(run.recipe.ema)] if run.recipe.ema is not None else []
+    shown = [progress(recorder)] if progress is not None else []
+    # The order matters: see senet.training.callbacks.
+    callbacks: list[Callback] = [recorder, *averaging, saver, *shown, EpochAnew(run.record.train.names)]
+    trainer = _trainer(settings, run.recipe, output, callbacks, loggers)
+    _LOG.info("%s; %s", run.source.split, "resuming" if run.state else "starting")
     try:
-        with threads_for(spec.size, settings.device), restoring(state, lambda: saver.is_restored):
-            trainer.fit(classifier, datamodule=feed, ckpt_path=state, weights_only=True)
+        with threads_for(spec.size, settings.device), restoring(run.state, lambda: saver.is_restored):
+            trainer.fit(run.classifier, datamodule=feed, ckpt_path=run.state, weights_only=True)
     except SystemExit as error:
         # Lightning turns the second Ctrl-C into an exit of its own.
         raise Interrupted(stop.signal) from error
@@ -245,14 +251,6 @@ def threads_for(size: int, device: str) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _callbacks(
-    recorder: Recorder, saver: StateSaver, recipe: Recipe, console: Console | None, label: str
-) -> list[Callback]:
-    averaging = [WarmAverage(recipe.ema)] if recipe.ema is not None else []
-    progress = [ProgressReport(console, label, recorder)] if console is not None else []
-    return [recorder, *averaging, saver, *progress]  # the order matters: see senet.training.callbacks
 
 
 def _trainer(

@@ -14,6 +14,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 
 from senet.errors import InputError
 from senet.system.atomic import replacing
+from senet.text import first_line
 
 _REMEDY = "begin the run anew with --overwrite"
 # What Lightning saves, and the callbacks without whose state the run would go on silently as another.
@@ -59,7 +60,7 @@ def checked_state(path: Path) -> Path | None:
     except Exception as error:  # bytes of any kind may have been put in the place of ours
         if "not enough memory" in str(error):  # no part is larger than the file, so it is this machine's
             raise
-        raise InputError(f"{path} is damaged ({_reason(error)}); {_REMEDY}") from None
+        raise InputError(f"{path} is damaged ({first_line(error)}); {_REMEDY}") from None
     for name, kind in _PARTS.items():
         if not isinstance(state, dict) or not isinstance(state.get(name), kind):
             raise InputError(f"{path} is not the state of a run ({name} is missing or damaged); {_REMEDY}")
@@ -78,7 +79,7 @@ def restoring(path: Path | None, is_restored: Callable[[], bool]) -> Iterator[No
         is_other = isinstance(error, RuntimeError) and "loading state_dict" not in str(error)  # a device's, a loader's
         if path is None or is_restored() or is_other or isinstance(error, InputError):
             raise
-        raise InputError(f"{path} is damaged or of another version ({_reason(error)}); {_REMEDY}") from None
+        raise InputError(f"{path} is damaged or of another version ({first_line(error)}); {_REMEDY}") from None
 
 
 def _is_whole(path: Path) -> bool:
@@ -90,7 +91,3 @@ def _is_whole(path: Path) -> bool:
         if sum(part.file_size for part in archive.infolist()) > size:
             return False
         return archive.testzip() is None
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0][:200] or type(error).__name__

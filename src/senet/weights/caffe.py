@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from senet.errors import InputError
+from senet.text import first_line
 
 MAX_LAYERS = 10_000  # the largest of the authors' networks has 1,100
 MAX_BLOBS = 16  # of one layer; a convolution has two, a batch norm three
@@ -70,8 +71,7 @@ def read_caffemodel(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         return _blobs(path)
     # RuntimeError, UnicodeDecodeError: protobuf's words for a name that is no text, depending on its version.
     except (DecodeError, RuntimeError, UnicodeDecodeError) as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise InputError(f"{path}: not a readable Caffe weight file ({reason}); fetch it again") from error
+        raise InputError(f"{path}: not a readable Caffe weight file ({first_line(error)}); fetch it again") from error
 
 
 def _blobs(path: Path) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from senet._version import __version__
 from senet.errors import InputError
 from senet.system.atomic import write_atomically
+from senet.text import first_line
 from senet.weights.caffe import read_caffemodel
 from senet.weights.metadata import read_metadata
 
@@ -238,4 +239,4 @@ def _plain(value: Any, key: str, path: object, size: int | None = None) -> Tenso
 
 
 def _reason(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0].partition(". ")[0][:200] or type(error).__name__
+    return first_line(error).partition(". ")[0]

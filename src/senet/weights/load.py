@@ -7,13 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from senet.errors import InputError
-from senet.models.registry import NetworkConfig, list_models
+from senet.models.registry import ArgumentsError, NetworkConfig, list_models
 from senet.nn.squeeze_excite import SEConfig
+from senet.text import brief
 from senet.weights.files import is_extra_state, load_weights, save_weights
 from senet.weights.fit import Structure, check_gates, check_values, fit, gate_configs
 from senet.weights.key_maps import OWN, PUBLISHED, Layout, recognise
 from senet.weights.known import known_weights
-from senet.weights.metadata import check_metadata, shown
+from senet.weights.metadata import check_metadata
 from senet.weights.prefixes import network_part
 from senet.weights.sources import find_weights
 
@@ -96,17 +97,17 @@ def described_network(
     """
     check_metadata(metadata, label)
     try:
-        config = NetworkConfig.from_dict(metadata, label)
+        config = NetworkConfig.from_dict(metadata)
         if "checkpoint_path" in config.kwargs:  # of timm: another file, which this one has no business to name
             raise InputError("kwargs.checkpoint_path is not allowed in a weight file")
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             model = config.create()
     except InputError as error:
-        reason = str(error).removeprefix(f"{label}: ")
-        raise InputError(f"{label}: {reason}") from error
+        damaged = "its metadata are damaged: kwargs: " if isinstance(error, ArgumentsError) else ""
+        raise InputError(f"{label}: {damaged}{error}") from error
     except Exception as error:  # a builder given any JSON values whatever can end in anything
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        made_of = f"{metadata['model']!r} with kwargs {shown(metadata.get('kwargs', {}))}"
+        made_of = f"{metadata['model']!r} with kwargs {brief(metadata.get('kwargs', {}))}"
         raise InputError(f"{label}: its metadata are damaged: {made_of} cannot be made ({reason})") from error
     if state is not None:
         _check_described(state, model, config.model, label)

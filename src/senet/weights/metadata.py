@@ -11,9 +11,9 @@ from typing import Any, Literal, TypedDict, Union, get_args, get_origin, get_typ
 
 from senet.errors import InputError
 from senet.nn.squeeze_excite import SEConfig
+from senet.text import brief
 
 _DIGITS = 18  # an integer of more is no size, index or count of anything here
-_MOST_SHOWN = 40  # characters of a wrong value
 
 
 class Attached(TypedDict):
@@ -65,7 +65,7 @@ def read_metadata(text: str, label: object) -> dict[str, Any]:
 def check_metadata(values: object, label: object) -> None:
     """Refuse metadata of a wrong type; see ``read_metadata``."""
     if not isinstance(values, dict):
-        raise InputError(f"{label}: its metadata are damaged ({shown(values)} is no JSON object); save it again")
+        raise InputError(f"{label}: its metadata are damaged ({brief(values)} is no JSON object); save it again")
     where = f"{label}: its metadata are damaged:"
     check_fields(values, WeightMetadata, where)
     check_fields(values.get("se") or {}, SEConfig, f"{where} se:")
@@ -96,10 +96,10 @@ def _check(value: Any, kind: Any, name: str, where: str) -> None:
             _check(value.get(key), part, f"{name}.{key}", where)
     elif not _is_a(value, kind):
         wanted = f"one of {', '.join(map(repr, inner))}" if origin is Literal else _WORDS[origin or kind]
-        raise InputError(f"{where} {name} is {shown(value)}; it must be {wanted}")
+        raise InputError(f"{where} {name} is {brief(value)}; it must be {wanted}")
     elif origin is dict:
         for key, part in value.items():
-            _check(part, inner[1], f"{name}[{shown(key)}]", where)
+            _check(part, inner[1], f"{name}[{brief(key)}]", where)
     elif origin in (list, tuple):
         for number, part in enumerate(value):
             _check(part, inner[0], f"{name}[{number}]", where)
@@ -133,14 +133,3 @@ def _is_a(value: Any, kind: Any) -> bool:
 def _integer(text: str) -> int | float:
     """An integer; infinity for one of more digits than any size here has, which Python refuses without naming it."""
     return int(text) if len(text) <= _DIGITS else math.copysign(math.inf, -1 if text.startswith("-") else 1)
-
-
-def shown(value: object) -> str:
-    """A value in few characters, of JSON where it is that."""
-    if isinstance(value, dict | list) and len(value) > 3:
-        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)} entries"
-    try:
-        text = json.dumps(value)
-    except (TypeError, ValueError, RecursionError):
-        text = type(value).__name__
-    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"

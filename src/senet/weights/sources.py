@@ -14,6 +14,7 @@ import torch
 
 from senet.errors import InputError
 from senet.system.cache import cache_folder
+from senet.text import first_line
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 _HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(/(?P<file>[^@]+))?(@(?P<revision>.+))?")
@@ -99,7 +100,7 @@ def _from_hub(address: str, source: str) -> Path:
     if isinstance(problem, errors.LocalEntryNotFoundError):
         why = "HF_HUB_OFFLINE is set" if hub.constants.HF_HUB_OFFLINE else "no connection"
         raise InputError(f"{source}: is not in the hub's cache, and the hub cannot be asked ({why})") from problem
-    raise InputError(f"{source}: not to be had from the hub ({_first_line(problem)})") from problem
+    raise InputError(f"{source}: not to be had from the hub ({first_line(problem)})") from problem
 
 
 def _from_torchvision(name: str, source: str) -> Path:
@@ -135,16 +136,12 @@ def _verified_download(url: str, target: Path, digits: str, source: str) -> Path
         # Into a file beside it, compared, and only then given its name.
         torch.hub.download_url_to_file(url, str(target), digits, progress=sys.stderr.isatty())
     except RuntimeError as error:  # PyTorch's word for another hash
-        raise InputError(f"{source}: is not the file that was asked for ({_first_line(error)}); not used") from error
+        raise InputError(f"{source}: is not the file that was asked for ({first_line(error)}); not used") from error
     except (OSError, ValueError) as error:
-        raise InputError(f"{source}: cannot be downloaded ({_first_line(error)})") from error
+        raise InputError(f"{source}: cannot be downloaded ({first_line(error)})") from error
     return target
 
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _first_line(error: Exception | None) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -5,8 +5,6 @@ import os
 import platform
 import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
 import pytest
 
@@ -151,59 +149,6 @@ def test_damaged_files_in_the_cache_are_compiled_again(start, damage):
     assert build.loaded_from() == path
     assert len(path.read_bytes()) == len(whole)
     assert list(path.parent.iterdir()) == [path]
-
-
-@pytest.fixture
-def homeless(monkeypatch, tmp_path):
-    for name in ("SENET_CACHE", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-
-    def no_home():
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.setattr(Path, "home", no_home)
-    return monkeypatch
-
-
-def test_a_user_without_a_home_has_a_private_folder_among_the_temporary_files(homeless, tmp_path):
-    folder = build.cache_folder()
-    assert folder.parent == tmp_path
-    assert folder.stat().st_mode & 0o777 == 0o700
-    assert build.cache_folder() == folder
-
-
-@pytest.mark.parametrize("below", ["a file", "a folder that cannot be written"])
-def test_a_home_that_cannot_be_used_is_no_home(homeless, tmp_path, below):
-    home = tmp_path / "home"
-    if below == "a file":
-        home.write_text("")
-    else:
-        home.mkdir()
-        homeless.setattr(os, "access", lambda path, mode: Path(path) != home)  # root may write everywhere
-    homeless.setattr(Path, "home", lambda: home)
-    assert build.cache_folder().parent == tmp_path
-
-
-@pytest.mark.skipif(os.name != "posix", reason="rights are POSIX's")
-@pytest.mark.parametrize("trap", ["others may write", "a link", "a file", "another owner"])
-def test_a_temporary_folder_that_others_could_fill_is_refused(homeless, tmp_path, trap):
-    path = tmp_path / f"senet-{os.getuid()}"
-    if trap == "others may write":
-        path.mkdir()
-        path.chmod(0o777)
-    elif trap == "a link":
-        (tmp_path / "elsewhere").mkdir()
-        path.symlink_to("elsewhere")
-    elif trap == "a file":
-        path.write_text("")
-    else:
-        path.mkdir(mode=0o700)
-        owner = os.getuid() + 1
-        homeless.setattr(os, "getuid", lambda: owner)
-        path.rename(tmp_path / f"senet-{owner}")
-    with pytest.raises(InputError, match="SENET_CACHE"):
-        build.cache_folder()
 
 
 ONE_RUNTIME = """

@@ -152,13 +152,3 @@ def test_what_lies_in_the_cache_is_used_and_made_again_if_it_is_damaged(tmp_path
     run = in_a_new_process(NETWORK, **environment)
     assert run.stdout == "ran\nnative\n", run.stderr
     assert library.stat().st_size > 10_000
-
-
-def test_the_cache_folder(monkeypatch, tmp_path):
-    monkeypatch.setenv("SENET_CACHE", str(tmp_path / "own"))
-    assert build.cache_folder() == tmp_path / "own"
-    monkeypatch.delenv("SENET_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert build.cache_folder() == tmp_path / "senet"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert build.cache_folder() == Path.home() / ".cache" / "senet"

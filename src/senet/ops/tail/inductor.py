@@ -17,6 +17,7 @@ from torch import Tensor
 from senet.ops.csrc.build import compiler
 from senet.ops.layout import in_layout
 from senet.ops.tail import definitions as sweeps
+from senet.text import first_line
 
 
 def why_not() -> str | None:
@@ -93,9 +94,9 @@ def _run(body: Callable[..., Any], u: Tensor, *args: Any) -> Any:
         # Whatever the compiler cannot do here, the definitions can; an error of theirs is raised as it is.
         result = body(last, *args)
         _broken.append(str(error))
-        reason = str(error).strip().partition("\n")[0]
         warnings.warn(
-            f"senet: torch.compile failed, the sweeps run uncompiled, which is slower: {reason}", stacklevel=2
+            f"senet: torch.compile failed, the sweeps run uncompiled, which is slower: {first_line(error)}",
+            stacklevel=2,
         )
         return result
 
