@@ -10,6 +10,8 @@ import torchvision
 from torch import nn
 
 import senet
+from helpers.images import images
+from helpers.networks import relative, settled
 from senet import SEConfig
 from senet.gates import microbatch
 from senet.nn.folded import FoldedConv2d, FoldedGate, FoldedSum, FoldedTail
@@ -22,29 +24,9 @@ QUICK = {"resnet18", "se_resnet20", "se_resnet50", "se_mobilenet_v1"}
 NAMES = [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in senet.list_models()]
 
 
-def settled(model, size=64, batch=8, dtype=torch.float64):
-    """In eval mode, with the statistics of real maps: fresh ones let a deep network amplify every rounding."""
-    model = model.to(dtype)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 1.0
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        model.train()(torch.randn(batch, 3, size, size, generator=generator, dtype=dtype))
-    return model.eval()
-
-
 def size_of(name):
     spec = senet.model_spec(name)
     return max(spec.min_size, 32 if spec.input_size == 32 else 64)
-
-
-def images(size, batch=3, dtype=torch.float64, seed=2):
-    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def relative(a, b):
-    return ((a - b).abs().max() / b.abs().max()).item()
 
 
 @pytest.mark.parametrize("name", NAMES)

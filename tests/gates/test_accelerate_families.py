@@ -9,6 +9,8 @@ import torchvision
 from torch import nn
 
 import senet
+from helpers.images import images
+from helpers.networks import relative, settled
 from senet import SEConfig
 from senet.gates.acceleration import known_gates
 from senet.gates.folding import ALONE, EARLY, LATE, PROJECTED
@@ -56,29 +58,17 @@ NAMES = [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) f
 SWEPT = [p for p in NAMES if FAMILIES[p.values[0]][2]]
 
 
-def images(batch=3, size=64, seed=2, dtype=torch.float64):
-    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
 def made(name):
     """A network in float64 with the statistics of real maps, in eval mode; attached gates are not neutral."""
     torch.manual_seed(0)
     source, _, model = name.partition(":")
     net = timm.create_model(model, num_classes=7) if source == "timm" else getattr(torchvision.models, model)()
     if source == "attached":
-        senet.attach(net, SEConfig(reduction=4), example_input=images(1, dtype=torch.float32))
+        senet.attach(net, SEConfig(reduction=4), example_input=images(batch=1, dtype=torch.float32))
     for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 1.0
         if hasattr(module, "drop_rate"):
             module.drop_rate = 0.0  # of dropout that is a function and no module
-    with torch.no_grad():
-        net.double().train()(images(8, seed=1))
-    return net.eval()
-
-
-def relative(a, b):
-    return ((a - b).abs().max() / b.abs().max()).item()
+    return settled(net)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -121,7 +111,7 @@ def test_the_same_function_and_gradients_in_training(name):
     model = made(name)
     fast = without_dropping(senet.accelerate(model).train())
     without_dropping(model.train())
-    x = images(4)
+    x = images(batch=4)
     # On small maps PyTorch's own operations are taken: ask for the sweeps.
     with senet.use_backend("native"):
         out, got = gradients(fast, x)
@@ -142,7 +132,7 @@ def test_training_calls_the_residual_tail(name, monkeypatch):
     calls = []
     forward = ResidualTail.forward
     monkeypatch.setattr(ResidualTail, "forward", lambda *args: (calls.append(args), forward(*args))[1])
-    fast(images(2))
+    fast(images(batch=2))
     assert len(calls) == FAMILIES[name][2]
     with_shortcut = [args for args in calls if args[4] is not None]
     assert len(with_shortcut) == len(calls)  # the sum is in the sweep
@@ -169,7 +159,7 @@ def test_stochastic_depth_draws_the_same_numbers():
     for net in (model, fast):
         torch.manual_seed(1)
         with senet.use_backend("native" if net is fast else "reference"):
-            outputs.append(net(images(4)))
+            outputs.append(net(images(batch=4)))
     assert relative(outputs[1], outputs[0]) < 1e-9
 
 
@@ -202,23 +192,23 @@ def test_a_hook_put_on_later_is_called_in_training():
     fast = senet.accelerate(made("timm:seresnet18")).train()
     seen = []
     handle = fast.layer1[0].register_forward_hook(lambda *args: seen.append(args))
-    fast(images(2))
+    fast(images(batch=2))
     handle.remove()
-    fast(images(2))
+    fast(images(batch=2))
     assert len(seen) == 1
 
 
 def test_a_module_that_is_replaced_later_is_used_in_training():
     fast = senet.accelerate(made("timm:seresnet18")).train()
     fast.layer1[0].se = nn.Identity()
-    plain = fast(images(2))
+    plain = fast(images(batch=2))
     assert len(fast.acceleration.training) == 7
-    assert relative(plain, copy.deepcopy(fast)._ordinary()(images(2))) < 1e-12
+    assert relative(plain, copy.deepcopy(fast)._ordinary()(images(batch=2))) < 1e-12
 
 
 def test_training_compiles_as_one_graph():
     fast = senet.accelerate(made("timm:seresnet18").float().train())
-    x = images(2, dtype=torch.float32)
+    x = images(batch=2, dtype=torch.float32)
     expected = fast(x)
     assert relative(torch.compile(fast, fullgraph=True, backend="eager")(x), expected) < 1e-4
 

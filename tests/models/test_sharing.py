@@ -13,6 +13,8 @@ import torchvision
 import yaml
 
 import senet
+from helpers.images import images
+from helpers.networks import with_statistics_of
 from senet import SEConfig
 from senet.data.transforms import TransformSpec
 from senet.models.registry import NetworkConfig
@@ -48,10 +50,8 @@ def same(one, other, in_chans=3):
 
 def settled(name, **kwargs):
     """A network whose statistics are not those of a new one."""
-    model = senet.create_model(name, **kwargs)
-    with torch.no_grad():
-        model.train()(torch.randn(4, kwargs.get("in_chans", 3), 16, 16))
-    return model.eval()
+    x = images(16, batch=4, channels=kwargs.get("in_chans", 3), dtype=torch.float32)
+    return with_statistics_of(senet.create_model(name, **kwargs), x)
 
 
 @pytest.mark.parametrize("kind", ["folder", "file.safetensors"])

@@ -6,6 +6,7 @@ import torchvision
 from torch import nn
 
 import senet
+from helpers.networks import assert_same_function, randomized
 from senet import InputError, SEConfig, SqueezeExcite
 from senet.measure.cost import model_cost
 
@@ -18,26 +19,12 @@ RELUS = [
 ]
 
 
-def randomise_statistics(model):
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 1.5)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("side", [32, 70])
 def test_torchvisions_weights_give_torchvisions_logits(side):
-    theirs = torchvision.models.vgg16_bn(num_classes=7).double().eval()
-    randomise_statistics(theirs)
-    ours = senet.create_model("vgg16_bn", num_classes=7).double().eval()
-    ours.load_state_dict(theirs.state_dict(), strict=True)
-    x = torch.randn(2, 3, side, side, dtype=torch.float64)
-    with torch.no_grad():
-        expected = theirs(x)
-        error = (ours(x) - expected).abs().max() / expected.abs().max()
-    assert expected.std() > 1e-6
-    assert error < 1e-10
+    theirs = randomized(torchvision.models.vgg16_bn(num_classes=7).double(), (0.8, 1.2))
+    ours = senet.create_model("vgg16_bn", num_classes=7).double()
+    assert_same_function(ours, theirs, side, state=theirs.state_dict(), spread=1e-6)
 
 
 def test_keys_are_torchvisions_and_the_gates_shift_none():
