@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from helpers.messages import assert_said
 from senet import SEConfig, attach, create_model, save, save_weights
 from senet.cli import cost_tables
 from senet.measure.cost import model_cost
@@ -124,7 +125,7 @@ def test_nothing_is_overwritten(senet, tmp_path):
         (("se_resnet8", "--all"), "say which network"),
         (("se_resnet9",), "did you mean"),
         (("se_resnet9", "--vs-paper"), "did you mean"),
-        (("resnet20", "--vs-paper"), "prints no cost of 'resnet20'"),
+        (("resnet20", "--vs-paper"), "no cost … 'resnet20'"),
         (("se_resnet50", "--vs-paper", "--input-size", "64"), "leave --input-size out"),
         (("--all", "--per", "stage"), "leave --all out"),
         (("se_resnet8", "--per", "layer"), "layer"),
@@ -139,5 +140,5 @@ def test_nothing_is_overwritten(senet, tmp_path):
 def test_mistakes_get_one_line(senet, words, message):
     code, out, err = senet("cost", *words)
     assert (code, out) == (2, "")
-    assert message in err
+    assert_said(err, message)
     assert err.count("\n") == 1

@@ -6,8 +6,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import senet
+from helpers.acceleration import batch_sizes
 from helpers.images import maps
-from senet.nn.folded import FoldedGate
+from senet.gates.folding import ALONE
 
 
 def assert_same(got, expected, tolerance=1e-5):
@@ -30,7 +31,7 @@ def test_a_gate_of_maps_of_another_type(dtype):
     torch.manual_seed(0)
     model = nn.Sequential(senet.SqueezeExcite(16)).eval()
     fast, x = senet.accelerate(model), maps(2, 16, 5, 4).to(dtype)
-    assert any(isinstance(m, FoldedGate) for m in fast._form().graph.modules())
+    assert fast.acceleration.inference == {"0": ALONE}
     with torch.no_grad():
         assert_same(fast(x), model(x), 1e-3 if dtype == torch.float16 else 1e-12)
         for network in (model, fast):
@@ -103,7 +104,7 @@ class Centred(nn.Module):
 
 
 @pytest.mark.parametrize("network", [Frames, Centred])
-def test_networks_that_join_images_are_not_run_in_parts(network):
+def test_networks_that_join_images_are_not_run_in_parts(network, monkeypatch):
     torch.manual_seed(0)
     model = network().eval()
     fast = senet.accelerate(model)
@@ -111,5 +112,7 @@ def test_networks_that_join_images_are_not_run_in_parts(network):
     state = torch.get_rng_state()
     with torch.no_grad():
         assert_same(fast(x), model(x), 1e-4)
-    assert list(fast._form().run.plans.values()) == [None]
-    assert torch.equal(state, torch.get_rng_state())
+        assert torch.equal(state, torch.get_rng_state())
+        sizes = batch_sizes(monkeypatch)
+        fast(x)
+    assert sizes == [16]

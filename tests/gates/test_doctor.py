@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import senet
+from helpers.messages import one_line
 from senet.gates.doctor import HEALTHY, KINDS, Thresholds
 from senet.gates.excitations import SiteExcitations
 from senet.gates.recognise import find_gates
@@ -122,7 +123,7 @@ def test_thresholds_move_the_lines_and_are_checked():
 
 def test_one_image_is_too_few():
     found = senet.record_excitations(nn.Sequential(senet.SqueezeExcite(4)), [torch.randn(1, 4, 3)])
-    with pytest.raises(senet.InputError, match="1 images are too few"):
+    with pytest.raises(senet.InputError, match=one_line("1 images")):
         senet.diagnose(found)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from helpers.images import images
+from senet.models import registry
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -65,3 +66,8 @@ def assert_same_function(ours, theirs, size=64, batch=2, state=None, **bounds):
     x = images(size, batch, dtype=next(theirs.parameters()).dtype)
     with torch.no_grad():
         assert_same_outputs(ours.eval()(x), theirs.eval()(x), **bounds)
+
+
+def own_registry(monkeypatch):
+    """What the test registers is forgotten at its end; ``register_model`` has no way back."""
+    monkeypatch.setattr(registry, "_SPECS", dict(registry._specs()))

@@ -12,11 +12,12 @@ import pytest
 from PIL import Image
 
 import senet
+from helpers.messages import one_line
 from senet.gates.doctor import Thresholds, diagnose
 from senet.gates.excitations import SiteExcitations
 from senet.gates.recognise import Gate
 from senet.measure.report import FILES, build_page, finding_rows, write_report
-from senet.measure.report_data import SHOWN_IMAGES, THUMBNAILS, _ranges, data_uri, thumbnails
+from senet.measure.report_data import SHOWN_IMAGES, THUMBNAILS, channel_ranges, data_uri, thumbnails
 from senet.measure.report_figures import figure_classes, figure_sites, plot_class_means, sampled_channels
 
 
@@ -243,7 +244,7 @@ def test_images_without_classes_and_single_channels(tmp_path):
 
 def test_a_class_without_images_cannot_be_drawn(tmp_path):
     excitations = recording(classes=("ant", "bee"), filled=1)
-    with pytest.raises(senet.InputError, match="class 'bee' has no images"):
+    with pytest.raises(senet.InputError, match=one_line("'bee' … no images")):
         plot_class_means(tmp_path / "a.png", excitations, classes=["bee"])
     with pytest.raises(senet.InputError, match="no class 'cow'"):
         plot_class_means(tmp_path / "a.png", excitations, classes=["cow"])
@@ -253,6 +254,6 @@ def test_a_class_without_images_cannot_be_drawn(tmp_path):
 
 
 def test_ranges_of_channels():
-    assert _ranges(()) == ""
-    assert _ranges((3,)) == "3"
-    assert _ranges((0, 1, 2, 7, 9, 10)) == "0-2, 7, 9-10"
+    assert channel_ranges(()) == ""
+    assert channel_ranges((3,)) == "3"
+    assert channel_ranges((0, 1, 2, 7, 9, 10)) == "0-2, 7, 9-10"

@@ -317,7 +317,7 @@ def test_a_narrow_window_needs_no_sideways_scrolling(open_page):
 
 
 def test_a_thinned_page_says_what_is_left(browser, excitations, tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "_FIRST_CELLS", 8 * 3 * 12)  # 8 channels of each gate
+    monkeypatch.setattr(report, "FIRST_CELLS", 8 * 3 * 12)  # 8 channels of each gate
     write_report(tmp_path, excitations)
     page = browser.new_page()
     page.goto((tmp_path / "index.html").as_uri())

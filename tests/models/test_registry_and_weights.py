@@ -6,9 +6,10 @@ import safetensors.torch
 import torch
 
 import senet
+from helpers.messages import one_line
+from helpers.networks import own_registry
 from senet import SEConfig
 from senet.files import write_atomically
-from senet.models import registry
 
 
 def test_lists_pairs_and_patterns():
@@ -48,7 +49,7 @@ def test_bad_arguments(kwargs, message):
 
 
 def test_register_model_makes_both_and_refuses_a_taken_name(monkeypatch):
-    monkeypatch.setattr(registry, "_SPECS", dict(registry._specs()))
+    own_registry(monkeypatch)
     seen = []
 
     def build(num_classes, in_chans, se):
@@ -91,7 +92,7 @@ def test_damaged_and_missing_files(tmp_path):
     with pytest.raises(ValueError, match="no state dict"):
         senet.load_weights(tmp_path / "list.pth")
     safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "foreign.safetensors")
-    with pytest.raises(ValueError, match="does not say which network"):
+    with pytest.raises(ValueError, match=one_line("which network")):
         senet.build_from_checkpoint(tmp_path / "foreign.safetensors")
     metadata = {"senet": json.dumps({"model": "resnet8"})}
     safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "wrong.safetensors", metadata)

@@ -9,6 +9,7 @@ import torch
 from timm.data import resolve_model_data_config
 
 import senet
+from helpers.messages import one_line
 from senet import SEConfig
 from senet.data.transforms import TransformSpec
 from senet.models.timm_registry import input_cfg
@@ -98,7 +99,7 @@ def test_the_head_of_vgg_is_timms_too():
 def test_stages_that_are_not_there_are_named():
     model = senet.create_model("resnet8")
     for wrong in ([3], [-4], 4, 0, []):
-        with pytest.raises(senet.InputError, match="it has 3, 0 to 2"):
+        with pytest.raises(senet.InputError, match=one_line("0 to 2")):
             model.forward_intermediates(torch.randn(1, 3, 8, 8), indices=wrong)
     with pytest.raises(senet.InputError, match="NLC"):
         model.forward_intermediates(torch.randn(1, 3, 8, 8), output_fmt="NLC")

@@ -6,6 +6,7 @@ import torchvision
 from torch import nn
 
 import senet
+from helpers.messages import one_line
 from helpers.networks import assert_same_function, randomized
 from senet import InputError, SEConfig, SqueezeExcite
 from senet.measure.cost import model_cost
@@ -81,7 +82,7 @@ def test_chosen_stages_and_the_one_placement():
         model = senet.create_model("se_vgg16_bn", se=SEConfig(stages=(1, 4)))
         gates = [name for name, module in model.named_modules() if isinstance(module, SqueezeExcite)]
         assert gates == [f"features.{index}.se" for index in (*RELUS[:2], *RELUS[7:10])]
-        with pytest.raises(InputError, match="placement='post' is for residual networks"):
+        with pytest.raises(InputError, match=one_line("placement='post' … residual")):
             senet.create_model("se_vgg16_bn", se=SEConfig(placement="post"))
 
 

@@ -166,8 +166,10 @@ def test_adapters_learn(x):
 
 def test_every_kind_of_listener_hears_the_fcs(x):
     se, heard = SqueezeExcite(C), []
-    se.fc1.register_full_backward_hook(lambda *args: heard.append("backward"))
-    se.fc2.register_full_backward_pre_hook(lambda *args: heard.append("before backward"))
+    own = [
+        se.fc1.register_full_backward_hook(lambda *args: heard.append("backward")),
+        se.fc2.register_full_backward_pre_hook(lambda *args: heard.append("before backward")),
+    ]
     everywhere = [
         register_module_forward_hook(lambda module, args, out: heard.append(type(module).__name__)),
         register_module_forward_pre_hook(lambda module, args: heard.append(type(module).__name__)),
@@ -181,8 +183,8 @@ def test_every_kind_of_listener_hears_the_fcs(x):
     assert heard.count("Conv2d") == 4
     assert {"backward", "before backward"} <= set(heard)
     heard.clear()
-    se.fc1._backward_hooks.clear()
-    se.fc2._backward_pre_hooks.clear()
+    for hook in own:
+        hook.remove()
     se(x)
     assert heard == []
 

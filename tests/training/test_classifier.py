@@ -1,3 +1,6 @@
+from types import SimpleNamespace
+
+import lightning.pytorch as pl
 import pytest
 import torch
 from torch import nn
@@ -103,14 +106,19 @@ def test_no_top5_below_six_classes():
 
 
 def test_average_forgets_the_start_quickly():
-    average = WarmAverage(0.999)
-    blend = average._kwargs["avg_fn"]
-    value, steps = torch.zeros(1), 20
-    for count in range(1, steps + 1):
-        value = blend(value, torch.ones(1), count)
+    module, average, steps = pl.LightningModule(), WarmAverage(0.999), 20
+    module.weight = nn.Parameter(torch.zeros(1))
+    module.register_buffer("count", torch.tensor(3))
+    average.setup(None, module, "fit")
+    for step in range(1, steps + 2):
+        trainer = SimpleNamespace(global_step=step)
+        average.on_train_batch_end(trainer, module, None, None, step)  # the first takes the weights as they are
+        nn.init.ones_(module.weight)
+        module.count.fill_(9)
+    average.on_validation_epoch_start(trainer, module)
     constant = 1 - 0.999**steps
-    assert value.item() > 0.999 > 10 * constant
-    assert blend(torch.tensor(3), torch.tensor(9), 5) == 9
+    assert 1 > module.weight.item() > 0.999 > 10 * constant
+    assert module.count == 9
 
 
 def test_random_state_comes_back():
