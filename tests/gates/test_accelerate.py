@@ -250,13 +250,14 @@ def test_micro_batches_give_the_same_and_are_used(monkeypatch):
 
 
 @needs_compiler
-def test_compiles_as_one_graph():
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiles_as_one_graph(backend):
     torch.manual_seed(0)
     model = settled(senet.create_model("se_resnet8", 5), 32, dtype=torch.float32)
     fast = senet.accelerate(model)
     x = images(32, dtype=torch.float32)
     with torch.no_grad():
-        compiled = torch.compile(fast, fullgraph=True)
+        compiled = torch.compile(fast, fullgraph=True, backend=backend)
         assert relative(compiled(x), model(x)) < 1e-5
 
 
