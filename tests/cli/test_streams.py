@@ -14,15 +14,14 @@ from contextlib import contextmanager
 
 import pytest
 
+from helpers.command import command
 from senet.cli.main import main
 from senet.cli.streams import ReaderGone, steady_streams
-
-SENET = [sys.executable, "-m", "senet.cli"]
 
 
 def train_command(photos, folder, epochs):
     words = ["train", "--data", photos, "--model", "se_resnet8", "--epochs", epochs, "--set", "batch_size=4"]
-    return [*SENET, *map(str, words), "-o", str(folder)]
+    return command(*words, "-o", folder)
 
 
 @contextmanager

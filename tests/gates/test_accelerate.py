@@ -13,7 +13,7 @@ import senet
 from helpers.acceleration import batch_sizes, modules_of
 from helpers.images import images
 from helpers.messages import one_line
-from helpers.networks import relative, settled
+from helpers.networks import all_names, relative, settled
 from senet import SEConfig
 from senet.gates.folding import EARLY, LATE
 from senet.nn.folded import FoldedConv2d, FoldedSum, FoldedTail
@@ -23,7 +23,7 @@ from senet.ops.native import build
 needs_compiler = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
 
 QUICK = {"resnet18", "se_resnet20", "se_resnet50", "se_mobilenet_v1"}
-NAMES = [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in senet.list_models()]
+NAMES = all_names(QUICK)
 
 
 def size_of(name):

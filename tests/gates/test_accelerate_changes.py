@@ -17,6 +17,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 import senet
 from helpers.images import maps
 from helpers.messages import one_line
+from helpers.threads import run_together
 from senet.gates.folding import EARLY
 from senet.ops.native.convolutions import PackedConv2d
 
@@ -310,21 +311,12 @@ def test_another_default_device_changes_nothing():
 
 def test_packed_weights_are_bounded_under_threads():
     conv = PackedConv2d(maps(4, 3, 1, 1), maps(4), [1, 1], [0, 0], [1, 1], 1, "none", [])
-    failures = []
 
-    def run(first):
-        try:
-            for size in range(first, first + 40):
-                conv(maps(1, 3, size, 2))
-        except Exception as error:  # of any kind: a thread's is lost otherwise
-            failures.append(error)
+    def use(first):
+        for size in range(first, first + 40):
+            conv(maps(1, 3, size, 2))
 
-    threads = [threading.Thread(target=run, args=(first,)) for first in (1, 11, 21)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
+    run_together(use, (1, 11, 21))
     assert len(conv.packed) <= conv.KEPT
 
 

@@ -12,7 +12,7 @@ import senet
 from helpers.acceleration import modules_of
 from helpers.images import images
 from helpers.messages import one_line
-from helpers.networks import relative, settled
+from helpers.networks import all_names, relative, settled
 from senet import SEConfig
 from senet.gates.acceleration import known_gates
 from senet.gates.folding import ALONE, EARLY, LATE, PROJECTED
@@ -56,7 +56,7 @@ QUICK = {
     "torchvision:mobilenet_v3_small",
     "attached:resnet18",
 }
-NAMES = [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in FAMILIES]
+NAMES = all_names(QUICK, FAMILIES)
 SWEPT = [p for p in NAMES if FAMILIES[p.values[0]][2]]
 
 

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 import senet
+from helpers.excitations import site_of
 from helpers.messages import one_line
 from senet.gates.doctor import HEALTHY, KINDS, Thresholds
-from senet.gates.excitations import SiteExcitations
 from senet.gates.recognise import find_gates
 from senet.nn.squeeze_excite import GATE_NAMES
 
@@ -21,9 +21,9 @@ def gate_of(function, identity=False):
 def diagnosis(values, targets=None, gate=None, **thresholds):
     values = np.asarray(values, dtype=np.float64)
     targets = np.zeros(len(values), int) if targets is None else np.asarray(targets)
-    site = SiteExcitations.empty(gate or gate_of("sigmoid"), int(targets.max()) + 1, values.shape[1], 2)
-    site.update(values, targets, np.arange(len(values)))
-    found = senet.Excitations({site.name: site}, tuple(map(str, range(int(targets.max()) + 1))))
+    classes = int(targets.max()) + 1
+    site = site_of(values, targets, of=gate or gate_of("sigmoid"), classes=classes, top=2)
+    found = senet.Excitations({site.name: site}, tuple(map(str, range(classes))))
     return senet.diagnose(found, Thresholds(**thresholds))[0]
 
 

@@ -1,5 +1,6 @@
 """One pass, any order, any number of processes: the same statistics as over all values at once."""
 
+import functools
 import io
 import json
 import logging
@@ -13,14 +14,13 @@ import timm
 import torch
 from torch import nn
 
+import helpers.excitations
 import senet
 from helpers.messages import assert_said, one_line
 from senet.data.images import ArrayStore, ImageSet
 from senet.data.loaders import make_loader
-from senet.gates.excitations import SiteExcitations
-from senet.gates.recognise import Gate
 
-GATE = Gate("se", "senet", 6, "sigmoid", 0.0, 0.5, 1.0, nn.Identity())
+site_of = functools.partial(helpers.excitations.site_of, classes=4, top=3, batch=7)
 
 
 def values_of(seed=0, images=41, channels=6, classes=4):
@@ -28,14 +28,6 @@ def values_of(seed=0, images=41, channels=6, classes=4):
     targets = rng.integers(-1, classes, images)
     values = rng.random((images, channels)) * 0.4 + np.linspace(0, 0.5, channels) * (targets[:, None] == 1)
     return values, targets, rng.permutation(1000)[:images]
-
-
-def site_of(values, targets, images, batch=7, classes=4, top=3):
-    site = SiteExcitations.empty(GATE, classes, values.shape[1], top)
-    for start in range(0, len(values), batch):
-        part = slice(start, start + batch)
-        site.update(values[part], targets[part], images[part])
-    return site
 
 
 def same(a, b, tolerance=1e-12):

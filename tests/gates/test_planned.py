@@ -1,7 +1,5 @@
 """Inference graphs whose convolutions run in one call: the same bits as one by one, and nobody's map is overwritten."""
 
-import threading
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,6 +8,7 @@ from torch import nn
 
 import senet
 from helpers.acceleration import inference_form
+from helpers.threads import run_together
 from senet.gates import planned
 from senet.ops.native import build, convolutions
 from senet.ops.native.convolutions import OwnConv2d
@@ -108,19 +107,12 @@ def test_threads_have_workspaces_of_their_own():
     inputs = [images(seed, n=1, size=48) for seed in range(4)]
     with torch.no_grad():
         expected = [fast(x) for x in inputs]
-    failures = []
 
     def work(index):
         with torch.no_grad():
-            results = [fast(inputs[index]) for _ in range(20)]
-        failures.extend(index for result in results if not torch.equal(result, expected[index]))
+            assert all(torch.equal(fast(inputs[index]), expected[index]) for _ in range(20))
 
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
+    run_together(work, range(4))
 
 
 def test_few_shapes_are_kept_and_large_workspaces_are_not(monkeypatch):

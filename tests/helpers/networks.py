@@ -4,6 +4,7 @@ Fresh norms hide errors: means of 0, variances of 1 and scales of 1 make a wrong
 in evaluation they let a deep network amplify every rounding.
 """
 
+import pytest
 import torch
 from torch import nn
 
@@ -11,6 +12,11 @@ from helpers.images import images
 from senet.models import registry
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def all_names(quick, names=None):
+    """Parameters of a test: every registered network, or these, of which the quick ones belong to `make test`."""
+    return [pytest.param(n, marks=[] if n in quick else [pytest.mark.slow]) for n in names or registry.list_models()]
 
 
 def with_statistics_of(model, *batches):

@@ -12,30 +12,23 @@ import pytest
 from PIL import Image
 
 import senet
+from helpers.excitations import gate, recording_of
 from helpers.messages import one_line
 from senet.gates.doctor import Thresholds, diagnose
 from senet.gates.excitations import SiteExcitations
-from senet.gates.recognise import Gate
 from senet.measure.report import FILES, build_page, finding_rows, write_report
 from senet.measure.report_data import SHOWN_IMAGES, THUMBNAILS, channel_ranges, data_uri, thumbnails
 from senet.measure.report_figures import figure_classes, figure_sites, plot_class_means, sampled_channels
 
 
-def gate(name, channels, high=1.0):
-    return Gate(name, "senet", channels, "sigmoid", 0.0, 0.5, high, None)
-
-
-def recording(widths=(8, 8, 12), classes=("ant", "bee", "cow"), images=60, seed=0, filled=None):
-    rng = np.random.default_rng(seed)
-    sites = {}
+def recording(widths=(8, 8, 12), classes=("ant", "bee", "cow"), images=60, filled=None):
+    rng = np.random.default_rng(0)
     targets = np.arange(images) % (filled or max(len(classes), 1)) if classes else np.full(images, -1)
-    for number, width in enumerate(widths):
-        site = SiteExcitations.empty(gate(f"layer{number}.se", width), len(classes), width, 8)
-        values = rng.uniform(0.1, 0.6, (images, width)) + 0.3 * (targets[:, None] == np.arange(width) % 3)
-        site.update(values, targets, np.arange(images))
-        sites[site.name] = site
-    names = {i: f"val/{i}.png" for i in range(images)}
-    return senet.Excitations(sites, tuple(classes), names, {"model": "se_test", "data": "made up"})
+    values = {
+        f"layer{number}.se": rng.uniform(0.1, 0.6, (images, width)) + 0.3 * (targets[:, None] == np.arange(width) % 3)
+        for number, width in enumerate(widths)
+    }
+    return recording_of(values, targets, classes)
 
 
 def page_of(excitations, **options):
@@ -102,7 +95,7 @@ def test_the_page_holds_what_was_recorded():
         np.testing.assert_allclose(read["class_mean"], site.class_mean(), atol=shown["reach"] / 250)
         np.testing.assert_allclose(read["class_std"][:3], site.class_std()[:3], atol=shown["widest"] / 500)
         for end, extremes in enumerate((site.opening, site.closing)):
-            expected = [[f"val/{i}.png" for i in row] for row in extremes.images[:, :SHOWN_IMAGES]]
+            expected = [[excitations.names[i] for i in row] for row in extremes.images[:, :SHOWN_IMAGES]]
             assert [[names[i] for i in row] for row in read["images"][end]] == expected
 
 

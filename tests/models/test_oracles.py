@@ -7,7 +7,7 @@ import torchvision
 from timm.models import resnetv2
 
 import senet
-from helpers.networks import assert_same_function, randomized
+from helpers.networks import all_names, assert_same_function, randomized
 from senet.models.cifar import PreActBottleneck
 
 TIMM = {
@@ -23,18 +23,14 @@ TORCHVISION = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "re
 QUICK = {"se_resnet18", "se_resnet50", "se_resnext50_32x4d", "resnet18", "resnet50"}
 
 
-def slow_unless_quick(names):
-    return [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in names]
-
-
-@pytest.mark.parametrize("name", slow_unless_quick(TIMM))
+@pytest.mark.parametrize("name", all_names(QUICK, TIMM))
 def test_timm_se_weights(name):
     theirs = timm.create_model(TIMM[name], num_classes=11)
     randomized(theirs)
     assert_same_function(senet.create_model(name, num_classes=11), theirs, state=theirs.state_dict(), tolerance=1e-5)
 
 
-@pytest.mark.parametrize("name", slow_unless_quick(TORCHVISION))
+@pytest.mark.parametrize("name", all_names(QUICK, TORCHVISION))
 def test_torchvision_plain_weights(name):
     theirs = getattr(torchvision.models, name)(num_classes=11)
     randomized(theirs)

@@ -10,6 +10,7 @@ from timm.data import resolve_model_data_config
 
 import senet
 from helpers.messages import one_line
+from helpers.networks import all_names
 from senet import SEConfig
 from senet.data.transforms import TransformSpec
 from senet.models.timm_registry import input_cfg
@@ -108,7 +109,7 @@ def test_stages_that_are_not_there_are_named():
 
 
 QUICK = ["se_resnet8", "se_preresnet164", "shufflenet_v1_g3", "se_bn_inception", "mobilenet_v1"]
-EACH = [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in senet.list_models()]
+EACH = all_names(QUICK)
 
 
 @pytest.mark.parametrize("name", EACH)
