@@ -13,6 +13,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 import senet
 from helpers.gates import hooked, in_a_sequence, low_rank, pruned, weight_normed
+from helpers.messages import one_line
 from senet import SEConfig, SqueezeExcite
 
 C = 16
@@ -176,7 +177,7 @@ def test_maps_of_any_axes(shape, squeeze):
     expected = se(y)
     se.fc1.register_forward_hook(lambda *args: None)  # changes nothing
     torch.testing.assert_close(se(y), expected)
-    with pytest.raises(ValueError, match="one, two or three spatial axes"):
+    with pytest.raises(ValueError, match=one_line("one, two or three")):
         se(y[:, 1:])
 
 

@@ -5,7 +5,7 @@ import timm
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from helpers.messages import one_line
+from helpers.messages import assert_said, one_line
 from senet import SEConfig
 from senet.errors import InputError
 from senet.measure.cost import model_cost
@@ -88,7 +88,7 @@ def test_inception_resnet_v2_is_counted_as_timm_defines_it(figures):
     ours = figures["Table 2", "SE-Inception-ResNet-v2", "gflops"].ours
     assert ours == pytest.approx((plain + added) / 1e9, rel=1e-12)
     note = figures["Table 2", "SE-Inception-ResNet-v2", "gflops"].note
-    assert f"counts {plain / 1e9:.2f}, with SE {ours:.2f}" in note
+    assert_said(note, f"{plain / 1e9:.2f} … {ours:.2f}")
 
 
 def shufflenet(groups, channels, se):
@@ -122,10 +122,10 @@ def test_shufflenet_is_counted_by_hand(figures):
     rise = [figures["Table 3", name, "mflops"].ours for name in ("SE-ShuffleNet", "ShuffleNet")]
     assert round(rise[0] - rise[1]) == 142 - 140
     note = figures["Table 3", "ShuffleNet", "mflops"].note
-    assert f"it is {rise[1]:.1f}, and with SE {rise[0]:.1f}" in note
+    assert_said(note, f"{rise[1]:.1f} … {rise[0]:.1f}")
     widths = {1: (144, 288, 576), 2: (200, 400, 800), 4: (272, 544, 1088), 8: (384, 768, 1536)}
     counts = [round(shufflenet(groups, channels, False)[0] / 1e6) for groups, channels in widths.items()]
-    assert f"count {min(counts)} to {max(counts)} with one to eight groups" in note
+    assert_said(note, f"{min(counts)} to {max(counts)}")
 
 
 def test_reduction_8_fits_with_biases_and_2_without(figures):
@@ -140,7 +140,7 @@ def test_reduction_8_fits_with_biases_and_2_without(figures):
 
     assert f"{figures['Table 10', 'r = 8', 'params_m'].ours:.2f}" == printed(8, bias=False)
     note = figures["Table 10", "r = 8", "params_m"].note
-    assert f"{printed(8, bias=False)}; with them {printed(8, bias=True)} would fit" in note
+    assert_said(note, f"{printed(8, bias=False)} … {printed(8, bias=True)} … fit")
     assert (printed(2, bias=False), printed(2, bias=True)) == ("45.73", "45.75")
 
 
