@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import senet
+from helpers.messages import assert_said
 
 ROOT = str(Path(__file__).parent.parent)
 
@@ -29,7 +30,7 @@ def test_every_registered_network_is_listed_and_nothing_else(repository):
 def test_help_says_what_the_network_is(repository):
     del repository["verbose"]
     text = torch.hub.help(model="se_resnet50", **repository)
-    assert "family resnet, with Squeeze-and-Excitation, for images of 224 pixels" in text
+    assert_said(text, "resnet … Squeeze-and-Excitation … 224 pixels")
     assert "plain" in torch.hub.help(model="resnet20", **repository)
 
 

@@ -1,23 +1,15 @@
 """Tiny images, drawn here."""
 
-import random
-
 import pytest
-from PIL import Image, ImageDraw
+
+from helpers.images import draw_classes
 
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory):
     """<folder>/<class>/<number>.png: two classes of 12 images of 12 pixels."""
-    folder, rng = tmp_path_factory.mktemp("photos"), random.Random(5)
-    for name, colour in (("warm", "orange"), ("cold", "navy")):
-        (folder / name).mkdir()
-        for number in range(12):
-            image = Image.new("RGB", (12, 12), (rng.randrange(90),) * 3)
-            x, y = rng.randrange(1, 5), rng.randrange(1, 5)
-            ImageDraw.Draw(image).rectangle((x, y, x + 5, y + 5), fill=colour)
-            image.save(folder / name / f"{number}.png")
-    return folder
+    shapes = {"warm": ("square", "orange"), "cold": ("square", "navy")}
+    return draw_classes(tmp_path_factory.mktemp("photos"), shapes, 12, seed=5)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from helpers.messages import assert_said
 from senet import build_from_checkpoint, find_gates, record_excitations, save_weights
 from senet.cli.main import app
 from senet.folding import command as folding
@@ -29,9 +30,9 @@ def test_a_search_its_files_and_the_folded_network(senet, photos, weights, tmp_p
     code, text, err = senet("fold", *words, "--max-drop", 100, "--rounds", 2)
     assert (code, err) == (0, "")
     assert sorted(path.name for path in out.iterdir()) == sorted(folding.FILES)
-    assert "Folding the gates of se_resnet8" in text
-    assert "3 of 3 gates of CifarResNet folded" in text
-    assert "one image is 25 points" in " ".join(text.split())
+    assert_said(text, "gates of se_resnet8")
+    assert_said(text, "3 of 3 gates … CifarResNet … folded")
+    assert_said(text, "one image … 25 points")
     assert all(len(line) <= 80 for line in text.splitlines()[:7])
 
     rows = list(csv.DictReader(io.StringIO((out / "fold.csv").read_text())))
@@ -65,10 +66,10 @@ def test_a_search_its_files_and_the_folded_network(senet, photos, weights, tmp_p
 
     code, _, err = senet("fold", *words)
     assert code == 2
-    assert "exists; choose another --output, or --overwrite" in err
+    assert_said(err, "exists … --output … --overwrite")
     code, text, err = senet("fold", *words, "--overwrite", "--stage", 4, "--rounds", 0)
     assert (code, err) == (0, "")
-    assert "1 of 3 gates of CifarResNet folded, 2 kept" in text
+    assert_said(text, "1 of 3 gates … folded … 2 kept")
     network, metadata = build_from_checkpoint(out / "folded.safetensors")
     assert [gate.name for gate in find_gates(network)] == ["layer1.0.se", "layer2.0.se"]
 
@@ -101,12 +102,12 @@ def test_the_folded_network_is_the_one_whose_gates_are_constant(senet, photos, w
 
 def test_a_budget_that_allows_nothing_leaves_the_network(senet, photos, weights, tmp_path, monkeypatch):
     accuracies = iter([90.0, 80.0, 70.0, 60.0])
-    monkeypatch.setattr(folding, "_evaluation", lambda *what: lambda network: next(accuracies))
+    monkeypatch.setattr(folding, "accuracy_of", lambda *what: lambda network: next(accuracies))
     words = ("--checkpoint", weights, "--data", photos, "--output", tmp_path / "folded", "--rounds", 0)
     code, text, err = senet("fold", *words)  # --max-drop is 0.1
     assert (code, err) == (0, "")
     assert text.count("not kept") == 3
-    assert "0 of 3 gates of CifarResNet folded, 3 kept" in text
+    assert_said(text, "0 of 3 gates … folded … 3 kept")
     network, metadata = build_from_checkpoint(tmp_path / "folded" / "folded.safetensors")
     assert len(find_gates(network)) == 3
     assert "folded" not in metadata or not metadata["folded"]
@@ -116,7 +117,7 @@ def test_ctrl_c_leaves_nothing_behind(senet, photos, weights, tmp_path, monkeypa
     def stopped(network):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(folding, "_evaluation", lambda *what: stopped)
+    monkeypatch.setattr(folding, "accuracy_of", lambda *what: stopped)
     code, _, _ = senet("fold", "-c", weights, "--data", photos, "-o", tmp_path / "folded")
     assert code == 130
     assert list(tmp_path.iterdir()) == []
@@ -125,13 +126,13 @@ def test_ctrl_c_leaves_nothing_behind(senet, photos, weights, tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--sites", "layer9*"), "no gate matches 'layer9*'; the 3 gates begin with 'layer1.0.se'"),
-        (("--stage", 5), "there is no gate in stage 5; there are stages 2, 3, 4"),
-        (("--max-drop", -1), "must be at least 0"),
-        (("--record-images", 1), "give at least 2"),
-        (("--excitations", "nowhere.npz"), "there is no such file"),
-        (("--checkpoint", "nowhere.safetensors"), "there is no such weight file"),
-        (("--data", "nowhere"), "no folder and no dataset named 'nowhere'"),
+        (("--sites", "layer9*"), "'layer9*' … 3 gates … 'layer1.0.se'"),
+        (("--stage", 5), "stage 5 … 2, 3, 4"),
+        (("--max-drop", -1), "-1 … at least 0"),
+        (("--record-images", 1), "1 … at least 2"),
+        (("--excitations", "nowhere.npz"), "nowhere.npz … no such file"),
+        (("--checkpoint", "nowhere.safetensors"), "nowhere.safetensors … no such weight file"),
+        (("--data", "nowhere"), "no folder … no dataset … 'nowhere'"),
         (("--device", "cuda"), "no cuda device"),
     ],
 )
@@ -142,7 +143,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(senet, photos, weights, tmp_pa
     arguments = [each for pair in given.items() for each in pair]
     code, _, err = senet("fold", *arguments, "-o", tmp_path / "folded")
     assert code == 2
-    assert message in err
+    assert_said(err, message)
     assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
@@ -156,11 +157,11 @@ def test_excitations_of_another_network_and_a_closed_file(senet, photos, weights
     words = ("--checkpoint", weights, "--data", photos, "-o", tmp_path / "folded")
     code, _, err = senet("fold", *words, "--excitations", tmp_path / "gates.npz")
     assert code == 2
-    assert "the excitations are of another network: this one has no gate 'layer9.0.se'" in err
+    assert_said(err, "excitations … another network … 'layer9.0.se'")
     (tmp_path / "gates.npz").write_bytes((tmp_path / "gates.npz").read_bytes()[:-40])
     code, _, err = senet("fold", *words, "--excitations", tmp_path / "gates.npz")
     assert code == 2
-    assert "not a readable file of excitations" in err
+    assert_said(err, "gates.npz … not a readable file")
     for parameter in other.layer2.parameters():
         parameter.data.fill_(float("nan"))
     save_weights(tmp_path / "nan.safetensors", other, metadata)

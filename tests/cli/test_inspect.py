@@ -10,6 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from helpers.messages import assert_said
 from senet import Excitations, create_model, save_weights
 from senet.cli.main import app
 from senet.data.viewing import Viewing
@@ -69,12 +70,12 @@ def test_the_report_of_a_run(senet, photos, weights, tmp_path):
 
     code, _, err = senet("inspect", "--checkpoint", weights, "--data", photos, "--output", out)
     assert code == 2
-    assert "exists; choose another --output, or --overwrite" in err
+    assert_said(err, "exists … --output … --overwrite")
     (out / "mine.txt").write_text("kept")
     words = ("--overwrite", "--sites", "layer3*", "--classes", "warm", "--threshold", "dead=0.2", "--top", 2)
     code, text, err = senet("inspect", "--checkpoint", weights, "--data", photos / "warm" / "..", "-o", out, *words)
     assert (code, err) == (0, "")
-    assert "dead: |mean| + 2 std ≤ 0.2" in text
+    assert_said(text, "dead … ≤ 0.2")
     assert list(Excitations.load(out / "excitations.npz").sites) == ["layer3.0.se"]
     assert (out / "mine.txt").read_text() == "kept"
     assert [path.name for path in out.parent.iterdir()] == ["report"]
@@ -143,25 +144,25 @@ def test_the_folder_itself_is_enough_to_write_in(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "give --checkpoint FILE, or --model NAME"),
-        (("--model", "se_resnet8", "--checkpoint", "x"), "give --checkpoint FILE, or --model NAME"),
-        (("--checkpoint", "nothing.safetensors"), "there is no such weight file"),
+        ((), "--checkpoint FILE … --model NAME"),
+        (("--model", "se_resnet8", "--checkpoint", "x"), "--checkpoint FILE … --model NAME"),
+        (("--checkpoint", "nothing.safetensors"), "nothing.safetensors … no such weight file"),
         (
             ("--checkpoint", "WEIGHTS", "--classes", "warm,hot"),
-            "no images of a class 'hot' here to draw; there are cold",
+            "no images … 'hot' … cold",
         ),
-        (("--checkpoint", "WEIGHTS", "--threshold", "alive=1"), "give a number for one of dead, saturated"),
-        (("--checkpoint", "WEIGHTS", "--threshold", "dead=7"), "give a share between 0 and 1"),
+        (("--checkpoint", "WEIGHTS", "--threshold", "alive=1"), "alive … dead, saturated"),
+        (("--checkpoint", "WEIGHTS", "--threshold", "dead=7"), "7 … between 0 and 1"),
         (("--checkpoint", "WEIGHTS", "--sites", "layer9*"), "no SE gate of"),
         (("--checkpoint", "WEIGHTS", "--top", "-1"), "top=-1"),
-        (("--model", "resnet8"), "has no SE gates to record"),
+        (("--model", "resnet8"), "no SE gates"),
     ],
 )
 def test_mistakes_get_one_line_and_leave_nothing(senet, photos, weights, tmp_path, words, message):
     words = [weights if word == "WEIGHTS" else word for word in words]
     code, out, err = senet("inspect", *words, "--data", photos, "-o", tmp_path / "report")
     assert (code, out) == (2, "")
-    assert message in err
+    assert_said(err, message)
     assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
@@ -184,7 +185,7 @@ def test_nan_in_the_weights_is_named(senet, photos, tmp_path):
     words = ("--model", "se_resnet8", "--pretrained", tmp_path / "nan.safetensors", "--size", 16)
     code, _, err = senet("inspect", *words, "--data", photos, "-o", tmp_path / "report")
     assert code == 2
-    assert "'layer2.0.se.fc2.weight' has 64 of 64 values that are NaN or infinity" in err
+    assert_said(err, "'layer2.0.se.fc2.weight' … 64 of 64 … NaN")
     network = network_with_a_gate_of_nan()
     save_weights(tmp_path / "nan.safetensors", network)
     code, _, err = senet("inspect", *words, "--data", photos, "-o", tmp_path / "report")
@@ -216,12 +217,12 @@ def test_a_place_that_cannot_be_written_to_is_told_before_the_work(senet, photos
     monkeypatch.setattr(gate_report, "record_excitations", None)  # it does not come to that
     code, _, err = senet(*words, tmp_path / "file" / "deep" / "report")
     assert code == 2
-    assert "file is a file; give a folder as --output" in err
+    assert_said(err, "file is a file … --output")
     may = gate_report.os.access  # tests may run as root, who may do everything
     monkeypatch.setattr(
         gate_report.os, "access", lambda path, *mode, **how: path != tmp_path and may(path, *mode, **how)
     )
     code, _, err = senet(*words, tmp_path / "report")
     assert code == 2
-    assert f"{tmp_path} cannot be written into; give another --output" in err
+    assert_said(err, f"{tmp_path} … cannot be written … --output")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -5,15 +5,14 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from helpers.command import command
 from senet.cli.main import describe
 
-SENET = [sys.executable, "-m", "senet.cli"]
 pytestmark = pytest.mark.filterwarnings(
     # From Python 3.12 on; DataLoader forks by default and its workers do not touch the parent's threads.
     "ignore:This process .* is multi-threaded, use of fork:DeprecationWarning"
@@ -99,9 +98,7 @@ def test_shared_memory_that_runs_out(senet, photos, trained, tmp_path, monkeypat
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the worker through /proc")
 def test_a_killed_loader_is_one_line_and_the_run_goes_on(photos, tmp_path):
     words = ["--data", photos, "--model", "se_resnet8", "--epochs", 5000, "--set", "batch_size=4", "--workers", 1]
-    process = subprocess.Popen(
-        [*SENET, "train", *map(str, words), "-o", "run"], stderr=subprocess.PIPE, text=True, cwd=tmp_path
-    )
+    process = subprocess.Popen(command("train", *words, "-o", "run"), stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     try:
         next(line for line in process.stderr if "epoch 2/" in line)
@@ -155,4 +152,4 @@ def two_shares(photos, tmp_path):
 def train_on_two(data, output, *more):
     words = ["--data", data, "--model", "resnet8", "--epochs", 2, "--set", "batch_size=8", "--set", "accumulate=4"]
     words += ["--device", "cpu", "--devices", 2, "-o", output, *more]
-    return subprocess.run([*SENET, "train", *map(str, words)], capture_output=True, text=True, timeout=300)
+    return subprocess.run(command("train", *words), capture_output=True, text=True, timeout=300)

@@ -7,65 +7,54 @@ import sys
 
 import pytest
 
-SENET = [sys.executable, "-m", "senet.cli"]
+from helpers.command import command
 
 
 def test_help_imports_nothing_heavy():
     """What makes it quick; its time itself is measured, not tested."""
-    subprocess.run([*SENET, "--help"], check=True, capture_output=True)
+    subprocess.run(command("--help"), check=True, capture_output=True)
     code = "import sys; import senet.cli.main; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert not {"torch", "numpy", "lightning", "torchvision", "pydantic", "yaml", "scipy"} & set(loaded)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_and_says_how_to_go_on(photos, tmp_path, number, code):
-    folder = tmp_path / "a run"  # with a space, which the printed command must quote
-    words = ["train", "--data", photos, "--model", "se_resnet8", "--epochs", 500, "--set", "batch_size=4", "-o", folder]
-    process = subprocess.Popen(
-        [*SENET, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
-    )
+def interrupted(words, number, folder):
+    """Send a signal in a later epoch: (exit code, what was said before it, and after it)."""
+    process = subprocess.Popen(command(*words), stderr=subprocess.PIPE, text=True, cwd=folder)
+    before = []
     try:
         for line in process.stderr:
-            if "epoch 2/" in line:
+            before.append(line)
+            if re.search(r"epoch ([2-9]|\d\d)", line):
                 process.send_signal(number)
                 break
         _, rest = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == code
     assert "Traceback" not in rest
-    resume = re.search(r"continue with: (senet train --resume .*)", rest)
+    return process.returncode, "".join(before), rest
+
+
+def test_a_signal_saves_and_says_how_to_go_on(photos, tmp_path):
+    folder = tmp_path / "a run"  # with a space, which the printed command must quote
+    words = ["train", "--data", photos, "--model", "se_resnet8", "--epochs", 500, "--set", "batch_size=4", "-o", folder]
+    code, _, said = interrupted(words, signal.SIGINT, tmp_path)
+    assert code == 130
+    resume = re.search(r"continue with: (senet train --resume .*)", said)
     assert resume
     assert resume[1] == f"senet train --resume '{folder}'"
     assert (folder / "last.ckpt").exists()
-    if number == signal.SIGINT:
-        return
-    # The checkpoint is usable: the run goes on from where it was.
-    process = subprocess.Popen([*SENET, "train", "--resume", str(folder)], stderr=subprocess.PIPE, text=True)
-    try:
-        first = next(line for line in process.stderr if "epoch" in line)
-    finally:
-        process.kill()
-        process.communicate()
-    assert int(re.search(r"epoch (\d+)/500", first)[1]) >= 2
+    # The checkpoint is usable: the run goes on from where it was, until the next signal.
+    code, said, rest = interrupted(["train", "--resume", folder], signal.SIGTERM, tmp_path)
+    assert code == 143
+    assert int(re.search(r"epoch (\d+)/500", said)[1]) >= 2
+    assert resume[0] in rest
 
 
+@pytest.mark.slow  # the others here are real commands as well, if shorter ones
 def test_a_real_command_from_start_to_end(photos, tmp_path):
-    words = [
-        "compare",
-        "--data",
-        photos,
-        "--model",
-        "se_resnet8",
-        "--epochs",
-        "1",
-        "--seeds",
-        "1",
-        "-o",
-        tmp_path / "out",
-    ]
-    done = subprocess.run([*SENET, *map(str, words)], capture_output=True, text=True, timeout=120)
+    words = ["compare", "--data", photos, "--model", "se_resnet8", "--epochs", 1, "--seeds", 1, "-o", tmp_path / "out"]
+    done = subprocess.run(command(*words), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "one seed cannot say" in done.stdout
 
@@ -73,8 +62,8 @@ def test_a_real_command_from_start_to_end(photos, tmp_path):
 @pytest.mark.slow
 def test_two_processes_stop_together_and_resume(photos, tmp_path):
     words = ["--data", photos, "--model", "resnet8", "--epochs", 6, "--set", "batch_size=4", "--device", "cpu"]
-    command = [*SENET, "train", *map(str, words), "--devices", "2", "-o", str(tmp_path / "run")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    training = command("train", *words, "--devices", 2, "-o", tmp_path / "run")
+    process = subprocess.Popen(training, stderr=subprocess.PIPE, text=True)
     try:
         for line in process.stderr:
             if "epoch 2/" in line:
@@ -85,7 +74,7 @@ def test_two_processes_stop_together_and_resume(photos, tmp_path):
         process.kill()
     assert process.returncode == 143
     assert "Traceback" not in rest
-    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=180)
+    done = subprocess.run([*training, "--resume"], capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("after 6 epochs") == 1  # one process prints
     assert "epoch 2/6" not in done.stderr

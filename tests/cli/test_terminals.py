@@ -1,5 +1,6 @@
 """Every terminal: encodings that lack our marks, and names that no encoding has."""
 
+import io
 import os
 import subprocess
 import sys
@@ -8,36 +9,66 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from senet.cli.main import main
+
+TABLE = ["cost", "se_resnet8"]
+MISTAKE = ["train", "--model", "se_resnet8", "--data", "./caf\udce9", "-o", "out"]
 # Python turns UTF-8 on by itself in the C locale; here it may not.
-ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-LATIN1 = {"PYTHONIOENCODING": "latin-1"}
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "COLUMNS": "100"}
+IN_A_PROCESS = """
+import sys
+from senet.cli.main import main
+for words in sys.argv[1:]:
+    print(main(words.split("\\n")), end="\\0", flush=True)
+    print(end="\\0", file=sys.stderr, flush=True)
+"""
 
 
-def in_a_process(*words, **environment):
-    """Exit code, output and errors, as bytes."""
-    command = [sys.executable, "-m", "senet.cli", *words]
-    run = subprocess.run(command, capture_output=True, env={**os.environ, "COLUMNS": "100", **environment}, check=False)
-    return run.returncode, run.stdout, run.stderr
+@pytest.fixture
+def encoded(monkeypatch):
+    """Run the command line on streams of an encoding, as Python opens them: (exit code, output, errors), in bytes."""
+
+    def call(encoding, *words):
+        out, err = io.BytesIO(), io.BytesIO()
+        with monkeypatch.context() as patch:
+            patch.setenv("COLUMNS", "100")
+            patch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding))
+            patch.setattr(sys, "stderr", io.TextIOWrapper(err, encoding, "backslashreplace"))
+            code = main(list(words))
+            sys.stdout.flush()
+            sys.stderr.flush()
+            return code, out.getvalue(), err.getvalue()
+
+    return call
 
 
-@pytest.mark.parametrize("environment", [ASCII, LATIN1], ids=["ascii", "latin-1"])
-def test_tables_are_printed_with_the_marks_that_there_are(environment):
-    code, out, err = in_a_process("cost", "se_resnet8", **environment)
+def test_a_terminal_of_ascii():
+    """In a process of its own, as the locale decides about its arguments and files, too."""
+    words = ["\n".join(words) for words in (TABLE, ["compare", "--help"], MISTAKE)]
+    command = [sys.executable, "-c", IN_A_PROCESS, *words]
+    run = subprocess.run(command, capture_output=True, env={**os.environ, **ASCII}, check=True)
+    (table, usage, mistake), errors = run.stdout.split(b"\0")[:3], run.stderr.split(b"\0")
+    assert table.endswith(b"0")
+    assert b"se_resnet8" in table
+    assert b"32x32" in table
+    assert usage.endswith(b"0")
+    assert usage.isascii()
+    assert b"--seeds" in usage
+    assert (mistake, errors[:2]) == (b"2", [b"", b""])
+    assert errors[2].startswith(b"error: caf")
+    assert len(errors[2].splitlines()) == 1
+
+
+def test_tables_are_printed_with_the_marks_that_there_are(encoded):
+    code, out, err = encoded("latin-1", *TABLE)
     assert (code, err) == (0, b"")
     assert b"se_resnet8" in out
-    assert b"32x32" in out if environment is ASCII else b"32\xd732" in out
+    assert b"32\xd732" in out
 
 
-def test_help_is_printed_in_ascii():
-    code, out, err = in_a_process("compare", "--help", **ASCII)
-    assert (code, err) == (0, b"")
-    assert out.isascii()
-    assert b"--seeds" in out
-
-
-@pytest.mark.parametrize("environment", [ASCII, LATIN1, {}], ids=["ascii", "latin-1", "utf-8"])
-def test_a_message_names_a_path_that_is_no_text(environment):
-    code, out, err = in_a_process("train", "--model", "se_resnet8", "--data", "./caf\udce9", "-o", "out", **environment)
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-8"])
+def test_a_message_names_a_path_that_is_no_text(encoded, encoding):
+    code, out, err = encoded(encoding, *MISTAKE)
     assert (code, out) == (2, b"")
     assert err.startswith(b"error: caf")
     assert len(err.splitlines()) == 1

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import senet
+from helpers.messages import one_line
 from senet import SEConfig, SqueezeExcite
 from senet.cost.count import Cost, meta_model, model_cost, module_cost, module_costs
 from senet.system.timing import Timing, interleaved, ratio
@@ -178,7 +179,7 @@ def test_networks_without_parameters_and_with_a_scripted_part():
 
 def test_images_that_are_too_small_for_a_count():
     for size in (0, 74):
-        with pytest.raises(senet.InputError, match=f"input size {size} .* inception_v3 needs images of at least 75"):
+        with pytest.raises(senet.InputError, match=one_line(f"{size} … inception_v3 … at least 75")):
             model_cost("inception_v3", input_size=size)
 
 

@@ -5,6 +5,7 @@ import timm
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from helpers.messages import assert_said, one_line
 from senet import SEConfig
 from senet.cost.count import model_cost
 from senet.cost.paper import compared, rows_of
@@ -87,7 +88,7 @@ def test_inception_resnet_v2_is_counted_as_timm_defines_it(figures):
     ours = figures["Table 2", "SE-Inception-ResNet-v2", "gflops"].ours
     assert ours == pytest.approx((plain + added) / 1e9, rel=1e-12)
     note = figures["Table 2", "SE-Inception-ResNet-v2", "gflops"].note
-    assert f"counts {plain / 1e9:.2f}, with SE {ours:.2f}" in note
+    assert_said(note, f"{plain / 1e9:.2f} … {ours:.2f}")
 
 
 def shufflenet(groups, channels, se):
@@ -121,10 +122,10 @@ def test_shufflenet_is_counted_by_hand(figures):
     rise = [figures["Table 3", name, "mflops"].ours for name in ("SE-ShuffleNet", "ShuffleNet")]
     assert round(rise[0] - rise[1]) == 142 - 140
     note = figures["Table 3", "ShuffleNet", "mflops"].note
-    assert f"it is {rise[1]:.1f}, and with SE {rise[0]:.1f}" in note
+    assert_said(note, f"{rise[1]:.1f} … {rise[0]:.1f}")
     widths = {1: (144, 288, 576), 2: (200, 400, 800), 4: (272, 544, 1088), 8: (384, 768, 1536)}
     counts = [round(shufflenet(groups, channels, False)[0] / 1e6) for groups, channels in widths.items()]
-    assert f"count {min(counts)} to {max(counts)} with one to eight groups" in note
+    assert_said(note, f"{min(counts)} to {max(counts)}")
 
 
 def test_reduction_8_fits_with_biases_and_2_without(figures):
@@ -139,7 +140,7 @@ def test_reduction_8_fits_with_biases_and_2_without(figures):
 
     assert f"{figures['Table 10', 'r = 8', 'params_m'].ours:.2f}" == printed(8, bias=False)
     note = figures["Table 10", "r = 8", "params_m"].note
-    assert f"{printed(8, bias=False)}; with them {printed(8, bias=True)} would fit" in note
+    assert_said(note, f"{printed(8, bias=False)} … {printed(8, bias=True)} … fit")
     assert (printed(2, bias=False), printed(2, bias=True)) == ("45.73", "45.75")
 
 
@@ -149,7 +150,7 @@ def test_rows_of_a_network_its_twin_and_the_papers_stride():
     assert not {name for name in names if "101" in name or "154" in name}
     assert [row.name for row in rows_of("senet154")] == ["SENet-154"]
     assert rows_of("resnet50_v1") == rows_of("se_resnet50")
-    with pytest.raises(InputError, match="prints no cost of 'resnet20'"):
+    with pytest.raises(InputError, match=one_line("no cost … 'resnet20'")):
         rows_of("resnet20")
     with pytest.raises(InputError, match="there is no model"):
         rows_of("resnet51")

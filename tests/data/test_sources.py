@@ -5,6 +5,7 @@ import os
 import pickle
 import socket
 import struct
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from helpers.messages import assert_said
 from senet.data import catalog, images, walk
 from senet.data.decode import BadImageError
 from senet.data.images import ArrayStore
@@ -36,6 +38,22 @@ def halves(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def pets(tmp_path: Path) -> Path:
+    """Two classes of three images."""
+    for name in ("cat", "dog"):
+        fill(tmp_path / name, 3)
+    return tmp_path
+
+
+def number_in(source: Any) -> int:
+    return len(source.train) + len(source.val)
+
+
+def files_of(names: Iterable[str]) -> list[str]:
+    return sorted(Path(name).name for name in names)
+
+
 def error_of(call: object, *args: object, **kwargs: object) -> str:
     with pytest.raises(InputError) as caught:
         call(*args, **kwargs)
@@ -48,7 +66,7 @@ def test_digits_are_scikit_learns() -> None:
     source = open_source("digits")
     bunch = load_digits()
     assert (source.in_chans, source.native_size, source.classes) == (1, 8, tuple("0123456789"))
-    assert len(source.train) + len(source.val) == 1797
+    assert number_in(source) == 1797
     assert f"{len(source.train)} images to train" in source.split
     assert "seed 0" in source.split
     for part in (source.train, source.val):
@@ -126,13 +144,13 @@ def test_a_folder_beats_no_dataset_name_but_a_path_does(tmp_path: Path, monkeypa
 
 def test_wrong_folders(tmp_path: Path, halves: Path) -> None:
     assert "missing" in error_of(open_source, tmp_path / "nowhere")
-    assert "a file, not a folder" in error_of(open_source, halves / "val" / "cat" / "000.png")
+    assert_said(error_of(open_source, halves / "val" / "cat" / "000.png"), "000.png … file … folder")
     (tmp_path / "empty").mkdir()
     assert "is empty" in error_of(open_source, tmp_path / "empty")
     flat = fill(tmp_path / "flat", 2)
     assert "no class folders" in error_of(open_source, flat)
     (tmp_path / "bare" / "cat").mkdir(parents=True)
-    assert "no images in the 1 class folders" in error_of(open_source, tmp_path / "bare")
+    assert_said(error_of(open_source, tmp_path / "bare"), "no images … bare")
 
 
 def test_an_empty_class_stops_training_but_not_validation(halves: Path) -> None:
@@ -154,7 +172,7 @@ def test_a_class_only_in_validation_stops(halves: Path) -> None:
 def test_single_images_cannot_be_split(tmp_path: Path) -> None:
     for name in "ab":
         fill(tmp_path / name, 1)
-    assert "none is left to validate" in error_of(open_source, tmp_path)
+    assert "validate" in error_of(open_source, tmp_path)
     assert "val_fraction" in error_of(open_source, "digits", val_fraction=1.5)
 
 
@@ -164,8 +182,8 @@ def test_files_that_are_no_images_are_left_out_and_listed(halves: Path) -> None:
     (halves / "train" / "dog" / "upper.PNG").write_bytes((halves / "train" / "dog" / "000.png").read_bytes())
     (halves / "train" / "dog" / "photo").write_bytes((halves / "train" / "dog" / "000.png").read_bytes())
     source = open_source(halves)
-    assert [Path(name).name for name in source.train.non_images] == ["Thumbs.db", "notes.txt"]
-    assert {"upper.PNG", "photo"} <= {Path(name).name for name in source.train.names}
+    assert files_of(source.train.non_images) == ["Thumbs.db", "notes.txt"]
+    assert {"upper.PNG", "photo"} <= set(files_of(source.train.names))
     assert len(source.train) == 9
 
 
@@ -175,35 +193,29 @@ SYSTEMS = ("@eaDir", "__MACOSX", "lost+found", ".ipynb_checkpoints", "$RECYCLE.B
 
 @pytest.mark.parametrize("name", [*SYSTEMS, "#recycle"])
 @pytest.mark.parametrize("where", ["", "cat", "cat/deeper"])
-def test_folders_of_systems_are_no_data(
-    tmp_path: Path, where: str, name: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    for label in ("cat", "dog"):
-        fill(tmp_path / label, 3)
-    fill(tmp_path / where / name / "inner", 2)
-    source = open_source(tmp_path)
-    assert (source.classes, len(source.train) + len(source.val)) == (("cat", "dog"), 6)
+def test_folders_of_systems_are_no_data(pets: Path, where: str, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    fill(pets / where / name / "inner", 2)
+    source = open_source(pets)
+    assert (source.classes, number_in(source)) == (("cat", "dog"), 6)
     assert [record.message.count(name) for record in caplog.records] == [1]
     assert name in source.split
-    assert name in open_eval(tmp_path)[1]
-    assert len(open_files([tmp_path])) == 6
+    assert name in open_eval(pets)[1]
+    assert len(open_files([pets])) == 6
 
 
 @pytest.mark.parametrize("marker", OURS)
 @pytest.mark.parametrize("where", ["", "cat"])
 def test_folders_of_this_package_are_no_data(
-    tmp_path: Path, where: str, marker: str, caplog: pytest.LogCaptureFixture
+    pets: Path, where: str, marker: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for label in ("cat", "dog"):
-        fill(tmp_path / label, 3)
-    fill(tmp_path / where / "out" / "figures", 2)
-    (tmp_path / where / "out" / marker).write_text("{}")
-    source = open_source(tmp_path)
-    assert (source.classes, len(source.train) + len(source.val)) == (("cat", "dog"), 6)
+    fill(pets / where / "out" / "figures", 2)
+    (pets / where / "out" / marker).write_text("{}")
+    source = open_source(pets)
+    assert (source.classes, number_in(source)) == (("cat", "dog"), 6)
     assert marker in caplog.text
     assert marker in source.split
-    assert len(open_files([tmp_path])) == 6
-    assert len(open_files([tmp_path / where / "out"])) == 2, "a folder that the user names is searched"
+    assert len(open_files([pets])) == 6
+    assert len(open_files([pets / where / "out"])) == 2, "a folder that the user names is searched"
 
 
 def test_own_files_are_those_that_the_package_writes() -> None:
@@ -217,41 +229,37 @@ def test_own_files_are_those_that_the_package_writes() -> None:
     assert set(OURS) == set(walk.OWN_FILES) <= written
 
 
-def test_pipes_sockets_and_devices_are_named_and_not_opened(tmp_path: Path) -> None:
-    for label in ("cat", "dog"):
-        fill(tmp_path / label, 3)
-    os.mkfifo(tmp_path / "cat" / "pipe.jpg")
-    os.mkfifo(tmp_path / "cat" / "pipe")
+def test_pipes_sockets_and_devices_are_named_and_not_opened(pets: Path) -> None:
+    os.mkfifo(pets / "cat" / "pipe.jpg")
+    os.mkfifo(pets / "cat" / "pipe")
     here = Path.cwd()
     with socket.socket(socket.AF_UNIX) as plug:
-        os.chdir(tmp_path / "dog")  # a socket's path must be short
+        os.chdir(pets / "dog")  # a socket's path must be short
         try:
             plug.bind("plug.png")
         finally:
             os.chdir(here)
-        source = open_source(tmp_path)
-    assert len(source.train) + len(source.val) == 6
-    assert sorted(Path(name).name for name in source.train.non_images) == ["pipe", "pipe.jpg", "plug.png"]
-    data = open_files([tmp_path / "cat" / "pipe.jpg", tmp_path / "dog" / "000.png"])
+        source = open_source(pets)
+    assert number_in(source) == 6
+    assert files_of(source.train.non_images) == ["pipe", "pipe.jpg", "plug.png"]
+    data = open_files([pets / "cat" / "pipe.jpg", pets / "dog" / "000.png"])
     with pytest.raises(BadImageError, match="a pipe"):
         data[0]
 
 
-def test_links_that_loop_give_each_image_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    for label in ("cat", "dog"):
-        fill(tmp_path / label, 3)
+def test_links_that_loop_give_each_image_once(pets: Path, caplog: pytest.LogCaptureFixture) -> None:
     for link, target in (("cat/a", "cat"), ("cat/b", "cat"), ("dog/up", "."), ("dog/cats", "cat"), ("self", ".")):
-        (tmp_path / link).symlink_to(tmp_path / target)
-    (tmp_path / "cat" / "again.png").symlink_to(tmp_path / "cat" / "001.png")
-    (tmp_path / "dog" / "me").symlink_to(tmp_path / "dog" / "me")
-    source = open_source(tmp_path)
+        (pets / link).symlink_to(pets / target)
+    (pets / "cat" / "again.png").symlink_to(pets / "cat" / "001.png")
+    (pets / "dog" / "me").symlink_to(pets / "dog" / "me")
+    source = open_source(pets)
     assert source.classes == ("cat", "dog")
     assert sorted(Path(n).as_posix() for n in source.train.names + source.val.names) == [
         f"{label}/00{i}.png" for label in ("cat", "dog") for i in range(3)
     ]
     assert "again.png" in source.split
     assert "self" in caplog.text
-    assert len(open_files([tmp_path])) == 6
+    assert len(open_files([pets])) == 6
 
 
 def test_links_to_images_elsewhere_are_images(tmp_path: Path) -> None:
@@ -261,7 +269,7 @@ def test_links_to_images_elsewhere_are_images(tmp_path: Path) -> None:
         for place, number in enumerate(numbers):
             (tmp_path / "data" / label / f"{place}.png").symlink_to(store / f"{number:03d}.png")
     source = open_source(tmp_path / "data")
-    assert len(source.train) + len(source.val) == 4
+    assert number_in(source) == 4
     linked = tmp_path / "linked"
     linked.mkdir()
     for label in ("cat", "dog"):
@@ -271,20 +279,18 @@ def test_links_to_images_elsewhere_are_images(tmp_path: Path) -> None:
     assert "are one folder" in error_of(open_source, linked)
 
 
-def test_strangers_are_left_out_unread_and_a_broken_link_is_a_bad_image(tmp_path: Path) -> None:
-    for label in ("cat", "dog"):
-        fill(tmp_path / label, 3)
+def test_strangers_are_left_out_unread_and_a_broken_link_is_a_bad_image(pets: Path) -> None:
     for name in ("originals.zip", "dump"):
-        with (tmp_path / "cat" / name).open("wb") as file:
+        with (pets / "cat" / name).open("wb") as file:
             file.truncate(3 << 30)
-    (tmp_path / "cat" / "page.txt").write_text("%!PS-Adobe-3.0 EPSF-3.0\n")
-    (tmp_path / "cat" / "list.txt").write_text("P5 is a format\n")
-    (tmp_path / "cat" / "raw.nef").write_bytes((tmp_path / "cat" / "000.png").read_bytes())
-    (tmp_path / "dog" / "gone.png").symlink_to(tmp_path / "nowhere.png")
-    source = open_source(tmp_path)
-    left = sorted(Path(name).name for name in source.train.non_images)
+    (pets / "cat" / "page.txt").write_text("%!PS-Adobe-3.0 EPSF-3.0\n")
+    (pets / "cat" / "list.txt").write_text("P5 is a format\n")
+    (pets / "cat" / "raw.nef").write_bytes((pets / "cat" / "000.png").read_bytes())
+    (pets / "dog" / "gone.png").symlink_to(pets / "nowhere.png")
+    source = open_source(pets)
+    left = files_of(source.train.non_images)
     assert left == ["dump", "list.txt", "originals.zip", "page.txt", "raw.nef"]
-    assert "gone.png" in {Path(name).name for name in source.train.names + source.val.names}
+    assert "gone.png" in files_of(source.train.names + source.val.names)
 
 
 def test_images_of_too_many_pixels_are_bad_images(tmp_path: Path) -> None:
@@ -372,7 +378,7 @@ def test_unreadable_folders_are_said(
 
     monkeypatch.setattr(os, "scandir", guarded)
     source = open_source(tmp_path)
-    assert len(source.train) + len(source.val) == 6
+    assert number_in(source) == 6
     assert "cannot read 1 folder" in caplog.text
     assert locked[0] in caplog.text
     for folder in (tmp_path / "dog", tmp_path):
@@ -435,7 +441,7 @@ def test_files_to_predict_on(halves: Path) -> None:
     assert len(data) == 5
     assert data.targets == [-1] * 5
     assert data[0].target == -1
-    assert [Path(name).name for name in data.non_images] == ["notes.txt"]
+    assert files_of(data.non_images) == ["notes.txt"]
     assert "missing" in error_of(open_files, [halves / "nothing.png"])
     (halves / "none").mkdir()
     assert "no images" in error_of(open_files, [halves / "none"])
@@ -529,8 +535,8 @@ def test_a_failed_download_is_one_clear_line(tmp_path: Path, monkeypatch: pytest
 
 
 def test_unknown_names_suggest_the_nearest() -> None:
-    assert "did you mean cifar10?" in error_of(open_source, "cifra10")
-    assert "give a folder, or one of digits" in error_of(open_source, "zzzz")
+    assert_said(error_of(open_source, "cifra10"), "cifra10 … cifar10")
+    assert_said(error_of(open_source, "zzzz"), "zzzz … folder … digits")
 
 
 def test_image_sets_check_their_lengths_and_indices() -> None:

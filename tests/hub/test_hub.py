@@ -12,6 +12,7 @@ import torch
 from huggingface_hub.utils import get_session
 
 import senet
+from helpers.messages import one_line
 
 NAME = "somebody/insects"
 COMMIT = "c0ffee" + 34 * "0"
@@ -113,24 +114,23 @@ def test_what_was_pushed_comes_back_and_from_the_cache_without_the_hub(hub, mode
     offline = senet.from_pretrained(NAME, cache_dir=tmp_path, num_classes=0)
     assert offline(x).shape == (2, model.num_features)
     assert hub.asked == []
-    with pytest.raises(senet.InputError, match="somebody/other: there is no such folder"):
+    with pytest.raises(senet.InputError, match=one_line("somebody/other: … no such folder")):
         senet.from_pretrained("somebody/other", cache_dir=tmp_path)
 
 
 def test_repositories_of_others_are_refused(hub, tmp_path):
     hub.files = {"config.json": b'{"architecture": "resnet50"}', "model.safetensors": safetensors.torch.save({})}
-    with pytest.raises(senet.InputError, match=f"{NAME}: nothing says which network"):
+    with pytest.raises(senet.InputError, match=one_line(f"{NAME}: … which network")):
         senet.from_pretrained(NAME, cache_dir=tmp_path)
     hub.files = {}
-    with pytest.raises(senet.InputError, match=f"{NAME}: there is no such folder, and from the Hub it cannot be had"):
+    with pytest.raises(senet.InputError, match=one_line(f"{NAME}: … no such folder … Hub")):
         senet.from_pretrained(NAME, cache_dir=tmp_path)
 
 
 def test_a_refused_upload_is_one_line(hub, model):
     hub.refuses = True
-    with pytest.raises(senet.InputError, match=f"{NAME} was not uploaded.*hf auth login") as error:
+    with pytest.raises(senet.InputError, match=one_line(f"{NAME} … not uploaded … hf auth login")):
         senet.push_to_hub(model, NAME, token="hf_test")
-    assert "\n" not in str(error.value)
 
 
 def test_what_cannot_be_made_again_is_refused_before_anything_is_sent(hub, model):

@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 import senet
+from helpers.excitations import site_of
+from helpers.messages import one_line
 from senet.inspection.doctor import HEALTHY, KINDS, Thresholds
-from senet.inspection.site_excitations import SiteExcitations
 from senet.nn.squeeze_excite import GATE_NAMES
 from senet.surgery.find_gates import find_gates
 
@@ -20,9 +21,9 @@ def gate_of(function, identity=False):
 def diagnosis(values, targets=None, gate=None, **thresholds):
     values = np.asarray(values, dtype=np.float64)
     targets = np.zeros(len(values), int) if targets is None else np.asarray(targets)
-    site = SiteExcitations.empty(gate or gate_of("sigmoid"), int(targets.max()) + 1, values.shape[1], 2)
-    site.update(values, targets, np.arange(len(values)))
-    found = senet.Excitations({site.name: site}, tuple(map(str, range(int(targets.max()) + 1))))
+    classes = int(targets.max()) + 1
+    site = site_of(values, targets, of=gate or gate_of("sigmoid"), classes=classes, top=2)
+    found = senet.Excitations({site.name: site}, tuple(map(str, range(classes))))
     return senet.diagnose(found, Thresholds(**thresholds))[0]
 
 
@@ -122,7 +123,7 @@ def test_thresholds_move_the_lines_and_are_checked():
 
 def test_one_image_is_too_few():
     found = senet.record_excitations(nn.Sequential(senet.SqueezeExcite(4)), [torch.randn(1, 4, 3)])
-    with pytest.raises(senet.InputError, match="1 images are too few"):
+    with pytest.raises(senet.InputError, match=one_line("1 images")):
         senet.diagnose(found)
 
 

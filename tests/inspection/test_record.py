@@ -75,4 +75,4 @@ def test_every_damage_to_a_file_is_told_in_one_line(tmp_path, ending):
         except senet.InputError as error:
             said.append(str(error))
     assert len(said) > 100
-    assert all("not a readable file of excitations" in one and "\n" not in one for one in said)
+    assert all("not a readable file" in one and "\n" not in one for one in said)

@@ -12,29 +12,23 @@ import pytest
 from PIL import Image
 
 import senet
+from helpers.excitations import gate, recording_of
+from helpers.messages import one_line
 from senet.inspection.doctor import Thresholds, diagnose
 from senet.inspection.figures import figure_classes, figure_sites, plot_class_means, sampled_channels
-from senet.inspection.page_data import SHOWN_IMAGES, THUMBNAILS, _ranges, data_uri, thumbnails
+from senet.inspection.page_data import SHOWN_IMAGES, THUMBNAILS, channel_ranges, data_uri, thumbnails
 from senet.inspection.report import FILES, build_page, finding_rows, write_report
 from senet.inspection.site_excitations import SiteExcitations
-from senet.surgery.find_gates import Gate
 
 
-def gate(name, channels, high=1.0):
-    return Gate(name, "senet", channels, "sigmoid", 0.0, 0.5, high, None)
-
-
-def recording(widths=(8, 8, 12), classes=("ant", "bee", "cow"), images=60, seed=0, filled=None):
-    rng = np.random.default_rng(seed)
-    sites = {}
+def recording(widths=(8, 8, 12), classes=("ant", "bee", "cow"), images=60, filled=None):
+    rng = np.random.default_rng(0)
     targets = np.arange(images) % (filled or max(len(classes), 1)) if classes else np.full(images, -1)
-    for number, width in enumerate(widths):
-        site = SiteExcitations.empty(gate(f"layer{number}.se", width), len(classes), width, 8)
-        values = rng.uniform(0.1, 0.6, (images, width)) + 0.3 * (targets[:, None] == np.arange(width) % 3)
-        site.update(values, targets, np.arange(images))
-        sites[site.name] = site
-    names = {i: f"val/{i}.png" for i in range(images)}
-    return senet.Excitations(sites, tuple(classes), names, {"model": "se_test", "data": "made up"})
+    values = {
+        f"layer{number}.se": rng.uniform(0.1, 0.6, (images, width)) + 0.3 * (targets[:, None] == np.arange(width) % 3)
+        for number, width in enumerate(widths)
+    }
+    return recording_of(values, targets, classes)
 
 
 def page_of(excitations, **options):
@@ -101,7 +95,7 @@ def test_the_page_holds_what_was_recorded():
         np.testing.assert_allclose(read["class_mean"], site.class_mean(), atol=shown["reach"] / 250)
         np.testing.assert_allclose(read["class_std"][:3], site.class_std()[:3], atol=shown["widest"] / 500)
         for end, extremes in enumerate((site.opening, site.closing)):
-            expected = [[f"val/{i}.png" for i in row] for row in extremes.images[:, :SHOWN_IMAGES]]
+            expected = [[excitations.names[i] for i in row] for row in extremes.images[:, :SHOWN_IMAGES]]
             assert [[names[i] for i in row] for row in read["images"][end]] == expected
 
 
@@ -243,7 +237,7 @@ def test_images_without_classes_and_single_channels(tmp_path):
 
 def test_a_class_without_images_cannot_be_drawn(tmp_path):
     excitations = recording(classes=("ant", "bee"), filled=1)
-    with pytest.raises(senet.InputError, match="class 'bee' has no images"):
+    with pytest.raises(senet.InputError, match=one_line("'bee' … no images")):
         plot_class_means(tmp_path / "a.png", excitations, classes=["bee"])
     with pytest.raises(senet.InputError, match="no class 'cow'"):
         plot_class_means(tmp_path / "a.png", excitations, classes=["cow"])
@@ -253,6 +247,6 @@ def test_a_class_without_images_cannot_be_drawn(tmp_path):
 
 
 def test_ranges_of_channels():
-    assert _ranges(()) == ""
-    assert _ranges((3,)) == "3"
-    assert _ranges((0, 1, 2, 7, 9, 10)) == "0-2, 7, 9-10"
+    assert channel_ranges(()) == ""
+    assert channel_ranges((3,)) == "3"
+    assert channel_ranges((0, 1, 2, 7, 9, 10)) == "0-2, 7, 9-10"

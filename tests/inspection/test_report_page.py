@@ -7,11 +7,9 @@ import numpy as np
 import pytest
 from playwright.sync_api import Error, sync_playwright
 
-import senet
+from helpers.excitations import recording_of
 from senet.inspection import report
 from senet.inspection.report import write_report
-from senet.inspection.site_excitations import SiteExcitations
-from senet.surgery.find_gates import Gate
 
 pytestmark = pytest.mark.browser
 FLAGS = (
@@ -24,18 +22,14 @@ CLASSES = ("goldfish", "pug", "plane", "cliff", "<b>bold</b>", "empty", *(f"clas
 @pytest.fixture(scope="module")
 def excitations():
     rng = np.random.default_rng(0)
-    sites = {}
     targets = np.arange(220) % 11
     targets[targets >= 5] += 1  # class 5 has no images
-    for name, width, selective in (("layer1.0.se", 16, 0.05), ("layer2.0.se", 40, 0.4), ("layer3.0.se", 24, 0.15)):
-        site = SiteExcitations.empty(Gate(name, "senet", width, "sigmoid", 0.0, 0.5, 1.0, None), 12, width, 8)
-        values = rng.uniform(0.2, 0.5, (220, width)) + selective * (targets[:, None] == np.arange(width) % 12)
-        if name == "layer1.0.se":
-            values[:, [3, 4, 9]] = 0.001
-        site.update(values, targets, np.arange(220))
-        sites[name] = site
-    names = {i: f"val/{CLASSES[targets[i]]}/{i}.png" for i in range(220)}
-    return senet.Excitations(sites, CLASSES, names, {"model": "se_test", "data": "made up"})
+    values = {
+        name: rng.uniform(0.2, 0.5, (220, width)) + selective * (targets[:, None] == np.arange(width) % 12)
+        for name, width, selective in (("layer1.0.se", 16, 0.05), ("layer2.0.se", 40, 0.4), ("layer3.0.se", 24, 0.15))
+    }
+    values["layer1.0.se"][:, [3, 4, 9]] = 0.001
+    return recording_of(values, targets, CLASSES)
 
 
 @pytest.fixture(scope="module")
@@ -317,7 +311,7 @@ def test_a_narrow_window_needs_no_sideways_scrolling(open_page):
 
 
 def test_a_thinned_page_says_what_is_left(browser, excitations, tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "_FIRST_CELLS", 8 * 3 * 12)  # 8 channels of each gate
+    monkeypatch.setattr(report, "FIRST_CELLS", 8 * 3 * 12)  # 8 channels of each gate
     write_report(tmp_path, excitations)
     page = browser.new_page()
     page.goto((tmp_path / "index.html").as_uri())

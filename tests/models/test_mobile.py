@@ -9,32 +9,18 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import senet
+from helpers.images import images
+from helpers.networks import assert_same_outputs, randomized
 from senet import SEConfig, SqueezeExcite
 from senet.models.mobile import ShuffleUnit
 
 
-def settled(model, seed=1):
-    """The model in float64 at evaluation, its norms no longer fresh: those hide a wrong order and a wrong eps."""
-    g = torch.Generator().manual_seed(seed)
+def started(model):
+    """In float64, with He's gain for what one group sees: a depthwise convolution would else fade the map away."""
     for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1, generator=g)
-            module.running_var.uniform_(0.5, 1.5, generator=g)
-            torch.nn.init.uniform_(module.weight, 0.6, 1.4, generator=g)
-            torch.nn.init.normal_(module.bias, 0, 0.1, generator=g)
         if isinstance(module, torch.nn.Conv2d):
-            # He's gain for what one group sees: a depthwise convolution would else fade the map away
-            module.weight.data.normal_(0, (2 / module.weight[0].numel()) ** 0.5, generator=g)
-    return model.double().eval()
-
-
-def images(size=64):
-    return torch.randn(2, 3, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-
-
-def assert_same(ours, expected):
-    assert expected.std() > 1e-2, "the oracle's outputs are all alike: the comparison would prove nothing"
-    assert (ours - expected).abs().max() < 1e-10 * expected.abs().max()
+            torch.nn.init.normal_(module.weight, 0, (2 / module.weight[0].numel()) ** 0.5)
+    return randomized(model, (0.6, 1.4)).double()
 
 
 def gated(x, gate):
@@ -45,15 +31,15 @@ def gated(x, gate):
 
 
 def test_mobilenet_is_timms_and_takes_its_weights():
-    theirs = settled(timm.create_model("mobilenetv1_100", num_classes=11))
+    theirs = started(timm.create_model("mobilenetv1_100", num_classes=11))
     ours = senet.create_model("mobilenet_v1", num_classes=11).double().eval()
     ours.load_state_dict(theirs.state_dict(), strict=True)
     with torch.no_grad():
-        assert_same(ours(images()), theirs(images()))
+        assert_same_outputs(ours(images(batch=2)), theirs(images(batch=2)))
 
 
 def test_se_mobilenet_is_timms_network_with_a_gate_behind_each_of_the_13_units():
-    ours = settled(senet.create_model("se_mobilenet_v1", num_classes=11))
+    ours = started(senet.create_model("se_mobilenet_v1", num_classes=11))
     theirs = timm.create_model("mobilenetv1_100", num_classes=11).double().eval()
     plain = {key: value for key, value in ours.state_dict().items() if ".se." not in key}
     theirs.load_state_dict(plain, strict=True)
@@ -63,7 +49,7 @@ def test_se_mobilenet_is_timms_network_with_a_gate_behind_each_of_the_13_units()
     for unit, gate in zip(units, gates, strict=True):
         unit.register_forward_hook(lambda module, args, out, gate=gate: gated(out, gate))
     with torch.no_grad():
-        assert_same(ours(images()), theirs(images()))
+        assert_same_outputs(ours(images(batch=2)), theirs(images(batch=2)))
 
 
 @pytest.mark.parametrize("placement", ["pre", "post", "identity", "3x3"])
@@ -113,9 +99,9 @@ PLACES = ("standard", "pre", "post", "identity", "3x3")
 
 @pytest.mark.parametrize("name", ["shufflenet_v1_g3", "se_shufflenet_v1_g3"])
 def test_shufflenet_is_the_papers(name):
-    model = settled(senet.create_model(name, num_classes=11))
+    model = started(senet.create_model(name, num_classes=11))
     with torch.no_grad():
-        x = F.conv2d(images(), model.conv1.weight, None, 2, 1)
+        x = F.conv2d(images(batch=2), model.conv1.weight, None, 2, 1)
         x = F.max_pool2d(normed(x, model.bn1).clamp(min=0), 3, 2, 1)
         for stage, channels, units in ((model.layer1, 240, 4), (model.layer2, 480, 8), (model.layer3, 960, 4)):
             assert len(stage) == units
@@ -123,17 +109,17 @@ def test_shufflenet_is_the_papers(name):
                 first_groups = 1 if x.shape[1] == 24 else 3
                 x = shuffle_unit(x, unit, 2 if index == 0 else 1, 3, first_groups)
                 assert x.shape[1] == channels
-        assert_same(model(images()), x.mean((2, 3)) @ model.fc.weight.T + model.fc.bias)
+        assert_same_outputs(model(images(batch=2)), x.mean((2, 3)) @ model.fc.weight.T + model.fc.bias)
 
 
 @pytest.mark.parametrize("placement", PLACES)
 @pytest.mark.parametrize("stride", [1, 2])
 def test_every_placement_in_a_shuffle_unit(placement, stride):
     inputs, outputs = (24, 24) if stride == 1 else (12, 36)
-    unit = settled(ShuffleUnit(inputs, outputs, stride, 2, SEConfig(reduction=2, placement=placement), 3, 3))
+    unit = started(ShuffleUnit(inputs, outputs, stride, 2, SEConfig(reduction=2, placement=placement), 3, 3))
     x = torch.rand(2, inputs, 7, 6, dtype=torch.float64)
     with torch.no_grad():
-        assert_same(unit(x), shuffle_unit(x, unit, stride, 3, 3, placement))
+        assert_same_outputs(unit(x), shuffle_unit(x, unit, stride, 3, 3, placement))
 
 
 @pytest.mark.slow
@@ -141,7 +127,7 @@ def test_every_placement_in_a_shuffle_unit(placement, stride):
 @pytest.mark.parametrize("name", ["se_mobilenet_v1", "se_shufflenet_v1_g3"])
 def test_compiles_as_one_graph(name):
     model = senet.create_model(name, num_classes=3).double()
-    x = images()
+    x = images(batch=2)
     expected = model(x)
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(x), expected, rtol=1e-8, atol=1e-8 * expected.abs().max().item())

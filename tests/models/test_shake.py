@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 import senet
+from helpers.networks import assert_same_outputs, randomized
 from senet import SEConfig, SqueezeExcite
 from senet.cost.count import model_cost
 from senet.models.shake import BasicBranch, Mix, NextBranch, ShakeBlock, TwoPathShortcut, shake
@@ -15,22 +15,6 @@ NAMES = ["shake26_2x96d", "shake29_2x4x64d"]
 
 def leaf(*shape):
     return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
-
-
-def settled(model):
-    """In float64 at evaluation, its norms no longer fresh: those hide a wrong order and a wrong eps."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.running_mean, 0, 0.1)
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
-            nn.init.uniform_(module.weight, 0.4, 0.9)
-            nn.init.normal_(module.bias, 0, 0.1)
-    return model.double().eval()
-
-
-def assert_same(ours, expected):
-    assert expected.std() > 1e-3
-    assert (ours - expected).abs().max() < 1e-10 * expected.abs().max()
 
 
 def test_the_gradient_is_that_of_the_forward_mix_where_both_have_the_same_weights():
@@ -85,7 +69,7 @@ def test_the_seed_decides_and_the_type_does_not():
 
 
 def test_the_second_path_sees_the_pixels_up_and_left():
-    shortcut = settled(TwoPathShortcut(3, 8, 2))
+    shortcut = randomized(TwoPathShortcut(3, 8, 2).double())
     x = torch.randn(2, 3, 7, 6, dtype=torch.float64)
     moved = torch.zeros_like(x)
     moved[:, :, 1:, 1:] = x[:, :, :-1, :-1]
@@ -94,7 +78,7 @@ def test_the_second_path_sees_the_pixels_up_and_left():
         for pixels, conv in ((x, shortcut.conv1), (moved, shortcut.conv2))
     ]
     with torch.no_grad():
-        assert_same(shortcut(x), norm(torch.cat(paths, 1), shortcut.bn))
+        assert_same_outputs(shortcut(x), norm(torch.cat(paths, 1), shortcut.bn))
 
 
 def norm(x, bn):
@@ -122,7 +106,7 @@ def next_branch(x, branch, stride):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_at_evaluation_the_network_is_the_authors_with_the_mean_of_the_branches(name):
-    model = settled(senet.create_model(f"se_{name}", num_classes=7))
+    model = randomized(senet.create_model(f"se_{name}", num_classes=7).double())
     x = images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
     is_next = "29" in name
     with torch.no_grad():
@@ -141,7 +125,7 @@ def test_at_evaluation_the_network_is_the_authors_with_the_mean_of_the_branches(
                     shortcut = block.downsample(F.relu(x))  # its own test stands above
                 x = F.relu(mean + shortcut) if is_next else mean + shortcut
         expected = F.relu(x).mean((2, 3)) @ model.fc.weight.T + model.fc.bias
-        assert_same(model(images), expected)
+        assert_same_outputs(model(images), expected)
 
 
 def make_block(branch, random_backward, se=None, planes=8):
@@ -184,12 +168,12 @@ def test_placements(branch, placement):
 
 @pytest.mark.parametrize("placement", ["post", "identity"])
 def test_the_placements_of_the_whole_block_by_hand(placement):
-    block = settled(make_block(NextBranch, True, SEConfig(reduction=2, placement=placement)))
+    block = randomized(make_block(NextBranch, True, SEConfig(reduction=2, placement=placement)))
     x = torch.randn(2, 32, 5, 5, dtype=torch.float64)
     with torch.no_grad():
         mean = (block.branch1(x) + block.branch2(x)) / 2
         expected = gated(F.relu(mean + x), block.se) if placement == "post" else F.relu(mean + gated(x, block.se))
-        assert_same(block(x), expected)
+        assert_same_outputs(block(x), expected)
 
 
 @pytest.mark.parametrize("branch", [BasicBranch, NextBranch])

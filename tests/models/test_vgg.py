@@ -6,6 +6,8 @@ import torchvision
 from torch import nn
 
 import senet
+from helpers.messages import one_line
+from helpers.networks import assert_same_function, randomized
 from senet import InputError, SEConfig, SqueezeExcite
 from senet.cost.count import model_cost
 
@@ -18,26 +20,12 @@ RELUS = [
 ]
 
 
-def randomise_statistics(model):
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 1.5)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("side", [32, 70])
 def test_torchvisions_weights_give_torchvisions_logits(side):
-    theirs = torchvision.models.vgg16_bn(num_classes=7).double().eval()
-    randomise_statistics(theirs)
-    ours = senet.create_model("vgg16_bn", num_classes=7).double().eval()
-    ours.load_state_dict(theirs.state_dict(), strict=True)
-    x = torch.randn(2, 3, side, side, dtype=torch.float64)
-    with torch.no_grad():
-        expected = theirs(x)
-        error = (ours(x) - expected).abs().max() / expected.abs().max()
-    assert expected.std() > 1e-6
-    assert error < 1e-10
+    theirs = randomized(torchvision.models.vgg16_bn(num_classes=7).double(), (0.8, 1.2))
+    ours = senet.create_model("vgg16_bn", num_classes=7).double()
+    assert_same_function(ours, theirs, side, state=theirs.state_dict(), spread=1e-6)
 
 
 def test_keys_are_torchvisions_and_the_gates_shift_none():
@@ -94,7 +82,7 @@ def test_chosen_stages_and_the_one_placement():
         model = senet.create_model("se_vgg16_bn", se=SEConfig(stages=(1, 4)))
         gates = [name for name, module in model.named_modules() if isinstance(module, SqueezeExcite)]
         assert gates == [f"features.{index}.se" for index in (*RELUS[:2], *RELUS[7:10])]
-        with pytest.raises(InputError, match="placement='post' is for residual networks"):
+        with pytest.raises(InputError, match=one_line("placement='post' … residual")):
             senet.create_model("se_vgg16_bn", se=SEConfig(placement="post"))
 
 

@@ -9,27 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.nn.utils import parametrizations, parametrize, prune
+from torch.nn.utils import parametrizations, parametrize
 
 import senet
+from helpers.gates import hooked, in_a_sequence, low_rank, pruned, weight_normed
+from helpers.messages import one_line
 from senet import SEConfig, SqueezeExcite
 
 C = 16
-
-
-class LowRank(nn.Module):
-    """As adapters do: the layer, whose weights can be read through it, and a product of small matrices."""
-
-    def __init__(self, base):
-        super().__init__()
-        self.base = base
-        self.a, self.b = nn.Conv2d(base.in_channels, 2, 1), nn.Conv2d(2, base.out_channels, 1)
-
-    weight = property(lambda self: self.base.weight)
-    bias = property(lambda self: self.base.bias)
-
-    def forward(self, x):
-        return self.base(x) + self.b(self.a(x))
 
 
 class Doubled(nn.Module):
@@ -46,21 +33,11 @@ class Wrapped(torch.Tensor):
     """A tensor of another kind, as shards and quantized weights are."""
 
 
-def pruned(se):
-    prune.l1_unstructured(se.fc1, "weight", 0.5)
-
-
 def weight_normed_by_hooks(se):
     with pytest.warns(FutureWarning):
         nn.utils.weight_norm(se.fc1)
     with torch.no_grad():
         se.fc1.weight_g.mul_(2)
-
-
-def weight_normed(se):
-    parametrizations.weight_norm(se.fc2)
-    with torch.no_grad():
-        se.fc2.parametrizations.weight.original0.mul_(2)
 
 
 def spectral_normed(se):
@@ -71,14 +48,6 @@ def parametrized(se):
     parametrize.register_parametrization(se.fc2, "weight", Doubled())
 
 
-def low_rank(se):
-    se.fc1 = LowRank(se.fc1)
-
-
-def in_a_sequence(se):
-    se.fc1 = nn.Sequential(se.fc1, nn.Conv2d(se.fc1.out_channels, se.fc1.out_channels, 1))
-
-
 def subclass(se):
     own = OwnConv2d(se.fc1.in_channels, se.fc1.out_channels, 1)
     own.load_state_dict(se.fc1.state_dict())
@@ -87,10 +56,6 @@ def subclass(se):
 
 def of_another_kind(se):
     se.fc2.weight = nn.Parameter(se.fc2.weight.detach().as_subclass(Wrapped))
-
-
-def hooked(se):
-    se.fc2.register_forward_hook(lambda module, args, output: 2 * output)
 
 
 def hooked_before(se):
@@ -166,8 +131,10 @@ def test_adapters_learn(x):
 
 def test_every_kind_of_listener_hears_the_fcs(x):
     se, heard = SqueezeExcite(C), []
-    se.fc1.register_full_backward_hook(lambda *args: heard.append("backward"))
-    se.fc2.register_full_backward_pre_hook(lambda *args: heard.append("before backward"))
+    own = [
+        se.fc1.register_full_backward_hook(lambda *args: heard.append("backward")),
+        se.fc2.register_full_backward_pre_hook(lambda *args: heard.append("before backward")),
+    ]
     everywhere = [
         register_module_forward_hook(lambda module, args, out: heard.append(type(module).__name__)),
         register_module_forward_pre_hook(lambda module, args: heard.append(type(module).__name__)),
@@ -181,8 +148,8 @@ def test_every_kind_of_listener_hears_the_fcs(x):
     assert heard.count("Conv2d") == 4
     assert {"backward", "before backward"} <= set(heard)
     heard.clear()
-    se.fc1._backward_hooks.clear()
-    se.fc2._backward_pre_hooks.clear()
+    for hook in own:
+        hook.remove()
     se(x)
     assert heard == []
 
@@ -210,7 +177,7 @@ def test_maps_of_any_axes(shape, squeeze):
     expected = se(y)
     se.fc1.register_forward_hook(lambda *args: None)  # changes nothing
     torch.testing.assert_close(se(y), expected)
-    with pytest.raises(ValueError, match="one, two or three spatial axes"):
+    with pytest.raises(ValueError, match=one_line("one, two or three")):
         se(y[:, 1:])
 
 

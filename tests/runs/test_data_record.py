@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from helpers.messages import assert_said, one_line
 from senet.cli.main import main
 from senet.comparison.compare import compare
 from senet.errors import InputError
@@ -88,7 +89,7 @@ def test_other_images_must_be_allowed(data, quick_recipe, tmp_path, capsys, chan
     assert resume(run) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "27 images to train and 6 to validate" in error
+    assert_said(error, "27 … 6")
     assert "--allow-changed-data" in error
     assert resume(run, "--allow-changed-data") == 0
     assert "warning:" in capsys.readouterr().err
@@ -162,5 +163,5 @@ def test_a_comparison_of_the_version_before_is_known_by_its_number_of_images(dat
     assert compare(settings, recipe, output, seeds=1, resume=True).difference == first.difference
     for path in list((data / "disc").iterdir()):
         shutil.copy(path, path.with_stem(f"more{path.stem}"))
-    with pytest.raises(InputError, match=r"different data.*6 images to validate"):
+    with pytest.raises(InputError, match=one_line("different data … 6 images")):
         compare(settings, recipe, output, seeds=1, resume=True)

@@ -14,6 +14,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 
+from helpers.messages import one_line
 from senet.comparison.compare import compare
 from senet.errors import InputError
 from senet.inspection.command import check_output
@@ -98,7 +99,7 @@ def test_a_comparison_keeps_notes_at_every_depth(pictures, quick_recipe, tmp_pat
     assert "lr: 0.1" in (folder / "runs" / "resnet8-seed0" / "recipe.yaml").read_text()
     with held(folder / "runs" / "resnet8-seed0"):  # resumed by itself, say
         before = contents(folder)
-        with pytest.raises(InputError, match="resnet8-seed0 is in use by process"):
+        with pytest.raises(InputError, match=one_line("resnet8-seed0 … in use")):
             compare(settings, quick_recipe("epochs=1"), folder, seeds=1, overwrite=True)
         assert contents(folder) == before
 
@@ -110,7 +111,7 @@ def test_what_the_command_reads_must_not_lie_in_the_folder(pictures, quick_recip
     put(folder, "mine.yaml")
     before = contents(folder)
     weights = RunSettings(str(pictures), "resnet8", pretrained=str(folder / "best.safetensors"))
-    with pytest.raises(InputError, match=r"--pretrained .*best\.safetensors lies in .*run"):
+    with pytest.raises(InputError, match=one_line("--pretrained … best.safetensors … run")):
         train(weights, quick_recipe("epochs=1"), folder, overwrite=True, loggers=False)
     with pytest.raises(InputError, match=r"--recipe .* lies in"):
         refuse_inside(folder, {"--recipe": str(folder / ".." / "run" / "mine.yaml")})
@@ -120,7 +121,7 @@ def test_what_the_command_reads_must_not_lie_in_the_folder(pictures, quick_recip
     (folder / "photos" / "cat").mkdir(parents=True)
     with pytest.raises(InputError, match=r"--data .*photos lies in"):
         refuse_inside(folder, {"--data": folder / "photos"})
-    with pytest.raises(InputError, match=r"--checkpoint .* this command writes"):
+    with pytest.raises(InputError, match=one_line("--checkpoint … best.safetensors")):
         check_output(folder, True, ("best.safetensors",), {"--checkpoint": folder / "best.safetensors"})
 
 
@@ -131,7 +132,7 @@ def test_one_command_at_a_time(pictures, quick_recipe, tmp_path):
     before = contents(folder)
     with held(folder) as other:
         for options in ({"resume": True}, {"overwrite": True}, {}):
-            with pytest.raises(InputError, match=f"in use by process {other.pid} on"):
+            with pytest.raises(InputError, match=one_line(f"in use … process {other.pid}")):
                 train(settings, recipe, folder, loggers=False, **options)
         with pytest.raises(InputError, match="in use by process"):
             compare(settings, recipe, folder, overwrite=True)

@@ -1,7 +1,11 @@
+from types import SimpleNamespace
+
+import lightning.pytorch as pl
 import pytest
 import torch
 from torch import nn
 
+from helpers.messages import one_line
 from senet.data.transforms import TransformSpec
 from senet.errors import InputError
 from senet.runs.recipe import ScheduleRecipe, load_recipe
@@ -93,7 +97,7 @@ def test_errors_count_in_percent():
     assert values["val_error"] == pytest.approx(100 * 2 / 6, abs=1e-4)
     assert 0 <= values["val_top5_error"] <= values["val_error"]
     classifier.validation_step(nothing, 0)
-    with pytest.raises(InputError, match="none of the validation images"):
+    with pytest.raises(InputError, match=one_line("none … validation images")):
         classifier.take_val_metrics()  # the counters have started anew
 
 
@@ -103,14 +107,19 @@ def test_no_top5_below_six_classes():
 
 
 def test_average_forgets_the_start_quickly():
-    average = WarmAverage(0.999)
-    blend = average._kwargs["avg_fn"]
-    value, steps = torch.zeros(1), 20
-    for count in range(1, steps + 1):
-        value = blend(value, torch.ones(1), count)
+    module, average, steps = pl.LightningModule(), WarmAverage(0.999), 20
+    module.weight = nn.Parameter(torch.zeros(1))
+    module.register_buffer("count", torch.tensor(3))
+    average.setup(None, module, "fit")
+    for step in range(1, steps + 2):
+        trainer = SimpleNamespace(global_step=step)
+        average.on_train_batch_end(trainer, module, None, None, step)  # the first takes the weights as they are
+        nn.init.ones_(module.weight)
+        module.count.fill_(9)
+    average.on_validation_epoch_start(trainer, module)
     constant = 1 - 0.999**steps
-    assert value.item() > 0.999 > 10 * constant
-    assert blend(torch.tensor(3), torch.tensor(9), 5) == 9
+    assert 1 > module.weight.item() > 0.999 > 10 * constant
+    assert module.count == 9
 
 
 def test_random_state_comes_back():

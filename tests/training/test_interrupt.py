@@ -55,8 +55,7 @@ def test_an_error_of_ours_ends_the_other_processes(others):
     assert sleeping.wait(timeout=20) == -signal.SIGKILL
 
 
-def test_a_process_that_fails_by_itself_gets_the_time_to_say_why(others, monkeypatch):
-    monkeypatch.setattr("senet.training.interrupt._GRACE", 3.0)
+def test_a_process_that_fails_by_itself_gets_the_time_to_say_why(others):
     del others.strategy.launcher.procs[0]
     end_others(others, RuntimeError("Connection closed by peer"))
     assert others.strategy.launcher.procs[0].returncode == 2

@@ -5,12 +5,12 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
 import torch
 
+from helpers.command import command
 from senet.runs.lock import LOCK
 
 KILLS = 12
@@ -18,8 +18,8 @@ WORDS = ["train", "--data", "digits", "--model", "se_resnet8", "--epochs", "6", 
 
 
 def start(folder):
-    command = [sys.executable, "-m", "senet.cli", *WORDS, "--resume", "-o", str(folder)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+    training = command(*WORDS, "--resume", "-o", folder)
+    return subprocess.Popen(training, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
 
 
 def wait_for_lock(process, folder):

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 
+from helpers.messages import one_line
 from senet.errors import InputError
 from senet.runs.settings import RunSettings
 from senet.training.interrupt import Interrupted, StopRequest
@@ -141,7 +142,7 @@ def test_a_validation_without_an_image_is_said(spoiled, pictures, quick_recipe, 
     shutil.copytree(spoiled / "train", data / "val")
     (data / "val" / "bar" / "0.png").write_bytes(b"")
     settings = RunSettings(str(data), "se_resnet8", limit_batches=1)
-    with pytest.raises(InputError, match="none of the validation images"):
+    with pytest.raises(InputError, match=one_line("none … validation images")):
         train(settings, quick_recipe("accumulate=8"), tmp_path / "run", loggers=False)
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import senet
+from helpers.messages import one_line
 from senet.errors import InputError
 from senet.runs.settings import RunSettings
 from senet.training.callbacks import NonFiniteError
@@ -82,7 +83,7 @@ def test_mistakes_are_found_before_a_folder_is_made(pictures, quick_recipe, tmp_
         (RunSettings(str(pictures), "se_resnet8", limit_batches=0), quick_recipe(), "limit_batches"),
         (RunSettings(str(pictures), "se_resnet8", device="cpu"), quick_recipe("precision=16-mixed"), "16-mixed"),
         (RunSettings(str(pictures), "se_resnet8", devices=3), quick_recipe(), "batch_size=8 .* among 3 devices"),
-        (RunSettings(str(pictures), "se_resnet8"), quick_recipe("transform.cutout=13"), "cutout is 13: give 0 to 12"),
+        (RunSettings(str(pictures), "se_resnet8"), quick_recipe("transform.cutout=13"), "cutout.*13.*0 to 12"),
     ):
         with pytest.raises(InputError, match=message):
             train(settings, recipe, tmp_path / "run")
@@ -96,7 +97,7 @@ def test_a_mistake_leaves_the_run_that_was_to_be_overwritten(pictures, quick_rec
     weights = str(tmp_path / "run" / "last.safetensors")
     for settings, recipe, message in (
         (good, quick_recipe("transform.cutout=13"), "cutout is 13"),
-        (good, quick_recipe("transform.size=10", "transform.resize=8"), "resize 8 is below size 10"),
+        (good, quick_recipe("transform.size=10", "transform.resize=8"), "resize 8.*size 10"),
         (RunSettings(str(pictures), "resnet14", pretrained=weights), quick_recipe(), "does not fit this network"),
         (RunSettings(str(pictures), "resnet8", devices=3), quick_recipe(), "batch_size"),
         (RunSettings(str(tmp_path / "none"), "resnet8"), quick_recipe(), "none"),
@@ -119,7 +120,7 @@ def test_a_loss_that_explodes_stops_the_run_and_spares_the_last_state(pictures, 
     settings = RunSettings(str(pictures), "resnet8")
     # A warmup from a harmless rate: the first epoch is fine, then the rate explodes.
     recipe = quick_recipe("epochs=3", "lr=1e30", "schedule.name=constant", "optimizer.momentum=0")
-    with pytest.raises(NonFiniteError, match=r"not finite in epoch 1, step \d+; try a lower rate \(--set lr="):
+    with pytest.raises(NonFiniteError, match=one_line("not finite … epoch 1 … --set lr=")):
         train(settings, recipe, tmp_path / "run", loggers=False)
     assert not (tmp_path / "run" / "result.json").exists()
     checkpoint = tmp_path / "run" / "last.ckpt"

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 import senet
+from helpers.messages import assert_said, one_line
 from senet import SEConfig
 from senet.models.resnet import Bottleneck, ResNet
 from senet.weights.caffe import MAX_LAYERS, read_caffemodel
@@ -268,38 +269,37 @@ def nested(depth):
     ("content", "message"),
     [
         (b"", "holds no Caffe weights"),
-        (b"name: 'a prototxt'", "not a readable Caffe weight file"),
-        (small(data=[1.0] * 100, dim=[100])[:-7], "not a readable Caffe weight file"),
-        (small(data=[1, 2, 3], dim=[2, 2]), r"blob 'fc\.0' has 3 numbers where its shape \(2, 2\) asks for 4"),
-        (small(data=[1], dim=[2**62, 2**62]), "has 1 numbers where its shape"),
+        (b"name: 'a prototxt'", "net.caffemodel: … not a readable"),
+        (small(data=[1.0] * 100, dim=[100])[:-7], "net.caffemodel: … not a readable"),
+        (small(data=[1, 2, 3], dim=[2, 2]), "blob 'fc.0' … 3 numbers … (2, 2) … 4"),
+        (small(data=[1], dim=[2**62, 2**62]), "1 numbers … shape"),
         (small(data=[1], dim=[-1]), "less than nothing"),
-        (small(data=[1], dim=[1] * 1_000_000), "a shape of 1,000,000 axes"),
-        (small(data=[1]), "has 1 numbers where its shape"),
-        (field(100, b"") * (MAX_LAYERS + 1), "has 10,001 layers"),
-        (field(100, field(7, b"") * 1_000_000), "has 1,000,000 blobs"),
-        (field(100, field(1, b"a") + field(7, field(5, b"abc"))), "numbers where its shape"),
-        (field(100, field(1, b"\xff\n\xfe") + field(7, field(5, b"abcd"))), r"net\.caffemodel: .*1 numbers"),
+        (small(data=[1], dim=[1] * 1_000_000), "1,000,000 axes"),
+        (small(data=[1]), "1 numbers … shape"),
+        (field(100, b"") * (MAX_LAYERS + 1), "10,001 layers"),
+        (field(100, field(7, b"") * 1_000_000), "1,000,000 blobs"),
+        (field(100, field(1, b"a") + field(7, field(5, b"abc"))), "numbers … shape"),
+        (field(100, field(1, b"\xff\n\xfe") + field(7, field(5, b"abcd"))), "net.caffemodel: … 1 numbers"),
         (field(2, field(4, b"old")), "before 2014"),
         (nested(5_000), "holds no Caffe weights"),
-        (b"\x0b" * 100_000, "not a readable Caffe weight file"),  # groups in groups
+        (b"\x0b" * 100_000, "net.caffemodel: … not a readable"),  # groups in groups
     ],
 )
 def test_damaged_and_hostile_files_are_one_line(tmp_path, content, message):
     path = tmp_path / "net.caffemodel"
     path.write_bytes(content)
-    with pytest.raises(senet.InputError, match=message) as caught:
+    with pytest.raises(senet.InputError, match=one_line(message)) as caught:
         senet.load_weights(path)
-    assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400
 
 
 def test_two_layers_of_one_name_and_a_missing_protobuf(tmp_path, monkeypatch):
     path = tmp_path / "net.caffemodel"
     path.write_bytes(small(data=[1], dim=[1]) * 2)
-    with pytest.raises(senet.InputError, match="two layers with weights are named 'fc'"):
+    with pytest.raises(senet.InputError, match=one_line("two layers … 'fc'")):
         senet.load_weights(path)
     monkeypatch.setitem(__import__("sys").modules, "google.protobuf.message", None)
-    with pytest.raises(senet.InputError, match="needs protobuf: pip install protobuf"):
+    with pytest.raises(senet.InputError, match=one_line("pip install protobuf")):
         senet.load_weights(path)
 
 
@@ -316,6 +316,6 @@ def test_another_class_count_and_another_network(tmp_path, inception, caplog):
     path = tmp_path / "net.caffemodel"
     path.write_bytes(inception[0])
     senet.create_model("se_bn_inception", 9, pretrained=path)
-    assert "another number of classes: fc.weight, fc.bias start anew" in caplog.text
+    assert_said(caplog.text, "number of classes … fc.weight, fc.bias")
     with pytest.raises(senet.InputError, match=r"40 unexpected \("):
         senet.create_model("bn_inception", 7, pretrained=path)

@@ -219,7 +219,7 @@ def test_truncated_empty_and_inflated_files_and_folders_are_one_line(tmp_path, s
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(tmp_path / "z.pth", "w", zipfile.ZIP_DEFLATED) as new:
         for part in old.infolist():
             new.writestr(part.filename, bytes(10**6) if "/data/" in part.filename else old.read(part))
-    with pytest.raises(senet.InputError, match=r"claim [\d,]+ bytes, the file has"):
+    with pytest.raises(senet.InputError, match=r"z\.pth: .* claim [\d,]+ bytes"):
         senet.load_weights(tmp_path / "z.pth")
 
 

@@ -10,23 +10,10 @@ import torch
 import torchvision
 
 import senet
+from helpers.messages import one_line
+from helpers.networks import assert_same_function, randomized
 from senet import SEConfig
 from senet.weights.key_maps import LAYOUTS, OWN, recognise
-
-RELATIVE = 1e-6  # in float64; what the file rounded to float32 is the same for both
-
-
-def settled(model):
-    """Norms with statistics, scales and shifts that show an error of order, and biases that are not 0."""
-    g = torch.Generator().manual_seed(1)
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1, generator=g)
-            module.running_var.uniform_(0.5, 1.5, generator=g)
-            torch.nn.init.uniform_(module.weight, 0.4, 0.9, generator=g)
-        if isinstance(module, torch.nn.BatchNorm2d | torch.nn.Conv2d) and module.bias is not None:
-            torch.nn.init.normal_(module.bias, 0, 0.1, generator=g)
-    return model.eval()
 
 
 def written(folder, state):
@@ -35,12 +22,8 @@ def written(folder, state):
 
 
 def assert_same_logits(ours, theirs, size=64):
-    x = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    with torch.no_grad():
-        mine, expected = ours.eval().double()(x), theirs.double()(x)
-    error = (mine - expected).abs().max() / expected.abs().max()
-    assert expected.std() > 1e-3, "the oracle's logits are all alike: the comparison would prove nothing"
-    assert error < RELATIVE, f"relative difference {error:.2e}"
+    """In float64; what the file rounded to float32 is the same for both."""
+    assert_same_function(ours.double(), theirs.double(), size, tolerance=1e-6)
 
 
 def slow(*values):
@@ -62,7 +45,7 @@ def slow(*values):
     ],
 )
 def test_timm(name, theirs, arguments, layout, tmp_path):
-    network = settled(timm.create_model(theirs, num_classes=7))
+    network = randomized(timm.create_model(theirs, num_classes=7))
     path = written(tmp_path, network.state_dict())
     assert layout in recognise(senet.load_weights(path)[0]).name
     size = 96 if "inception" in name else 65 if "v1" in name else 64  # odd: Caffe's pooling differs there
@@ -72,7 +55,7 @@ def test_timm(name, theirs, arguments, layout, tmp_path):
 def test_timms_legacy_basic_blocks_are_refused(tmp_path):
     """Names and shapes fit, but there is a ReLU between the last norm and the gate."""
     path = written(tmp_path, timm.create_model("legacy_seresnet18", num_classes=7).state_dict())
-    with pytest.raises(senet.InputError, match=r"weights\.pth: its blocks of two convolutions have a ReLU before"):
+    with pytest.raises(senet.InputError, match=one_line("weights.pth: … ReLU before")):
         senet.create_model("se_resnet18", 7, se=SEConfig(), ceil_pool=True, pretrained=path)
 
 
@@ -87,7 +70,7 @@ def test_timms_legacy_basic_blocks_are_refused(tmp_path):
 )
 def test_torchvision(name, layout, tmp_path):
     extra = {"init_weights": False} if name == "inception_v3" else {}
-    network = settled(torchvision.models.get_model(name, num_classes=7, **extra))
+    network = randomized(torchvision.models.get_model(name, num_classes=7, **extra))
     path = written(tmp_path, network.state_dict())
     assert layout in recognise(senet.load_weights(path)[0]).name
     assert_same_logits(senet.create_model(name, 7, pretrained=path), network, 96 if name == "inception_v3" else 64)
@@ -97,7 +80,7 @@ def test_torchvision(name, layout, tmp_path):
 @pytest.mark.parametrize("bias", [True, False])
 def test_moskomule(name, theirs, bias, tmp_path):
     """Its gates are linear layers without bias, ``se.fc.0`` and ``se.fc.2``; all else is torchvision's."""
-    network = settled(timm.create_model(theirs, num_classes=7))
+    network = randomized(timm.create_model(theirs, num_classes=7))
     state = {}
     for key, value in network.state_dict().items():
         if match := re.fullmatch(r"(.*\.se\.)fc([12])\.(weight|bias)", key):
@@ -126,7 +109,7 @@ CADENE_WORDS = {
 
 def test_cadene_bn_inception(tmp_path):
     """Written backwards from our own network: biases before the norms, BGR, and Cadene's names."""
-    network = settled(senet.create_model("bn_inception", 7))
+    network = randomized(senet.create_model("bn_inception", 7))
     g = torch.Generator().manual_seed(3)
     state = {}
     for key, value in network.state_dict().items():
@@ -175,7 +158,7 @@ def test_the_file_name_says_nothing(tmp_path):
 def test_two_keys_that_would_be_one_are_refused(tmp_path):
     state = senet.create_model("se_resnet18", 3).state_dict()
     both = {"layer0.conv1.weight": state["conv1.weight"]} | state
-    with pytest.raises(senet.InputError, match=r"weights.pth: two weights of this file are 'conv1.weight' here"):
+    with pytest.raises(senet.InputError, match=one_line("weights.pth: two weights … 'conv1.weight'")):
         senet.create_model("se_resnet18", 3, pretrained=written(tmp_path, both))
 
 

@@ -16,7 +16,7 @@ from senet.acceleration.modules import Convolved, FoldedConv2d, FoldedGate, Fold
 from senet.ops.conv.program import Run, Step
 from senet.ops.layout import is_last
 
-_WORKSPACE = 64 * 2**20  # bytes that are held between calls; of larger maps Python's part is small
+WORKSPACE = 64 * 2**20  # bytes that are held between calls; of larger maps Python's part is small
 
 
 class Program:
@@ -69,7 +69,7 @@ class Planned:
         result = recorder.run(x)
         runs = _runs(list(self.graph.graph.nodes), recorder.steps)
         parts = {run[0]: _in_one_step(run, recorder) for run in runs}
-        if sum(part.workspace for part in parts.values()) > _WORKSPACE:
+        if sum(part.workspace for part in parts.values()) > WORKSPACE:
             return result, self.ordinary
         graph, copies = fx.Graph(), dict[Any, fx.Node]()
         holder = fx.GraphModule(self.graph, self.graph.graph)

@@ -88,11 +88,11 @@ def check_gradients(setting: Setting) -> Iterable[Check]:
     twins, backend = make_twins(small), chosen_backend(setting)
     for candidate in ours:
         model = twins.networks[candidate.network]
-        exact = _gradients(model, small, twins, "reference", torch.float64)
-        found = _gradients(model, small, twins, backend, torch.float64)
+        exact = gradients(model, small, twins, "reference", torch.float64)
+        found = gradients(model, small, twins, backend, torch.float64)
         yield Check(f"{candidate.name} ({backend}), gradients in float64", _spread(found, exact), GRADIENTS_FLOAT64)
         ordinary, own = (
-            _spread(_gradients(model, small, twins, name, torch.float32), exact) for name in ("reference", backend)
+            _spread(gradients(model, small, twins, name, torch.float32), exact) for name in ("reference", backend)
         )
         what = f"{candidate.name} ({backend}), gradients in {setting.dtype}"
         yield Check(what, own, max(GRADIENTS, MARGIN * ordinary))
@@ -106,7 +106,7 @@ def chosen_backend(setting: Setting) -> str:
         return backend_for(large)
 
 
-def _gradients(model: nn.Module, setting: Setting, twins: Twins, backend: str, dtype: torch.dtype) -> list[Tensor]:
+def gradients(model: nn.Module, setting: Setting, twins: Twins, backend: str, dtype: torch.dtype) -> list[Tensor]:
     """The logits, and the gradients of the image and of every parameter, as they come from a training step."""
     model = copy.deepcopy(model).to(dtype).train()
     x = twins.x.to(dtype, copy=True).requires_grad_()

@@ -46,7 +46,7 @@ def stage_costs(setting: Setting, twins: Twins, runners: dict[str, Runner], roun
     for name in names:
         model = runners[name].model
         assert isinstance(model, ConvNet)
-        for number, (stage, entry) in enumerate(_entries(model, name, setting, twins), FIRST_STAGE):
+        for number, (stage, entry) in enumerate(entries(model, name, setting, twins), FIRST_STAGE):
             steps[f"{name}/{number}"] = _step(model, stage, entry, name, setting)
             stages.setdefault(number, []).append(name)
     times = interleaved(steps, rounds=rounds, warmup=2, device=setting.device)
@@ -62,7 +62,7 @@ def stage_costs(setting: Setting, twins: Twins, runners: dict[str, Runner], roun
     return [cost for cost in costs if cost.candidate != BASE]
 
 
-def _entries(model: ConvNet, name: str, setting: Setting, twins: Twins) -> list[tuple[Stage, Tensor]]:
+def entries(model: ConvNet, name: str, setting: Setting, twins: Twins) -> list[tuple[Stage, Tensor]]:
     """The stages with the input that each gets."""
     x = twins.x if setting.mode == "train" else twins.x.to(DTYPES[setting.dtype])
     pairs = []

@@ -101,7 +101,7 @@ def _site(site: SiteExcitations, diagnosis: Diagnosis, most_channels: int, place
         "variation": _number(diagnosis.variation),
         "selectivity": _number(diagnosis.selectivity),
         "findings": [
-            {"kind": f.kind, "sentence": f.sentence, "channels": _ranges(f.channels), "count": len(f.channels)}
+            {"kind": f.kind, "sentence": f.sentence, "channels": channel_ranges(f.channels), "count": len(f.channels)}
             for f in diagnosis.findings
         ],
         **scales,
@@ -152,7 +152,7 @@ def _number(value: float) -> float | None:
     return None if not np.isfinite(value) else float(f"{value:.6g}")
 
 
-def _ranges(channels: tuple[int, ...]) -> str:
+def channel_ranges(channels: tuple[int, ...]) -> str:
     """``(0, 1, 2, 7)`` → ``"0-2, 7"``: what the page's field for channels takes."""
     parts: list[list[int]] = []
     for channel in channels:

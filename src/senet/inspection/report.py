@@ -21,7 +21,7 @@ from senet.text import shown
 FILES = ("index.html", "class_means.png", "class_spread.png", "findings.csv", "excitations.npz")
 PAGE_BYTES = 4_900_000  # the page stays below 5 MB whatever it shows
 _THUMBNAIL_BYTES = (3_000_000, 700_000)  # where there is room, and where classes and channels need it
-_FIRST_CELLS = 5_000_000  # channels × classes over all gates with which the search for a fitting page begins
+FIRST_CELLS = 5_000_000  # channels × classes over all gates with which the search for a fitting page begins
 _COLUMNS = (
     *("site", "channels", "mean", "std", "variation", "selectivity", "dead", "saturated", "constant"),
     *("findings", "advice"),
@@ -89,7 +89,7 @@ def build_page(
     """
     widest = max(site.channels for site in excitations)
     cells = len(excitations) * max(len(excitations.classes), 1)
-    channels = min(widest, max(_FIRST_CELLS // cells, 1))
+    channels = min(widest, max(FIRST_CELLS // cells, 1))
 
     @functools.cache
     def uri(number: int) -> str | None:
