@@ -30,6 +30,10 @@ FAMILIES = (
 Build = Callable[..., nn.Module]
 
 
+class ArgumentsError(InputError):
+    """The family's own arguments of a network are not what its builder takes."""
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """What the registry knows of a network.
@@ -227,7 +231,7 @@ def create_model(
             if not arguments:  # then the builder is to blame
                 raise
             given = ", ".join(f"{key}={brief(value)}" for key, value in arguments.items())
-            raise InputError(f"create_model: {name!r} does not take {given}: {first_line(error)}") from error
+            raise ArgumentsError(f"create_model: {name!r} does not take {given}: {first_line(error)}") from error
     # Not a tensor and not a module: it has no key, and goes with copies and pickles.
     model.network_config = NetworkConfig(name, num_classes, in_chans, config, arguments)
     if pretrained is not None:

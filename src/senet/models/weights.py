@@ -12,7 +12,7 @@ from senet.models.fitting import Structure, check_gates, check_values, fit, gate
 from senet.models.known_weights import known_weights
 from senet.models.layouts import OWN, PUBLISHED, Layout, recognise
 from senet.models.prefixes import network_part
-from senet.models.registry import NetworkConfig, list_models
+from senet.models.registry import ArgumentsError, NetworkConfig, list_models
 from senet.models.weight_files import is_extra_state, load_weights, save_weights
 from senet.models.weight_metadata import check_metadata
 from senet.models.weight_sources import find_weights
@@ -105,7 +105,8 @@ def described_network(
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             model = config.create()
     except InputError as error:
-        raise InputError(f"{label}: {error}") from error
+        damaged = "its metadata are damaged: kwargs: " if isinstance(error, ArgumentsError) else ""
+        raise InputError(f"{label}: {damaged}{error}") from error
     except Exception as error:  # a builder given any JSON values whatever can end in anything
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         made_of = f"{metadata['model']!r} with kwargs {brief(metadata.get('kwargs', {}))}"
