@@ -10,13 +10,13 @@ from torch import nn
 
 import senet
 from senet.gates import planned
-from senet.ops.native import build, convolutions
+from senet.ops.native import build, calls, convolutions
 from senet.ops.native.convolutions import OwnConv2d
 from senet.ops.native.run import Run, Step
 from senet.ops.reference import FullyConnected
 
 pytestmark = pytest.mark.skipif(
-    build.compiler() is None or convolutions._panel() < 16, reason="no convolutions of our own"
+    build.compiler() is None or calls.constant("panel") < 16, reason="no convolutions of our own"
 )
 
 

@@ -4,6 +4,7 @@ PyTorch's own operations do not always object to tensors of two devices: on the 
 meta device as if they were there.
 """
 
+import torch
 from torch import Tensor, nn
 
 _PLAIN = (Tensor, nn.Parameter)
@@ -31,6 +32,33 @@ def fits_norm(u: Tensor, norm: nn.Module | None) -> bool:
             if type(t) not in _PLAIN or t.device != device or (t.ndim and t.shape[0] != channels):
                 return False
     return True
+
+
+def address(x: Tensor | None) -> int | None:
+    """Where a tensor of the CPU lies, for C++; None, the null pointer, where there is none.
+
+    Raises:
+        RuntimeError: it is on another device.
+    """
+    if x is None:
+        return None
+    if not x.is_cpu:
+        raise RuntimeError(
+            f"senet: Expected all tensors to be on the same device, but found at least two devices, cpu and {x.device}!"
+        )
+    return x.data_ptr()
+
+
+def is_map(x: Tensor, channels: int, *dtypes: torch.dtype) -> bool:
+    """Whether C++ may read ``x`` as a map (N, channels, *S) of one of the types."""
+    return x.is_cpu and x.dtype in dtypes and x.ndim >= 3 and x.shape[1] == channels
+
+
+def have(dtype: torch.dtype, *sized: tuple[Tensor | None, int]) -> bool:
+    """Whether C++ may read as many numbers of a type from each tensor, one after the other; or there is none."""
+    return all(
+        t is None or (t.is_cpu and t.dtype == dtype and t.numel() == size and t.is_contiguous()) for t, size in sized
+    )
 
 
 def check_device(x: Tensor, *weights: Tensor | None) -> None:

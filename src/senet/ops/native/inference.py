@@ -3,15 +3,12 @@
 import torch
 from torch import Tensor
 
-from senet.ops.border import UnsuitedMapError
+from senet.ops.border import UnsuitedMapError, address, have, is_map
 from senet.ops.layout import in_layout, is_last
 from senet.ops.native import build
-from senet.ops.native.batch_norm_tail import GATE_NUMBERS
-from senet.ops.native.sweeps import TYPES, call
+from senet.ops.native.arguments import Arguments, Excitation
+from senet.ops.native.calls import TYPES, call, constant
 from senet.ops.reference import FullyConnected, squeeze, table_dtype
-
-# The numbers of inference.hpp: what stands between the two FCs.
-ACTIVATION_NUMBERS = {"relu": 0, "silu": 1, "hardswish": 2}
 
 
 def why_not(weight: Tensor) -> str | None:
@@ -25,21 +22,32 @@ def why_not(weight: Tensor) -> str | None:
     return build.why_not()
 
 
-def number_of(excitation: FullyConnected) -> int:
-    """Its kind, as inference.hpp numbers them."""
-    return GATE_NUMBERS[excitation.gate] + len(GATE_NUMBERS) * ACTIVATION_NUMBERS[excitation.activation]
+def as_arguments(excitation: FullyConnected) -> Arguments:
+    """The excitation as C++ takes it: only where its weights lie."""
+    e = excitation
+    return Excitation(
+        hidden=e.w1.shape[0],
+        gate=constant(f"gate {e.gate}"),
+        activation=constant(f"activation {e.activation}"),
+        w1=address(e.w1),
+        b1=address(e.b1),
+        w2=address(e.w2),
+        b2=address(e.b2),
+    )
 
 
 def gate_of(h: Tensor, excitation: FullyConnected) -> Tensor:
     """See ``early_gate.gate_of``: one call instead of a dozen operations."""
     e, out, dtype = excitation, excitation.w2.shape[0], table_dtype(h.dtype)
-    if h.ndim < 3 or h.shape[1] != e.w1.shape[1] or not h.is_cpu:
+    hidden, c = e.w1.shape
+    if not is_map(h, c, h.dtype):
         raise UnsuitedMapError(f"this gate takes no map of {tuple(h.shape)} on {h.device}")
-    if dtype != e.w1.dtype or h.dtype not in TYPES:
+    weights = (e.w1, hidden * c), (e.b1, hidden), (e.w2, out * hidden), (e.b2, out)
+    if h.dtype not in TYPES or not have(dtype, *weights):
         return e(squeeze(h))
     h = h if is_last(h) else h.contiguous()
     gate = torch.empty(h.shape[0], out, dtype=dtype, device=h.device)
-    call("gate", h, h, out, e.w1.shape[0], number_of(e), e.w1, e.b1, e.w2, e.b2, gate)
+    call("gate", h, h=h, out=out, excitation=as_arguments(e), gate=gate)
     return gate
 
 
@@ -47,5 +55,5 @@ def gated_sum_(u: Tensor, gate: Tensor, shortcut: Tensor | None, relu: bool) -> 
     """δ(gate·u + shortcut) in place of ``u``."""
     last = not u.is_contiguous()
     shortcut = in_layout(shortcut, last)
-    call("gated_sum", u, u, gate, shortcut, int(relu))
+    call("gated_sum", u, u=u, gate=gate, shortcut=shortcut, relu=relu)
     return u
