@@ -9,7 +9,7 @@ from torch import nn
 import senet
 from senet import SEConfig, SqueezeExcite
 from senet.ops import compiler, early_gate, reference
-from senet.ops.border import UnsuitedMapError, address
+from senet.ops.border import UnsuitedMapError, addresses
 from senet.ops.moments_affine import norm_tail
 from senet.ops.native import sweeps as native
 from senet.ops.native.convolutions import PackedConv2d
@@ -145,10 +145,11 @@ def test_tables_of_another_type_or_size_are_broadcast(x):
 
 @needs_native
 def test_pointers_are_those_of_the_cpu(x):
-    assert address(None) is None
-    assert ctypes.c_float.from_address(address(x)).value == float(x.flatten()[0])
+    null, here, number = addresses((None, x, 3))
+    assert (null, number) == (0, 3)
+    assert ctypes.c_float.from_address(here).value == float(x.flatten()[0])
     with pytest.raises(RuntimeError, match="device"):
-        address(x.to("meta"))
+        addresses((x, x.to("meta")))
 
 
 @needs_native

@@ -4,6 +4,9 @@ PyTorch's own operations do not always object to tensors of two devices: on the 
 meta device as if they were there.
 """
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -34,31 +37,38 @@ def fits_norm(u: Tensor, norm: nn.Module | None) -> bool:
     return True
 
 
-def address(x: Tensor | None) -> int | None:
-    """Where a tensor of the CPU lies, for C++; None, the null pointer, where there is none.
+def addresses(values: Iterable[Any]) -> list[Any]:
+    """The same values for C++: tensors replaced by where they lie, None by 0, the null pointer.
 
     Raises:
-        RuntimeError: it is on another device.
+        RuntimeError: a tensor is on another device than the CPU.
     """
-    if x is None:
-        return None
-    if not x.is_cpu:
-        raise RuntimeError(
-            f"senet: Expected all tensors to be on the same device, but found at least two devices, cpu and {x.device}!"
-        )
-    return x.data_ptr()
+    found = []
+    for x in values:
+        if x is None:
+            x = 0
+        elif isinstance(x, Tensor):
+            if not x.is_cpu:
+                raise RuntimeError(
+                    "senet: Expected all tensors to be on the same device, but found at least two devices, "
+                    f"cpu and {x.device}!"
+                )
+            x = x.data_ptr()
+        found.append(x)
+    return found
 
 
-def is_map(x: Tensor, channels: int, *dtypes: torch.dtype) -> bool:
-    """Whether C++ may read ``x`` as a map (N, channels, *S) of one of the types."""
-    return x.is_cpu and x.dtype in dtypes and x.ndim >= 3 and x.shape[1] == channels
+def is_map(x: Tensor, channels: int, dtype: torch.dtype) -> bool:
+    """Whether C++ may read ``x`` as a map (N, channels, *S) of a type."""
+    return x.is_cpu and x.dtype == dtype and x.ndim >= 3 and x.shape[1] == channels
 
 
 def have(dtype: torch.dtype, *sized: tuple[Tensor | None, int]) -> bool:
     """Whether C++ may read as many numbers of a type from each tensor, one after the other; or there is none."""
-    return all(
-        t is None or (t.is_cpu and t.dtype == dtype and t.numel() == size and t.is_contiguous()) for t, size in sized
-    )
+    for t, size in sized:  # a loop, as it is run at each call of a small network
+        if t is not None and not (t.is_cpu and t.dtype == dtype and t.numel() == size and t.is_contiguous()):
+            return False
+    return True
 
 
 def check_device(x: Tensor, *weights: Tensor | None) -> None:

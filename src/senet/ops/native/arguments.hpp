@@ -66,7 +66,7 @@ struct Gate {
     Pointer h;
     int64_t out;
     Excitation excitation;
-    Pointer gate;
+    Pointer values;
 };
 
 struct GatedSum {
@@ -110,10 +110,10 @@ struct Convolution {
     float low, high;
 };
 
-// y = relu(gate * (convolution of x) + id); without an excitation there is no gate, and id may be null.
+// y = relu(gate * (convolution of x) + id); gate and id may be null.
 struct Convolve {
     const Convolution *convolution;
-    const Excitation *excitation;
+    const Excitation *gate;
     int64_t relu;
     Pointer x, id, y;
 };
@@ -121,7 +121,7 @@ struct Convolve {
 // The same in a run: its maps lie at an offset, in bytes, from one of the run's bases. id < 0: there is nothing to add.
 struct Step {
     const Convolution *convolution;
-    const Excitation *excitation;
+    const Excitation *gate;
     int64_t relu, x, x_at, id, id_at, y, y_at;
 };
 

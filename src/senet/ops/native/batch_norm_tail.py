@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from senet.ops.border import address, have
+from senet.ops.border import have
 from senet.ops.layout import in_layout, prepared
-from senet.ops.native.arguments import Arguments, Excitation, Norm
 from senet.ops.native.calls import call, constant, kept_size
 from senet.ops.reference import FullyConnected, table_dtype
 
@@ -74,26 +73,12 @@ def _signs(u: Tensor) -> Tensor | None:
     return torch.empty(u.numel() // lanes, dtype=torch.int16)
 
 
-def _of_norm(norm: Any, weight: Tensor | None, bias: Tensor | None) -> Arguments:
+def _of_norm(norm: Any) -> tuple[float, float, Tensor | None, Tensor | None]:
+    """What the library takes of a norm beside its parameters."""
     if norm is None:
-        return Norm()
-    mean, var = (norm.running_mean, norm.running_var) if norm.track_running_stats else (None, None)
-    return Norm(
-        weight=address(weight),
-        bias=address(bias),
-        eps=norm.eps,
-        momentum=norm.momentum,
-        running_mean=address(mean),
-        running_var=address(var),
-    )
-
-
-def _excitation(hidden: int, gate: int, *weights: Tensor | None) -> Arguments:
-    if not hidden:
-        return Excitation()
-    w1, b1, w2, b2 = map(address, weights)
-    relu = constant("activation relu")
-    return Excitation(hidden=hidden, gate=gate, activation=relu, w1=w1, b1=b1, w2=w2, b2=b2)
+        return 0.0, 0.0, None, None
+    tracked = (norm.running_mean, norm.running_var) if norm.track_running_stats else (None, None)
+    return norm.eps, norm.momentum, *tracked
 
 
 class _Tail(torch.autograd.Function):
@@ -122,14 +107,32 @@ class _Tail(torch.autograd.Function):
         out = torch.empty_like(u)
         adds = relu and shortcut is not None
         signs = _signs(u) if adds else None
+        eps, momentum, mean, var = _of_norm(norm)
+        shortcut_eps, shortcut_momentum, shortcut_mean, shortcut_var = _of_norm(shortcut_norm)
         call(
             "tail",
             u,
             u=u,
-            norm=_of_norm(norm, weight, bias),
-            excitation=_excitation(hidden, gate, w1, b1, w2, b2),
+            norm_weight=weight,
+            norm_bias=bias,
+            norm_eps=eps,
+            norm_momentum=momentum,
+            norm_running_mean=mean,
+            norm_running_var=var,
+            hidden=hidden,
+            gate=gate,
+            activation=constant("activation relu"),
+            w1=w1,
+            b1=b1,
+            w2=w2,
+            b2=b2,
             shortcut=shortcut,
-            shortcut_norm=_of_norm(shortcut_norm, shortcut_weight, shortcut_bias),
+            shortcut_norm_weight=shortcut_weight,
+            shortcut_norm_bias=shortcut_bias,
+            shortcut_norm_eps=shortcut_eps,
+            shortcut_norm_momentum=shortcut_momentum,
+            shortcut_norm_running_mean=shortcut_mean,
+            shortcut_norm_running_var=shortcut_var,
             relu=relu,
             kept=kept,
             shortcut_kept=shortcut_kept,
@@ -170,7 +173,13 @@ class _Tail(torch.autograd.Function):
             signs=signs,
             u=u,
             weight=weight,
-            excitation=_excitation(hidden, ctx.gate, w1, None, w2, None),
+            hidden=hidden,
+            gate=ctx.gate,
+            activation=constant("activation relu"),
+            w1=w1,
+            b1=None,
+            w2=w2,
+            b2=None,
             kept=kept,
             shortcut=shortcut,
             shortcut_weight=shortcut_weight,

@@ -4,13 +4,13 @@ import ctypes
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
-from senet.ops.border import address
-from senet.ops.native.arguments import OPERATIONS, Arguments, constants_of
+from senet.ops.border import addresses
+from senet.ops.native.arguments import OPERATIONS, Map, constants_of
 from senet.ops.native.build import library
 
 TYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
@@ -41,48 +41,44 @@ def kept_size(n: int, c: int, hidden: int) -> int:
 
 
 @functools.cache
-def operation(name: str) -> Callable[[Any], int]:
-    """The function of an operation, which takes (a pointer to) its arguments; what it returns is for ``check``."""
+def operation(name: str) -> Callable[[bytes], int]:
+    """The function of an operation, which takes its packed arguments; what it returns, if not 0, is for ``fail``."""
     function = getattr(library(), f"senet_{name}")
-    function.restype, function.argtypes = ctypes.c_int32, [ctypes.POINTER(OPERATIONS[name])]
+    function.restype, function.argtypes = ctypes.c_int32, [ctypes.c_char_p]
     return function
 
 
-def check(error: int) -> None:
-    """Raise what an operation has returned: nothing for 0.
+def fail(error: int) -> NoReturn:
+    """Raise an operation's error.
 
     Raises:
         MemoryError: there was no memory for its working space.
         RuntimeError: anything else, as the library says.
     """
-    if not error:
-        return
     function = library().senet_failure
     function.restype, function.argtypes = ctypes.c_char_p, []
     kind = MemoryError if error == constant("error memory") else RuntimeError
     raise kind(f"senet: the C++ code failed: {function().decode(errors='replace')}")
 
 
-def call(name: str, of: Tensor, /, **values: Tensor | Arguments | float | None) -> None:
+@functools.cache
+def _form(name: str) -> tuple[tuple[str, ...], Callable[..., bytes], Callable[[bytes], int]]:
+    """The names of an operation's arguments behind those of the map, what packs them all, and the operation."""
+    structure = OPERATIONS[name]
+    return structure.names[len(Map.names) :], structure.pack, operation(name)
+
+
+def call(name: str, of: Tensor, /, **values: Tensor | float | None) -> None:
     """Run an operation on maps like ``of``, which is in one of the two layouts (see ``layout.prepared``).
 
-    All fields of its arguments but the map's are given; tensors are handed over as their addresses. Tables are
-    contiguous.
+    All fields of its arguments but the map's are given, in order; tensors are handed over as their addresses. Tables
+    are contiguous.
     """
-    structure = OPERATIONS[name]
-    if len(values) != len(structure._fields_) - 1:  # a missing one would be a null pointer
-        raise TypeError(f"senet: {name} takes {len(structure._fields_) - 1} arguments, not {len(values)}")
-    for key, x in values.items():
-        if isinstance(x, Tensor):
-            values[key] = address(x)
+    names, pack, run = _form(name)
+    if tuple(values) != names:
+        raise TypeError(f"senet: {name} takes {', '.join(names)}, not {', '.join(values)}")
     n, c, *s = of.shape
-    arguments = structure(
-        n=n,
-        c=c,
-        s=math.prod(s),
-        threads=torch.get_num_threads(),
-        last=not of.is_contiguous(),
-        type=type_number(of.dtype),
-        **values,
-    )
-    check(operation(name)(arguments))
+    last, threads, dtype = not of.is_contiguous(), torch.get_num_threads(), type_number(of.dtype)
+    error = run(pack(n, c, math.prod(s), threads, last, dtype, *addresses(values.values())))
+    if error:
+        fail(error)

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from senet.ops.border import UnsuitedMapError, address, is_map
+from senet.ops.border import UnsuitedMapError, addresses, is_map
 from senet.ops.layout import is_last
 from senet.ops.native.arguments import Convolution, Convolve
-from senet.ops.native.calls import check, constant, operation
+from senet.ops.native.calls import constant, fail, operation
 from senet.ops.native.inference import as_arguments, gate_of, gated_sum_
 from senet.ops.reference import FullyConnected
 
@@ -109,9 +109,9 @@ class OwnConv2d:
             return False  # PyTorch says that the kernel is larger than the map
         return self.winograd or not alone or x.numel() <= self._largest
 
-    def gate_address(self, gated: bool) -> int | None:
-        """Where the gate's excitation lies; None where there is no gate."""
-        return ctypes.addressof(self._excitation) if gated else None
+    def gate_address(self, gated: bool) -> int:
+        """Where the gate's excitation lies; 0 where there is no gate."""
+        return ctypes.addressof(self._excitation) if gated else 0
 
     def call_for(self, shape: torch.Size, threads: int) -> tuple[Any, list[int]]:
         """What C++ is told of maps of a shape, and the shape of the result."""
@@ -121,9 +121,8 @@ class OwnConv2d:
         n, c, h, w = shape
         stride = self.geometry[1]
         out_h, out_w = (h + self.reach) // stride + 1, (w + self.reach) // stride + 1
-        addresses = (address(self.weight), address(self.bias))
-        sides = (n, c, h, w, self.out, out_h, out_w)
-        call = Convolution(*sides, *self.geometry, threads, self.winograd, *addresses, self.low, self.high)
+        sides, weights = (n, c, h, w, self.out, out_h, out_w), addresses((self.weight, self.bias))
+        call = Convolution(*sides, *self.geometry, threads, self.winograd, *weights, self.low, self.high)
         if len(self._calls) >= self.KEPT:
             self._calls.clear()
         self._calls[shape, threads] = known = (call, [n, self.out, out_h, out_w])
@@ -142,15 +141,10 @@ class OwnConv2d:
         call, size = self.call_for(x.shape, threads)
         if into is None:
             into = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-        given = Convolve(
-            convolution=ctypes.addressof(call),
-            excitation=self.gate_address(gated),
-            relu=relu,
-            x=x.data_ptr(),
-            id=address(shortcut),
-            y=into.data_ptr(),
-        )
-        check(self._run(given))
+        gate, maps = self.gate_address(gated) if gated else 0, addresses((x, shortcut, into))
+        error = self._run(Convolve.pack(ctypes.addressof(call), gate, relu, *maps))
+        if error:
+            fail(error)
         return into
 
 

@@ -1,9 +1,11 @@
 """Inference on the CPU: the early gate, and gate, shortcut and ReLU in one sweep, in C++ (inference.hpp)."""
 
+import functools
+
 import torch
 from torch import Tensor
 
-from senet.ops.border import UnsuitedMapError, address, have, is_map
+from senet.ops.border import UnsuitedMapError, addresses, is_map
 from senet.ops.layout import in_layout, is_last
 from senet.ops.native import build
 from senet.ops.native.arguments import Arguments, Excitation
@@ -25,15 +27,13 @@ def why_not(weight: Tensor) -> str | None:
 def as_arguments(excitation: FullyConnected) -> Arguments:
     """The excitation as C++ takes it: only where its weights lie."""
     e = excitation
-    return Excitation(
-        hidden=e.w1.shape[0],
-        gate=constant(f"gate {e.gate}"),
-        activation=constant(f"activation {e.activation}"),
-        w1=address(e.w1),
-        b1=address(e.b1),
-        w2=address(e.w2),
-        b2=address(e.b2),
-    )
+    gate, activation = _numbers(e.gate, e.activation)
+    return Excitation(e.w1.shape[0], gate, activation, *addresses((e.w1, e.b1, e.w2, e.b2)))
+
+
+@functools.cache
+def _numbers(gate: str, activation: str) -> tuple[int, int]:
+    return constant(f"gate {gate}"), constant(f"activation {activation}")
 
 
 def gate_of(h: Tensor, excitation: FullyConnected) -> Tensor:
@@ -42,13 +42,26 @@ def gate_of(h: Tensor, excitation: FullyConnected) -> Tensor:
     hidden, c = e.w1.shape
     if not is_map(h, c, h.dtype):
         raise UnsuitedMapError(f"this gate takes no map of {tuple(h.shape)} on {h.device}")
-    weights = (e.w1, hidden * c), (e.b1, hidden), (e.w2, out * hidden), (e.b2, out)
-    if h.dtype not in TYPES or not have(dtype, *weights):
+    if h.dtype not in TYPES or e.w1.dtype != dtype:
         return e(squeeze(h))
     h = h if is_last(h) else h.contiguous()
-    gate = torch.empty(h.shape[0], out, dtype=dtype, device=h.device)
-    call("gate", h, h=h, out=out, excitation=as_arguments(e), gate=gate)
-    return gate
+    values = torch.empty(h.shape[0], out, dtype=dtype, device=h.device)
+    gate, activation = _numbers(e.gate, e.activation)
+    call(
+        "gate",
+        h,
+        h=h,
+        out=out,
+        hidden=hidden,
+        gate=gate,
+        activation=activation,
+        w1=e.w1,
+        b1=e.b1,
+        w2=e.w2,
+        b2=e.b2,
+        values=values,
+    )
+    return values
 
 
 def gated_sum_(u: Tensor, gate: Tensor, shortcut: Tensor | None, relu: bool) -> Tensor:

@@ -44,7 +44,7 @@ template <typename T, typename A> void compute(const arguments::MomentsBackward 
 }
 
 template <typename T, typename A> void compute(const arguments::Gate &x) {
-    early_gate<T, A>(shape(x.map), x.map.last, x.h, x.out, excitation<A>(x.excitation), x.gate);
+    early_gate<T, A>(shape(x.map), x.map.last, x.h, x.out, excitation<A>(x.excitation), x.values);
 }
 
 template <typename T, typename A> void compute(const arguments::GatedSum &x) {
@@ -93,7 +93,7 @@ void convolve(
 void convolve(const arguments::Step &s, char *const *bases) {
     const auto at = [=](int64_t base, int64_t offset) { return reinterpret_cast<float *>(bases[base] + offset); };
     const float *id = s.id < 0 ? nullptr : at(s.id, s.id_at);
-    convolve(*s.convolution, s.excitation, s.relu, at(s.x, s.x_at), id, at(s.y, s.y_at));
+    convolve(*s.convolution, s.gate, s.relu, at(s.x, s.x_at), id, at(s.y, s.y_at));
 }
 
 }  // namespace
@@ -116,7 +116,7 @@ int32_t senet_tail(const arguments::Tail *x) { return computed(x); }
 int32_t senet_tail_backward(const arguments::TailBackward *x) { return computed(x); }
 
 int32_t senet_convolve(const arguments::Convolve *x) {
-    return guarded([=] { convolve(*x->convolution, x->excitation, x->relu, x->x, x->id, x->y); });
+    return guarded([=] { convolve(*x->convolution, x->gate, x->relu, x->x, x->id, x->y); });
 }
 
 int32_t senet_run(const arguments::Run *x) {

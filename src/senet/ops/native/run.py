@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from senet.ops.border import UnsuitedMapError, is_map
 from senet.ops.layout import is_last
 from senet.ops.native import arguments
-from senet.ops.native.calls import check, operation
+from senet.ops.native.calls import fail, operation
 from senet.ops.native.convolutions import OwnConv2d
 
 _LINE = 64  # bytes: maps begin at the start of a cache line
@@ -76,7 +76,7 @@ class Run(nn.Module):
 
         self._steps = (arguments.Step * len(steps))()
         for told, step, call in zip(self._steps, steps, self._calls, strict=True):
-            told.convolution, told.excitation = ctypes.addressof(call), step.own.gate_address(step.gated)
+            told.convolution, told.gate = ctypes.addressof(call), step.own.gate_address(step.gated)
             told.relu = step.relu
             (told.x, told.x_at), (told.y, told.y_at) = place(step.x), place(step.y)
             told.id, told.id_at = (-1, 0) if step.shortcut is None else place(step.shortcut)
@@ -96,8 +96,10 @@ class Run(nn.Module):
             workspace = torch.empty(self.workspace + _LINE, dtype=torch.uint8, device="cpu")
         first = -(-workspace.data_ptr() // _LINE) * _LINE
         bases = self._pointers(first, *(t.data_ptr() for t in inputs), *(t.data_ptr() for t in new))
-        given = arguments.Run(ctypes.addressof(self._steps), len(self._steps), ctypes.addressof(bases))
-        check(self._run(given))
+        given = arguments.Run.pack(ctypes.addressof(self._steps), len(self._steps), ctypes.addressof(bases))
+        error = self._run(given)
+        if error:
+            fail(error)
         self._free.append(workspace)
         maps = (None, *inputs, *new)
         results = [maps[index] for index in self._results]
