@@ -89,7 +89,7 @@ def test_a_budget_of_parameters_is_kept_and_used(budget):
 
 
 def test_a_budget_for_nothing():
-    with pytest.raises(senet.InputError, match="leaves none; allow more"):
+    with pytest.raises(senet.InputError, match="excludes all of them; allow more"):
         names(SitePolicy(max_parameters=579))
     assert names(SitePolicy(max_parameters=580)) == ALL[:1]
 

@@ -46,7 +46,7 @@ def test_a_weight_file_says_what_it_holds(senet, tmp_path):
     assert rows[1]["params"] == sum(p.numel() for p in model.parameters())
     assert rows[0]["params"] == sum(p.numel() for p in create_model("resnet8", 7, 1).parameters())
     save_weights(file, model)
-    assert "nothing says which network" in senet("cost", file)[2]
+    assert "does not say which network" in senet("cost", file)[2]
 
 
 def counted(senet, model, path):
