@@ -71,7 +71,7 @@ def test_contributing_draws_the_house():
     _, *floors = re.search(r"^```mermaid\n(.+?)^```", text, re.DOTALL | re.MULTILINE)[1].split("subgraph ")
     drawn = [set(re.findall(r"^ +(\w+)\[", floor, re.MULTILINE)) for floor in floors]
     assert drawn == [{package or "ground" for package in packages} for packages in reversed(HOUSE)]
-    names = [f"floor{number}" for number in reversed(range(len(HOUSE)))]
+    names = [f"f{number}" for number in reversed(range(len(HOUSE)))]
     assert [floor.split()[0] for floor in floors] == names
     assert floors[-1].splitlines()[-1].strip() == " --> ".join(names)
 
