@@ -25,7 +25,7 @@ MEAN_CLASSES, SPREAD_CLASSES, PANELS = 4, 2, 12
 CHANNELS = 50  # "fifty uniformly sampled channels" (section 7.2)
 ALL = "all"
 # Okabe and Ito's colors, safe for color-blind readers. Line styles differ too, for grayscale print.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8C6D31", "#6A3D9A")
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8C6D31", "#6A3D9A")
 _STYLES = ("-", "--", "-.", (0, (1, 1.2)), (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (3, 1)), (0, (1, 3)))
 
 
@@ -132,8 +132,8 @@ def _draw(axes: Axes, site: SiteExcitations, rows: list[tuple[str, int]], band: 
             name,
             means[row],
             stds[row],
-            _COLOURS[i % len(_COLOURS)],
-            _STYLES[(i + i // len(_COLOURS)) % len(_STYLES)],
+            _COLORS[i % len(_COLORS)],
+            _STYLES[(i + i // len(_COLORS)) % len(_STYLES)],
             1.3,
         )
         for i, (name, row) in enumerate(rows)
@@ -141,12 +141,12 @@ def _draw(axes: Axes, site: SiteExcitations, rows: list[tuple[str, int]], band: 
     if not band or not rows:
         lines.append((ALL, *site.overall(), "0.15", "-", 1.8))
     marker = "o" if len(channels) == 1 else None
-    for name, mean, std, colour, style, width in lines:
+    for name, mean, std, color, style, width in lines:
         y, half = mean[channels], std[channels]
-        axes.plot(channels, y, color=colour, linestyle=style, linewidth=width, marker=marker, label=name, zorder=3)
+        axes.plot(channels, y, color=color, linestyle=style, linewidth=width, marker=marker, label=name, zorder=3)
         if band:
             low, high = np.maximum(y - half, site.low), np.minimum(y + half, site.high)
-            axes.fill_between(channels, low, high, color=colour, alpha=0.2, linewidth=0, zorder=2)
+            axes.fill_between(channels, low, high, color=color, alpha=0.2, linewidth=0, zorder=2)
 
 
 def _decorate(axes: Axes, site: SiteExcitations) -> None:
