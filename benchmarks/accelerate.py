@@ -39,7 +39,7 @@ MODELS = (
     "attached:resnet50",
 )
 DISTURBED = 1.25  # upper ÷ lower quartile from which a row is not kept: something else was running
-AGREE = 1e-4  # of untrained networks in float32, which amplify rounding; tests/gates/ hold 1e-5 and float64
+AGREE = 1e-4  # of untrained networks in float32, which amplify rounding; tests/acceleration/ hold 1e-5 and float64
 Step = Callable[[], object]
 
 

@@ -73,7 +73,7 @@ def test_the_plain_name_means_its_se_twin():
 
 
 def test_training_one_value_a_channel_is_one_clear_line():
-    with pytest.raises(senet.InputError, match="one value a channel"):
+    with pytest.raises(senet.InputError, match="one value per channel"):
         measure(replace(TINY, mode="train", batch=1, size=4))
 
 
