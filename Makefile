@@ -22,7 +22,7 @@ debian = @{ $(1); } || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
 
 FUZZ_SECONDS ?= 60
 
-.PHONY: demo test test-all test-latest test-oldest fuzz compiler browser lint types docs bench lock clean
+.PHONY: demo test test-all test-latest test-oldest fuzz sanitize compiler browser lint types docs bench lock clean
 
 demo: $(TRAINS) compiler  ## the main job on the embedded digits: table, curves.png, results.json, results.csv in demo/
 	$(BIN)/senet compare --output "$(DEMO)" --overwrite
@@ -43,6 +43,17 @@ test-oldest: compiler browser  ## the quick tests with the lower bounds of pypro
 
 fuzz: $(INSTALLED) compiler  ## damaged files of every kind, FUZZ_SECONDS each; what fails is kept in fuzz-failures/
 	SENET_FUZZ_SECONDS=$(FUZZ_SECONDS) SENET_FUZZ_SEED=$${SEED:-$$(date +%s)} $(BIN)/pytest tests/fuzz -k mutants
+
+# The C++ code compiled with checks; Python itself has none, so their libraries are loaded before it. What the allocator
+# refuses ends a process under AddressSanitizer: the tests of failures are left out, and those of compilers and processes.
+LIBRARY = $$(g++ -print-file-name=$(1))
+sanitize: $(INSTALLED) compiler  ## the native tests under AddressSanitizer and UndefinedBehaviorSanitizer; needs g++, minutes
+	CXX="$(CURDIR)/tests/ops/csrc/sanitized-g++" SENET_CACHE="$(CURDIR)/.sanitized" SENET_NATIVE=build OMP_NUM_THREADS=2 \
+		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+		LD_PRELOAD="$(call LIBRARY,libasan.so) $(call LIBRARY,libubsan.so) $(call LIBRARY,libstdc++.so)" \
+		$(BIN)/pytest -x --capture=sys -k "not failure and not process and not compile and not narrower and not library" \
+		tests/ops/csrc/test_calls.py tests/ops/tail/test_native.py tests/ops/conv/test_native_convolutions.py \
+		tests/ops/test_border.py tests/ops/tail/test_autograd.py tests/acceleration/test_executor.py
 
 lock: $(INSTALLED)  ## pin again after a change of pyproject.toml; the newest of everything: make lock UPGRADE=--upgrade
 	$(BIN)/python -m pip install --quiet "uv>=0.9"
@@ -114,4 +125,4 @@ cross:
 		|| echo "senet: the wheel for aarch64 cannot be built and tested here: install g++-aarch64-linux-gnu and qemu-user" >&2
 
 clean:
-	rm -rf "$(VENV)" .venv-latest .venv-oldest .venv-release "$(DEMO)" dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf "$(VENV)" .venv-latest .venv-oldest .venv-release .sanitized "$(DEMO)" dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis

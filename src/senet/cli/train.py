@@ -49,7 +49,7 @@ def command(
 
     check_processes(place.devices, place.num_nodes)
     from senet.runs.recipe import load_recipe
-    from senet.runs.settings import default_recipe
+    from senet.runs.settings import RunSettings, default_recipe
     from senet.training.run import train
 
     folder = _folder(run, output, resume)

@@ -12,14 +12,13 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from senet.ops.conv import native as convolutions
 from senet.ops.conv.native import OwnConv2d, PackedConv2d, PackedLinear
-from senet.ops.csrc import build
+from senet.ops.csrc import build, calls
 from senet.ops.reference import FullyConnected
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
 # (Asked only where there is a library to ask.)
-USED = build.compiler() is not None and convolutions._panel() >= 16
+USED = build.compiler() is not None and calls.constant("panel") >= 16
 is_used = pytest.mark.skipif(not USED, reason="narrow vectors: all convolutions are oneDNN's")
 UNBOUNDED = (-math.inf, math.inf)
 # 3×3 of stride 1 without dilation is Winograd's.
@@ -238,7 +237,7 @@ sys.path.insert(0, {str(Path(__file__).parent)!r})
 from senet.ops.csrc import build
 build._TARGETS = ({options!r},)
 import test_native_convolutions as t
-assert t.convolutions._panel() == {16 if "-mavx2" in options else 8}
+assert t.calls.constant("panel") == {16 if "-mavx2" in options else 8}
 for geometry in t.GEOMETRIES:
     for c, out in ((16, 32), (32, 80), (64, 512)):
         for what in ("relu6", "gate + shortcut + relu", "in place"):

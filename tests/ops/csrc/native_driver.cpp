@@ -1,28 +1,22 @@
-// Calls the C++ library as Python does and compares with plain loops in float64: for processors without PyTorch, as under
-// qemu. Prints the error of each; the exit code is the number of those that are too large.
+// Calls the C++ library as Python does and compares with plain loops in float64: for processors without PyTorch, as
+// under qemu. Prints the error of each; the exit code is the number of those that are too large.
 
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
 #include <random>
 
+#include "arguments.hpp"
 #include "convolutions.hpp"
 
 extern "C" {
-int panel();
-void convolve(const Convolution *, int, const float *, const Excitation<float> *, const float *, int, float *);
-void affine_float32(int64_t, int64_t, int64_t, int, int, const float *, const float *, const float *, const float *,
-                    const float *, int, float *);
-void affine_bfloat16(int64_t, int64_t, int64_t, int, int, const bfloat16 *, const float *, const float *, const float *,
-                     const bfloat16 *, int, bfloat16 *);
-void tail_float32(int64_t, int64_t, int64_t, int, int, const float *, const float *, const float *, double, double,
-                  float *, float *, int, int, const float *, const float *, const float *, const float *, const float *,
-                  const float *, const float *, double, double, float *, float *, int, float *, float *, float *,
-                  Signs *);
-void tail_backward_float32(int64_t, int64_t, int64_t, int, int, int, const float *, const float *, const Signs *,
-                           const float *, const float *, int, int, const float *, const float *, float *, const float *,
-                           const float *, float *, float *, float *, float *, float *, float *, float *, float *,
-                           float *, float *, float *, float *);
+const arguments::Constant *senet_constants();
+const char *senet_failure();
+int64_t senet_kept(int64_t, int64_t, int64_t);
+int32_t senet_convolve(const arguments::Convolve *);
+int32_t senet_affine(const arguments::Affine *);
+int32_t senet_tail(const arguments::Tail *);
+int32_t senet_tail_backward(const arguments::TailBackward *);
 }
 
 using Floats = std::vector<float>;
@@ -35,6 +29,22 @@ static Floats draw(size_t count, double scale = 1) {
     Floats values(count);
     for (float &x : values) x = float(scale * normal(generator));
     return values;
+}
+
+// The library's number, which differs with the vectors that it is compiled for.
+static int64_t constant(const char *name) {
+    for (const arguments::Constant *c = senet_constants(); c->name; c++)
+        if (!std::strcmp(c->name, name)) return c->value;
+    std::printf("there is no %s\n", name);
+    std::exit(100);
+}
+
+template <typename T> static arguments::Pointer at(const std::vector<T> &x) { return {const_cast<T *>(x.data())}; }
+static const arguments::Pointer none{nullptr};
+
+static void succeeds(int32_t error) {
+    failures += error != 0;
+    if (error) std::printf("error %d: %s\n", int(error), senet_failure());
 }
 
 static void compare(const char *what, const Floats &got, const Doubles &want, double tolerance) {
@@ -51,7 +61,7 @@ static void compare(const char *what, const Floats &got, const Doubles &want, do
 // ---------------------------------------------------------------- convolutions
 
 static Floats in_panels(const Floats &w, int64_t matrices, int64_t out, int64_t depth) {  // (matrices, out, depth)
-    const int64_t p = panel(), panels = (out + p - 1) / p;
+    const int64_t p = constant("panel"), panels = (out + p - 1) / p;
     Floats packed(matrices * panels * depth * p);
     for (int64_t m = 0; m < matrices; m++)
         for (int64_t o = 0; o < out; o++)
@@ -75,16 +85,20 @@ static Floats winograd_weights(const Floats &w, int64_t out, int64_t c) {  // (o
     return t;
 }
 
-static void convolution(const char *what, int64_t c, int64_t out, int64_t kernel, int64_t stride, bool wino, bool adds) {
+static void convolution(
+    const char *what, int64_t c, int64_t out, int64_t kernel, int64_t stride, bool wino, bool adds
+) {
     const int64_t n = 2, h = 9, w = 11, pad = kernel / 2, depth = kernel * kernel * c;
     const int64_t oh = (h + 2 * pad - kernel) / stride + 1, ow = (w + 2 * pad - kernel) / stride + 1;
     const Floats x = draw(n * h * w * c), weight = draw(out * depth, 1 / std::sqrt(double(depth)));
     const Floats id = draw(n * oh * ow * out);
     Floats bias = draw(out), y(n * oh * ow * out);
-    bias.resize(out + panel());
-    const Floats packed = wino ? in_panels(winograd_weights(weight, out, c), 16, out, c) : in_panels(weight, 1, out, depth);
-    const Convolution k{n, c, h, w, out, oh, ow, kernel, stride, pad, 1, 3, packed.data(), bias.data(), 0, UNBOUNDED};
-    convolve(&k, wino, x.data(), nullptr, adds ? id.data() : nullptr, 1, y.data());
+    const Floats packed =
+        wino ? in_panels(winograd_weights(weight, out, c), 16, out, c) : in_panels(weight, 1, out, depth);
+    const Convolution k{n, c, h, w, out, oh, ow, kernel, stride, pad, 1, 3, wino, packed.data(), bias.data(),
+                        0, UNBOUNDED};
+    const arguments::Convolve call{&k, nullptr, 1, at(x), adds ? at(id) : none, at(y)};
+    succeeds(senet_convolve(&call));
     Doubles want;
     for (int64_t i = 0; i < n; i++)
         for (int64_t p = 0; p < oh * ow; p++)
@@ -111,8 +125,12 @@ static void affine_of(const char *what, int64_t c, bool last) {
     for (float x : id) id16.push_back(Narrow<bfloat16>::of(x));
     Floats out(u.size()), wide16;
     std::vector<bfloat16> out16(u.size());
-    affine_float32(n, c, s, 3, last, u.data(), m.data(), a.data(), b.data(), id.data(), 1, out.data());
-    affine_bfloat16(n, c, s, 3, last, u16.data(), m.data(), a.data(), b.data(), id16.data(), 1, out16.data());
+    const arguments::Map map{n, c, s, 3, last, constant("type float32")};
+    const arguments::Map map16{n, c, s, 3, last, constant("type bfloat16")};
+    const arguments::Affine call{map, at(u), at(m), at(a), at(b), at(id), 1, at(out)};
+    const arguments::Affine call16{map16, at(u16), at(m), at(a), at(b), at(id16), 1, at(out16)};
+    succeeds(senet_affine(&call));
+    succeeds(senet_affine(&call16));
     Doubles want, want16;
     for (size_t i = 0; i < u.size(); i++) {
         const int64_t image = int64_t(i) / (c * s), at = image * c + (last ? int64_t(i) % c : int64_t(i) / s % c);
@@ -129,7 +147,9 @@ struct Weights {
 };
 
 // relu(gate * norm(u) + id), (n, s, c), in float64.
-static Doubles tail_of(const Doubles &u, const Weights &w, const Floats &id, int64_t n, int64_t s, int64_t c, int64_t r) {
+static Doubles tail_of(
+    const Doubles &u, const Weights &w, const Floats &id, int64_t n, int64_t s, int64_t c, int64_t r
+) {
     Doubles z(u.size()), out(u.size());
     for (int64_t k = 0; k < c; k++) {
         double mean = 0, square = 0;
@@ -163,18 +183,22 @@ static void whole_tail() {
     const int64_t n = 3, s = 20, c = 32, r = 4;
     const Floats u = draw(n * s * c), id = draw(n * s * c), dout = draw(n * s * c);
     const Weights w{draw(c), draw(c), draw(r * c, .5), draw(r), draw(c * r), draw(c)};
-    Floats mean(c), variance(c, 1), kept(3 * n * c + n * r + 3 * c), out(u.size());
+    Floats mean(c), variance(c, 1), kept(senet_kept(n, c, r)), out(u.size());
     std::vector<Signs> signs(u.size() / LANES);
-    tail_float32(n, c, s, 3, 1, u.data(), w.weight.data(), w.bias.data(), 1e-5, 0.1, mean.data(), variance.data(), r, 0,
-                 w.w1.data(), w.b1.data(), w.w2.data(), w.b2.data(), id.data(), nullptr, nullptr, 0, 0, nullptr, nullptr,
-                 1, kept.data(), nullptr, out.data(), signs.data());
+    const arguments::Map map{n, c, s, 3, 1, constant("type float32")};
+    const arguments::Norm norm{at(w.weight), at(w.bias), 1e-5, 0.1, at(mean), at(variance)};
+    const arguments::Excitation excitation{r, constant("gate sigmoid"), constant("activation relu"),
+                                           at(w.w1), at(w.b1), at(w.w2), at(w.b2)};
+    const arguments::Tail forward{map, at(u), norm, excitation, at(id), {}, 1, at(kept), none, at(out), at(signs)};
+    succeeds(senet_tail(&forward));
     const Doubles exact(u.begin(), u.end());
     compare("tail", out, tail_of(exact, w, id, n, s, c, r), 2e-5);
     Floats did(u.size()), du(u.size()), dweight(c), dbias(c), dw1(r * c), db1(r), dw2(c * r), db2(c);
-    tail_backward_float32(n, c, s, 3, 1, 1, dout.data(), nullptr, signs.data(), u.data(), w.weight.data(), r, 0,
-                          w.w1.data(), w.w2.data(), kept.data(), nullptr, nullptr, nullptr, did.data(), du.data(),
-                          nullptr, dweight.data(), dbias.data(), dw1.data(), db1.data(), dw2.data(), db2.data(), nullptr,
-                          nullptr);
+    const arguments::TailBackward backward{
+        map, constant("mask by_out"), at(dout), none, at(signs), at(u), at(w.weight), excitation, at(kept),
+        none, none, none,  // no projection
+        at(did), at(du), none, at(dweight), at(dbias), at(dw1), at(db1), at(dw2), at(db2), none, none};
+    succeeds(senet_tail_backward(&backward));
     const auto slope = [&](const std::function<Doubles(double)> &moved) {  // of sum(dout * out)
         const double step = 1e-6;
         const Doubles above = moved(step), below = moved(-step);
@@ -205,7 +229,7 @@ static void whole_tail() {
 }
 
 int main() {
-    std::printf("panels of %d columns\n", panel());
+    std::printf("panels of %d columns\n", int(constant("panel")));
     convolution("1x1", 32, 48, 1, 1, false, false);
     convolution("1x1, stride 2, shortcut", 16, 33, 1, 2, false, true);
     convolution("3x3", 16, 40, 3, 1, false, false);

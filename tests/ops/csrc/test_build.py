@@ -1,5 +1,6 @@
 """Which library is loaded: a prebuilt form or one compiled here; what happens to damaged files; where they are kept."""
 
+import ctypes
 import functools
 import os
 import platform
@@ -10,6 +11,7 @@ import pytest
 
 from senet import InputError
 from senet.ops.csrc import build, forms
+from senet.ops.csrc.arguments import STRUCTURES
 
 needs_gcc = pytest.mark.skipif(
     sys.platform != "linux" or "Free Software" not in forms.run([build.compiler() or "true", "--version"]).stdout,
@@ -24,7 +26,17 @@ extern "C" int threads() {
     sum += omp_get_num_threads() == 3;
     return sum;
 }
+struct Constant { const char *name; long long value; };
+static const Constant CONSTANTS[] = {SIZES {nullptr, 0}};
+extern "C" const Constant *senet_constants() { return CONSTANTS; }
 """
+
+
+def small(**sizes):
+    """The source of a small library that says what sizes its arguments have."""
+    right = {structure.__name__: ctypes.sizeof(structure) for structure in STRUCTURES}
+    told = "".join(f'{{"sizeof {name}", {size}}}, ' for name, size in (right | sizes).items())
+    return SMALL.replace("SIZES", told)
 
 
 def told(path, **lines):
@@ -72,7 +84,7 @@ def test_a_form_that_was_not_shipped_is_not_chosen(monkeypatch, tmp_path, prebui
 def start(monkeypatch, tmp_path):
     """A start of the package on a small library: the functions of ``build`` as a new process would find them."""
     source = tmp_path / "small.cpp"
-    source.write_text(SMALL)
+    source.write_text(small())
     monkeypatch.setattr(forms, "SOURCE", source)
     monkeypatch.setattr(forms, "PREBUILT", tmp_path / "prebuilt")
     monkeypatch.setenv("SENET_CACHE", str(tmp_path / "cache"))
@@ -124,6 +136,23 @@ def test_what_is_wanted_can_be_said(tmp_path, start, small_form):
 def test_a_prebuilt_form_that_does_not_load_is_made_up_for(tmp_path, start, small_form):
     small_form.write_bytes(b"made for another C library")
     assert start().loaded_from().parent == tmp_path / "cache"
+
+
+@needs_gcc
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [(small(Tail=8), "Tail has 8 bytes"), ("int nothing;", "does not say"), (small(Run=0), "Run has 0 bytes")],
+    ids=["a smaller structure", "before structures", "another one"],
+)
+def test_a_library_of_other_arguments_is_refused_in_one_line(tmp_path, start, small_form, source, reason):
+    other = tmp_path / "other.cpp"
+    other.write_text(source)
+    forms.compile_with([build.compiler(), *forms.FLAGS, "-shared", str(other), "-o", str(small_form)])
+    why = start(SENET_NATIVE="prebuilt").why_not()
+    assert reason in why
+    assert str(small_form) in why
+    assert "\n" not in why
+    assert start(SENET_NATIVE="auto").loaded_from().parent == tmp_path / "cache"  # compiled here instead
 
 
 def test_with_neither_both_reasons_are_said(start):

@@ -5,7 +5,6 @@ The weights are packed once. A convolution takes gate, shortcut and activation i
 """
 
 import ctypes
-import functools
 import math
 import threading
 from typing import Any
@@ -14,14 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from senet.ops.border import UnsuitedMapError
-from senet.ops.conv.native_gate import gate_of, gated_sum_, number_of
-from senet.ops.csrc import build
+from senet.ops.border import UnsuitedMapError, addresses, is_map
+from senet.ops.conv.native_gate import as_arguments, gate_of, gated_sum_
+from senet.ops.csrc.arguments import Convolution, Convolve
+from senet.ops.csrc.calls import constant, fail, operation
 from senet.ops.layout import is_last
 from senet.ops.reference import FullyConnected
-from senet.ops.tail.native import address
-
-_CHUNK = 16  # channels that convolutions.hpp reads at once
 
 # Where our own are no slower than oneDNN's, which pack no maps: as measured (benchmarks/convolutions.py).
 _WASTE = 1.15  # columns that are computed for one that is there, directly
@@ -37,44 +34,9 @@ UNBOUNDED = (-math.inf, math.inf)
 _convolution: Any = torch.ops.mkldnn._convolution_pointwise.default if torch.backends.mkldnn.is_available() else None
 
 
-class _Convolution(ctypes.Structure):
-    """``Convolution`` of convolutions.hpp: what of a call depends on shapes alone."""
-
-    _fields_ = (
-        *((name, ctypes.c_int64) for name in ("n", "c", "h", "w", "out", "out_h", "out_w")),
-        *((name, ctypes.c_int64) for name in ("kernel", "stride", "pad", "dilation", "threads")),
-        *((name, ctypes.c_void_p) for name in ("weight", "bias")),
-        *((name, ctypes.c_float) for name in ("low", "high")),
-    )
-
-
-class _Excitation(ctypes.Structure):
-    """``Excitation`` of tail.hpp."""
-
-    _fields_ = (
-        ("hidden", ctypes.c_int64),
-        ("kind", ctypes.c_int),
-        *((name, ctypes.c_void_p) for name in ("w1", "b1", "w2", "b2")),
-    )
-
-
-@functools.cache
-def _convolve() -> Any:
-    function = build.library().convolve
-    function.restype = None
-    pointer = ctypes.c_void_p
-    function.argtypes = [pointer, ctypes.c_int, pointer, pointer, pointer, ctypes.c_int, pointer]
-    return function
-
-
-@functools.cache
-def _panel() -> int:
-    return int(build.library().panel())
-
-
 def _in_panels(weight: Tensor) -> Tensor:
     """(…, out, c) → (…, out / PANEL, c, PANEL), panels filled up with zeros: the right side of products.hpp."""
-    panel = _panel()
+    panel = constant("panel")
     weight = F.pad(weight, (0, 0, 0, -weight.shape[-2] % panel))
     return weight.unflatten(-2, (-1, panel)).transpose(-1, -2).contiguous()
 
@@ -103,20 +65,19 @@ class OwnConv2d:
         self.reach = 2 * padding - dilation * (kernel - 1) - 1
         self.low, self.high = low, high
         self.geometry = (kernel, stride, padding, dilation)
-        self.winograd = self.geometry == (3, 1, padding, 1) and self.out % _CHUNK == 0
+        self.winograd = self.geometry == (3, 1, padding, 1) and self.out % constant("chunk") == 0
         self.weight = _in_panels(_factors(weight) if self.winograd else weight.permute(0, 2, 3, 1).flatten(1))
         self._largest = _TAPS // kernel**2 * self.c * stride**2
         self.bias = bias.contiguous()
         self.excitation: FullyConnected | None = None
         self._excitation: Any = None
         self._calls: dict[tuple[Any, ...], tuple[Any, list[int]]] = {}
-        self._run = _convolve()
+        self._run = operation("convolve")
 
     def take_gate(self, excitation: FullyConnected) -> None:
         """Let ``gated`` calls multiply with the gate of the mean of x: of a 1×1 convolution of stride 1."""
-        e = self.excitation = excitation
-        weights = (address(t) for t in (e.w1, e.b1, e.w2, e.b2))
-        self._excitation = _Excitation(e.w1.shape[0], number_of(e), *weights)
+        self.excitation = excitation
+        self._excitation = as_arguments(excitation)
 
     @staticmethod
     def why_not(weight: Tensor, geometry: tuple[Any, ...], bounds: tuple[float, float] | None) -> str | None:
@@ -131,25 +92,26 @@ class OwnConv2d:
         out, c, *kernel = weight.shape
         if groups != 1 or bounds is None or any(one != other for one, other in (*sides, kernel)):
             return "it has groups, another activation or sides of two kinds"
-        if c % _CHUNK or kernel[0] not in (1, 3):
+        chunk, panel = constant("chunk"), constant("panel")
+        if c % chunk or kernel[0] not in (1, 3):
             return "it reads 16 channels at once, and is measured for 1×1 and 3×3"
-        if weight.dtype != torch.float32 or _panel() < 16:
+        if weight.dtype != torch.float32 or panel < 16:
             return "this is measured for float32, with AVX2 and AVX-512"
-        winograd = kernel == [3, 3] and sides[1:] == [[1, 1], [1, 1]] and out % _CHUNK == 0
-        waste = -(-out // _panel()) * _panel() / out
+        winograd = kernel == [3, 3] and sides[1:] == [[1, 1], [1, 1]] and out % chunk == 0
+        waste = -(-out // panel) * panel / out
         return "it has few output channels" if waste > (_WASTE_WINOGRAD if winograd else _WASTE) else None
 
     def takes(self, x: Tensor, alone: bool) -> bool:
         """Whether this is to compute the convolution of a map; ``alone``: without a gate, which would cost a sweep."""
-        if x.dtype != torch.float32 or x.ndim != 4 or x.shape[1] != self.c or not x.is_cpu or not is_last(x):
+        if not is_map(x, self.c, torch.float32) or x.ndim != 4 or not is_last(x):
             return False
         if min(x.shape[2:]) + self.reach < 0:
             return False  # PyTorch says that the kernel is larger than the map
         return self.winograd or not alone or x.numel() <= self._largest
 
-    def gate_address(self, gated: bool) -> int | None:
-        """Where the gate's excitation lies; None where there is no gate."""
-        return ctypes.addressof(self._excitation) if gated else None
+    def gate_address(self, gated: bool) -> int:
+        """Where the gate's excitation lies; 0 where there is no gate."""
+        return ctypes.addressof(self._excitation) if gated else 0
 
     def call_for(self, shape: torch.Size, threads: int) -> tuple[Any, list[int]]:
         """What C++ is told of maps of a shape, and the shape of the result."""
@@ -159,9 +121,8 @@ class OwnConv2d:
         n, c, h, w = shape
         stride = self.geometry[1]
         out_h, out_w = (h + self.reach) // stride + 1, (w + self.reach) // stride + 1
-        addresses = (address(self.weight), address(self.bias))
-        sides = (n, c, h, w, self.out, out_h, out_w)
-        call = _Convolution(*sides, *self.geometry, threads, *addresses, self.low, self.high)
+        sides, weights = (n, c, h, w, self.out, out_h, out_w), addresses((self.weight, self.bias))
+        call = Convolution(*sides, *self.geometry, threads, self.winograd, *weights, self.low, self.high)
         if len(self._calls) >= self.KEPT:
             self._calls.clear()
         self._calls[shape, threads] = known = (call, [n, self.out, out_h, out_w])
@@ -180,8 +141,10 @@ class OwnConv2d:
         call, size = self.call_for(x.shape, threads)
         if into is None:
             into = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-        gate = self.gate_address(gated)
-        self._run(ctypes.addressof(call), self.winograd, x.data_ptr(), gate, address(shortcut), relu, into.data_ptr())
+        gate, maps = self.gate_address(gated) if gated else 0, addresses((x, shortcut, into))
+        error = self._run(Convolve.pack(ctypes.addressof(call), gate, relu, *maps))
+        if error:
+            fail(error)
         return into
 
 

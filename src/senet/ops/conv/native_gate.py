@@ -1,17 +1,16 @@
 """Inference on the CPU: the early gate, and gate, shortcut and ReLU in one sweep, in C++ (inference.hpp)."""
 
+import functools
+
 import torch
 from torch import Tensor
 
-from senet.ops.border import UnsuitedMapError
+from senet.ops.border import UnsuitedMapError, addresses, is_map
 from senet.ops.csrc import build
+from senet.ops.csrc.arguments import Arguments, Excitation
+from senet.ops.csrc.calls import TYPES, call, constant
 from senet.ops.layout import in_layout, is_last
 from senet.ops.reference import FullyConnected, squeeze, table_dtype
-from senet.ops.tail.native import TYPES, call
-from senet.ops.tail.native_batch_norm import GATE_NUMBERS
-
-# The numbers of inference.hpp: what stands between the two FCs.
-ACTIVATION_NUMBERS = {"relu": 0, "silu": 1, "hardswish": 2}
 
 
 def why_not(weight: Tensor) -> str | None:
@@ -25,27 +24,49 @@ def why_not(weight: Tensor) -> str | None:
     return build.why_not()
 
 
-def number_of(excitation: FullyConnected) -> int:
-    """Its kind, as inference.hpp numbers them."""
-    return GATE_NUMBERS[excitation.gate] + len(GATE_NUMBERS) * ACTIVATION_NUMBERS[excitation.activation]
+def as_arguments(excitation: FullyConnected) -> Arguments:
+    """The excitation as C++ takes it: only where its weights lie."""
+    e = excitation
+    gate, activation = _numbers(e.gate, e.activation)
+    return Excitation(e.w1.shape[0], gate, activation, *addresses((e.w1, e.b1, e.w2, e.b2)))
+
+
+@functools.cache
+def _numbers(gate: str, activation: str) -> tuple[int, int]:
+    return constant(f"gate {gate}"), constant(f"activation {activation}")
 
 
 def gate_of(h: Tensor, excitation: FullyConnected) -> Tensor:
     """See ``early_gate.gate_of``: one call instead of a dozen operations."""
     e, out, dtype = excitation, excitation.w2.shape[0], table_dtype(h.dtype)
-    if h.ndim < 3 or h.shape[1] != e.w1.shape[1] or not h.is_cpu:
+    hidden, c = e.w1.shape
+    if not is_map(h, c, h.dtype):
         raise UnsuitedMapError(f"this gate takes no map of {tuple(h.shape)} on {h.device}")
-    if dtype != e.w1.dtype or h.dtype not in TYPES:
+    if h.dtype not in TYPES or e.w1.dtype != dtype:
         return e(squeeze(h))
     h = h if is_last(h) else h.contiguous()
-    gate = torch.empty(h.shape[0], out, dtype=dtype, device=h.device)
-    call("gate", h, h, out, e.w1.shape[0], number_of(e), e.w1, e.b1, e.w2, e.b2, gate)
-    return gate
+    values = torch.empty(h.shape[0], out, dtype=dtype, device=h.device)
+    gate, activation = _numbers(e.gate, e.activation)
+    call(
+        "gate",
+        h,
+        h=h,
+        out=out,
+        hidden=hidden,
+        gate=gate,
+        activation=activation,
+        w1=e.w1,
+        b1=e.b1,
+        w2=e.w2,
+        b2=e.b2,
+        values=values,
+    )
+    return values
 
 
 def gated_sum_(u: Tensor, gate: Tensor, shortcut: Tensor | None, relu: bool) -> Tensor:
     """δ(gate·u + shortcut) in place of ``u``."""
     last = not u.is_contiguous()
     shortcut = in_layout(shortcut, last)
-    call("gated_sum", u, u, gate, shortcut, int(relu))
+    call("gated_sum", u, u=u, gate=gate, shortcut=shortcut, relu=relu)
     return u

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from senet.ops.border import UnsuitedMapError
+from senet.ops.border import UnsuitedMapError, is_map
 from senet.ops.conv.native import OwnConv2d
-from senet.ops.csrc import build
+from senet.ops.csrc import arguments
+from senet.ops.csrc.calls import fail, operation
 from senet.ops.layout import is_last
 
 _LINE = 64  # bytes: maps begin at the start of a cache line
@@ -36,15 +37,6 @@ class Step:
     relu: bool
     gated: bool
     overwrites: bool
-
-
-class _Step(ctypes.Structure):
-    """``Step`` of library.cpp."""
-
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("convolution", "excitation")),
-        *((name, ctypes.c_int64) for name in ("winograd", "relu", "x", "x_at", "id", "id_at", "y", "y_at")),
-    )
 
 
 class Run(nn.Module):
@@ -82,22 +74,20 @@ class Run(nn.Module):
         def place(key: Hashable) -> tuple[int, int]:
             return bases.get(homes[key], 0), offsets.get(homes[key], 0)
 
-        self._steps = (_Step * len(steps))()
+        self._steps = (arguments.Step * len(steps))()
         for told, step, call in zip(self._steps, steps, self._calls, strict=True):
-            told.convolution, told.excitation = ctypes.addressof(call), step.own.gate_address(step.gated)
-            told.winograd, told.relu = step.own.winograd, step.relu
+            told.convolution, told.gate = ctypes.addressof(call), step.own.gate_address(step.gated)
+            told.relu = step.relu
             (told.x, told.x_at), (told.y, told.y_at) = place(step.x), place(step.y)
             told.id, told.id_at = (-1, 0) if step.shortcut is None else place(step.shortcut)
         self._free: list[Tensor] = []  # workspaces that no thread uses now
-        self._run = build.library().run
-        self._run.restype = None
-        self._run.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p]
+        self._run = operation("run")
         self._pointers = ctypes.c_void_p * (1 + len(bases))
 
     def forward(self, *inputs: Tensor) -> Any:
         """The results: a map, or a tuple of several."""
         for x, shape in zip(inputs, self._shapes, strict=True):
-            if x.shape != shape or x.dtype != torch.float32 or not x.is_cpu or not is_last(x):
+            if x.shape != shape or not is_map(x, shape[1], torch.float32) or not is_last(x):
                 return self.one_by_one(*inputs)
         new = [torch.empty(shape, device="cpu", memory_format=torch.channels_last) for shape in self._new_shapes]
         try:
@@ -106,7 +96,10 @@ class Run(nn.Module):
             workspace = torch.empty(self.workspace + _LINE, dtype=torch.uint8, device="cpu")
         first = -(-workspace.data_ptr() // _LINE) * _LINE
         bases = self._pointers(first, *(t.data_ptr() for t in inputs), *(t.data_ptr() for t in new))
-        self._run(self._steps, len(self._steps), bases)
+        given = arguments.Run.pack(ctypes.addressof(self._steps), len(self._steps), ctypes.addressof(bases))
+        error = self._run(given)
+        if error:
+            fail(error)
         self._free.append(workspace)
         maps = (None, *inputs, *new)
         results = [maps[index] for index in self._results]
@@ -116,9 +109,10 @@ class Run(nn.Module):
         """The same on new tensors, for maps of any size."""
         last = torch.channels_last
         maps: dict[Hashable | None, Tensor | None] = {None: None}
-        for key, given in zip(self.inputs, inputs, strict=True):
-            if given.dtype != torch.float32 or not given.is_cpu:
-                raise UnsuitedMapError(f"these convolutions take no {given.dtype} map on {given.device}")
+        for key, given, (_, channels, *_) in zip(self.inputs, inputs, self._shapes, strict=True):
+            if given.ndim != 4 or not is_map(given, channels, torch.float32):
+                what = f"{given.dtype} map of {tuple(given.shape)} on {given.device}"
+                raise UnsuitedMapError(f"these convolutions take no {what}")
             maps[key] = given.contiguous(memory_format=last)
         for step in self._list:
             x, shortcut = maps[step.x], maps[step.shortcut]

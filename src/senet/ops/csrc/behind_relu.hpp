@@ -1,6 +1,6 @@
-// The backward sweeps of a sum behind a ReLU whose signs were kept: out = relu(f(u) + shortcut), where the shortcut is a
-// map, or an affine map of one, g(v). The first needs f and g only for their means. (In the contiguous layout, which has no
-// signs, the sums of two affine maps are here, too; those of one are in sweeps.hpp.)
+// The backward sweeps of a sum behind a ReLU whose signs were kept: out = relu(f(u) + shortcut), where the shortcut is
+// a map, or an affine map of one, g(v). The first needs f and g only for their means. (In the contiguous layout, which
+// has no signs, the sums of two affine maps are here, too; those of one are in sweeps.hpp.)
 
 #pragma once
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from senet.errors import InputError
 from senet.ops.csrc import forms
+from senet.ops.csrc.arguments import mismatch
 from senet.ops.csrc.forms import BuildError, compiler
 from senet.system.cache import cache_folder
 
@@ -68,12 +69,20 @@ def _attempt() -> tuple[ctypes.CDLL, Path] | BuildError:
         try:
             path = way()
             _share_openmp()
-            return ctypes.CDLL(str(path)), path
+            return _opened(path), path
         except (BuildError, InputError) as error:
             reasons.append(str(error))
         except OSError as error:  # a folder that cannot be written, a library that does not load
             reasons.append(f"the compiled code cannot be kept or loaded: {error}")
     return BuildError("; ".join(reasons))
+
+
+def _opened(path: Path) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(path))
+    reason = mismatch(library)
+    if reason is not None:
+        raise BuildError(f"{path} was made for another version of senet ({reason}): install senet again")
+    return library
 
 
 def _prebuilt() -> Path:

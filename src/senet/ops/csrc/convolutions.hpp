@@ -1,12 +1,13 @@
-// Convolutions of channels-last float32 maps: directly, or, 3x3 of stride 1, by Winograd's F(2x2, 3x3), whose products are
-// 4/9 as many. (Lavin and Gray, arXiv 1509.09308. Its matrices hold 0, 1 and 1/2 only: it rounds no worse.) Input channels
-// are a multiple of 16, and for Winograd's the output channels too.
+// Convolutions of channels-last float32 maps: directly, or, 3x3 of stride 1, by Winograd's F(2x2, 3x3), whose products
+// are 4/9 as many. (Lavin and Gray, arXiv 1509.09308. Its matrices hold 0, 1 and 1/2 only: it rounds no worse.) Input
+// channels are a multiple of 16, and for Winograd's the output channels too.
 //
-// The larger operand is shared out among the threads: positions where there are many, output channels where the weights are
-// more than the map, which are then read once instead of once a thread.
+// The larger operand is shared out among the threads: positions where there are many, output channels where the weights
+// are more than the map, which are then read once instead of once a thread.
 
 #pragma once
 
+#include "arguments.hpp"
 #include "inference.hpp"
 #include "products.hpp"
 
@@ -16,12 +17,7 @@ struct Packed;
 struct Transformed;
 struct Gates;
 
-// clamp(w * x + bias) from a map (n, h, w, c) to (n, out_h, out_w, out). Python's twin is `_Convolution`.
-struct Convolution {
-    int64_t n, c, h, w, out, out_h, out_w, kernel, stride, pad, dilation, threads;
-    const float *weight, *bias;
-    float low, high;
-};
+using arguments::Convolution;
 
 // What is added to a convolution, like its output, or null; and whether a ReLU follows.
 struct Sum {
@@ -39,7 +35,7 @@ inline void pack_positions(const Convolution &k, const float *image, int64_t fir
         for (int64_t tap = 0; tap < k.kernel * k.kernel; tap++) {
             const int64_t y = top + tap / k.kernel * k.dilation, z = left + tap % k.kernel * k.dilation;
             const bool outside = y < 0 || y >= k.h || z < 0 || z >= k.w;
-            const float *x = image + (y * k.w + z) * k.c;
+            const float *x = outside ? nullptr : image + (y * k.w + z) * k.c;
             for (int64_t c = 0; c < k.c; c += CHUNK, to += rows * CHUNK) {
                 if (outside) std::memset(to, 0, CHUNK * sizeof(float));
                 else std::memcpy(to, x + c, CHUNK * sizeof(float));
@@ -48,20 +44,24 @@ inline void pack_positions(const Convolution &k, const float *image, int64_t fir
     }
 }
 
-// y = clamp(gate (w * x + bias) + id); weights (out / PANEL, kernel * kernel * c, PANEL); gate is (n, out), or null for 1.
+// y = clamp(gate (w * x + bias) + id); weights (out / PANEL, kernel * kernel * c, PANEL); gate is (n, out), or null for
+// 1.
 inline void direct(const Convolution &k, const float *x, const float *gate, const Sum &sum, float *y) {
     const int64_t s = k.out_h * k.out_w, panels = whole(k.out, PANEL) / PANEL, depth = k.kernel * k.kernel * k.c;
-    const int64_t at_once = std::clamp<int64_t>((1 << 17) / (depth * ROWS), 1, 4) * ROWS;  // packed, they fit half a cache
+    // Packed, they fit half a cache.
+    const int64_t at_once = std::clamp<int64_t>((1 << 17) / (depth * ROWS), 1, 4) * ROWS;
     const int64_t blocks = (s + at_once - 1) / at_once;
     const bool by_panel = k.out > k.n * s;
+    Rooms rooms;
 #pragma omp parallel num_threads(k.threads)
     {
         const int64_t threads = omp_get_num_threads(), number = omp_get_thread_num();
         // Threads that find no part of the larger operand share out the other one.
         const int64_t across = by_panel ? std::min(threads, panels) : threads / std::min(threads, k.n * blocks);
         const Share rows{number / across, threads / across}, columns{number % across, across};
-        float *a = aligned_room<Packed>(at_once * depth);
-        for (int64_t block = rows.first(k.n * blocks); block < rows.end(k.n * blocks); block++) {
+        float *a = rooms.ask([&] { return aligned_room<Packed>(at_once * depth); });
+        const int64_t possible = a ? k.n * blocks : 0;
+        for (int64_t block = rows.first(possible); block < rows.end(possible); block++) {
             const int64_t n = block / blocks, first = s * (block % blocks) / blocks;
             const int64_t count = s * (block % blocks + 1) / blocks - first, at = (n * s + first) * k.out;
             pack_positions(k, x + n * k.h * k.w * k.c, first, count, a);
@@ -73,6 +73,7 @@ inline void direct(const Convolution &k, const float *x, const float *gate, cons
             }
         }
     }
+    rooms.check();
 }
 
 // The same for 1x1 of stride 1 with the gate of the mean of x (early_gate).
@@ -82,7 +83,8 @@ inline void gated(const Convolution &k, const float *x, const Excitation<float> 
     direct(k, x, gate, sum, y);
 }
 
-// One dimension of F(2, 3): four inputs to four factors, and four products to two outputs. `from` and `to`: their strides.
+// One dimension of F(2, 3): four inputs to four factors, and four products to two outputs. `from` and `to`: their
+// strides.
 inline void into_factors(const Vector *d, int from, Vector *v, int to) {
     const Vector d0 = d[0], d1 = d[from], d2 = d[2 * from], d3 = d[3 * from];
     v[0] = d0 - d2, v[to] = d1 + d2, v[2 * to] = d2 - d1, v[3 * to] = d1 - d3;
@@ -164,12 +166,14 @@ inline void winograd(const Convolution &k, const float *x, const Sum &sum, float
     if (!together) blocks = std::min(whole(2 * blocks, k.threads), tiles);
     const int64_t room = FACTORS * ((tiles + blocks - 1) / blocks) * depth;
     float *shared = together ? aligned_room<Transformed>(room) : nullptr;
+    Rooms rooms;
 #pragma omp parallel num_threads(k.threads)
     {
         const Share share{omp_get_thread_num(), omp_get_num_threads()}, all{0, 1};
         const Share on_blocks = together ? all : share, inside = together ? share : all;
-        float *v = together ? shared : aligned_room<Transformed>(room);
-        for (int64_t block = on_blocks.first(blocks); block < on_blocks.end(blocks); block++) {
+        float *v = together ? shared : rooms.ask([&] { return aligned_room<Transformed>(room); });
+        const int64_t possible = v ? blocks : 0;
+        for (int64_t block = on_blocks.first(possible); block < on_blocks.end(possible); block++) {
             const int64_t first = tiles * block / blocks, count = tiles * (block + 1) / blocks - first;
             const Tiles t{k, first, count, tall, wide, v, v + FACTORS * count * k.c};
             for (int64_t i = inside.first(count); i < inside.end(count); i++) t.transform(i, x);
@@ -186,6 +190,7 @@ inline void winograd(const Convolution &k, const float *x, const Sum &sum, float
             }
         }
     }
+    rooms.check();
 }
 
 }  // namespace

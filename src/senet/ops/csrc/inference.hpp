@@ -15,24 +15,32 @@ template <typename T, typename A> void add_rows(const T *x, int64_t rows, int64_
     }
 }
 
-// What stands between the FCs, by its number: ReLU, SiLU, hard swish.
-template <typename A> A hidden_value(int number, A x) {
-    switch (number) {
-    case 0: return x < 0 ? A(0) : x;
-    case 1: return x / (1 + std::exp(-x));
+// What stands between the FCs.
+enum HiddenCurve { HIDDEN_RELU, HIDDEN_SILU, HIDDEN_HARDSWISH };
+
+template <typename A> A hidden_value(int curve, A x) {
+    switch (curve) {
+    case HIDDEN_RELU: return x < 0 ? A(0) : x;
+    case HIDDEN_SILU: return x / (1 + std::exp(-x));
     default: return x * std::min(std::max(x + 3, A(0)), A(6)) / 6;
     }
 }
 
-// gate(W2 relu(W1 mean(h) + b1) + b2), (N, out); the excitation's kind is the gate's number (below 8) + 8 times that of
-// what stands in place of the ReLU. W1 is (R, C) for the C channels of h. One parallel region: the gate of a
-// single image is little work, and starting threads is a good part of it.
+template <typename A> struct GateTables {
+    A *sums, *mean, *bottleneck;
+    template <typename Visit> void each(Visit visit, const Shape &k, int64_t parts, int64_t hidden) {
+        visit(sums, k.n * parts * k.c), visit(mean, k.n * k.c), visit(bottleneck, k.n * hidden);
+    }
+};
+
+// gate(W2 δ(W1 mean(h) + b1) + b2), (N, out), where δ is the excitation's activation. W1 is (R, C) for the C channels
+// of h. One parallel region: the gate of a single image is little work, and starting threads is a good part of it.
 template <typename T, typename A>
 void early_gate(const Shape &k, bool last, const T *h, int64_t out, const Excitation<A> &e, A *gate) {
     const int64_t parts = last ? k.threads : 1;  // of each image's rows; contiguous maps are shared out by channel
-    std::vector<A> &room = backward_room<A>();
-    room.resize(std::max<size_t>(room.size(), k.n * (parts * k.c + k.c + e.hidden)));
-    A *sums = room.data(), *mean = sums + k.n * parts * k.c, *bottleneck = mean + k.n * k.c;
+    const int64_t room = room_for<GateTables<A>>(k, parts, e.hidden);
+    const auto tables = placed<GateTables<A>>(backward_room<A>(room), k, parts, e.hidden);
+    A *sums = tables.sums, *mean = tables.mean, *bottleneck = tables.bottleneck;
 #pragma omp parallel num_threads(k.threads)
     {
         if (last) {
@@ -61,13 +69,13 @@ void early_gate(const Shape &k, bool last, const T *h, int64_t out, const Excita
         for (int64_t r = 0; r < e.hidden; r++)
             for (int64_t n = 0; n < k.n; n++) {
                 A x = dot(e.w1 + r * k.c, mean + n * k.c, k.c) + (e.b1 ? e.b1[r] : A(0));
-                bottleneck[n * e.hidden + r] = hidden_value(e.kind / 8, x);
+                bottleneck[n * e.hidden + r] = hidden_value(e.activation, x);
             }
 #pragma omp for schedule(static)
         for (int64_t c = 0; c < out; c++)
             for (int64_t n = 0; n < k.n; n++) {
                 A x = dot(e.w2 + c * e.hidden, bottleneck + n * e.hidden, e.hidden) + (e.b2 ? e.b2[c] : A(0));
-                gate[n * out + c] = gate_value(e.kind % 8, x);
+                gate[n * out + c] = gate_value(e.gate, x);
             }
     }
 }

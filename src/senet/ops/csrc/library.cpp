@@ -1,91 +1,127 @@
-// What Python calls, through ctypes: one function a sweep and map type, and the whole residual tail in one call.
+// What Python calls, through ctypes: one function an operation, which takes its arguments in a structure
+// (arguments.hpp) and returns the number of an error (errors.hpp).
 
-#include "convolutions.hpp"
-#include "inference.hpp"
-#include "sweeps.hpp"
-#include "tail.hpp"
+#include <stdexcept>
+#include <string>
 
-#define SWEEPS(NAME, T, A)                                                                                             \
-    void moments_##NAME(int64_t n, int64_t c, int64_t s, int threads, int last, const T *u, A *m, A *d, A *v) {        \
-        moments<T, A>({n, c, s, threads}, last, u, m, d, v);                                                           \
-    }                                                                                                                  \
-    void mean_##NAME(int64_t n, int64_t c, int64_t s, int threads, int last, const T *u, A *m) {                       \
-        last ? mean_last<T, A>({n, c, s, threads}, u, m) : mean_first<T, A>({n, c, s, threads}, u, m);                 \
-    }                                                                                                                  \
-    void affine_##NAME(int64_t n, int64_t c, int64_t s, int threads, int last, const T *u, const A *m, const A *a,     \
-                       const A *b, const T *id, int relu, T *out) {                                                    \
-        affine<T, A>({n, c, s, threads}, last, u, {a, b, m}, id, relu, out);                                           \
-    }                                                                                                                  \
-    void affine_backward_##NAME(int64_t n, int64_t c, int64_t s, int threads, int last, const T *dout, const T *out,   \
-                                const T *u, const A *m, T *g, A *da, A *db) {                                          \
-        Affine<T, A> f{nullptr, nullptr, m};                                                                           \
-        affine_backward({n, c, s, threads}, last, out ? Mask::by_out : Mask::none, dout, out, u, f, g, da, db);        \
-    }                                                                                                                  \
-    void moments_backward_##NAME(int64_t n, int64_t c, int64_t s, int threads, int last, const T *g, const T *u,       \
-                                 const A *m, const A *a, const A *offset, const A *slope, T *du) {                     \
-        moments_backward<false>({n, c, s, threads}, last, g, u, Affine<T, A>{a, nullptr, m}, offset, slope, du);       \
-    }                                                                                                                  \
-    void gate_##NAME(int64_t n, int64_t c, int64_t s, int threads, int last, const T *h, int out, int hidden,          \
-                     int kind, const A *w1, const A *b1, const A *w2, const A *b2, A *gate) {                          \
-        early_gate<T, A>({n, c, s, threads}, last, h, out, {hidden, kind, w1, b1, w2, b2}, gate);                      \
-    }                                                                                                                  \
-    void gated_sum_##NAME(int64_t n, int64_t c, int64_t s, int threads, int last, T *u, const A *gate, const T *id,    \
-                          int relu) {                                                                                  \
-        gated_sum<T, A>({n, c, s, threads}, last, u, gate, id, relu);                                                  \
-    }                                                                                                                  \
-    void tail_##NAME(int64_t n, int64_t c, int64_t s, int threads, int last, const T *u, const A *weight,              \
-                     const A *bias, double eps, double momentum, A *running_mean, A *running_var, int hidden,          \
-                     int kind, const A *w1, const A *b1, const A *w2, const A *b2, const T *id,                        \
-                     const A *id_weight, const A *id_bias, double id_eps, double id_momentum,                          \
-                     A *id_running_mean, A *id_running_var, int relu, A *kept, A *id_kept, T *out,                     \
-                     Signs *signs) {                                                                                   \
-        Norm<A> norm{weight, bias, A(eps), A(momentum), running_mean, running_var};                                    \
-        Norm<A> other{id_weight, id_bias, A(id_eps), A(id_momentum), id_running_mean, id_running_var};                 \
-        tail<T, A>({n, c, s, threads}, last, u, norm, {hidden, kind, w1, b1, w2, b2}, {id, other, id_kept}, relu,      \
-                   kept, out, signs);                                                                                  \
-    }                                                                                                                  \
-    void tail_backward_##NAME(int64_t n, int64_t c, int64_t s, int threads, int last, int mask, const T *dout,         \
-                              const T *out, const Signs *signs, const T *u, const A *weight, int hidden, int kind,     \
-                              const A *w1, const A *w2, A *kept, const T *id, const A *id_weight, A *id_kept, T *dsum, \
-                              T *du, T *did, A *dweight, A *dbias, A *dw1, A *db1, A *dw2, A *db2, A *id_dweight,      \
-                              A *id_dbias) {                                                                           \
-        tail_backward<T, A>({n, c, s, threads}, last, Mask(mask), dout, out, signs, u, weight,                         \
-                            {hidden, kind, w1, nullptr, w2, nullptr},                                                  \
-                            {id, {id_weight, nullptr, 0, 0, nullptr, nullptr}, id_kept}, kept, dsum, du,               \
-                            {dweight, dbias, dw1, db1, dw2, db2}, {did, id_dweight, id_dbias});                        \
-    }
+#include "constants.hpp"
 
-extern "C" {
-SWEEPS(float32, float, float)
-SWEEPS(float64, double, double)
-SWEEPS(bfloat16, bfloat16, float)
+namespace {
 
-// The columns of a panel of weights (products.hpp).
-int panel() { return PANEL; }
+Shape shape(const arguments::Map &map) { return {map.n, map.c, map.s, int(map.threads)}; }
 
-// One function for all, as few arguments are seen in the time of a network at batch 1. A gate's excitation is for `gated`.
-void convolve(const Convolution *k, int winograd_form, const float *x, const Excitation<float> *e, const float *id,
-              int relu, float *y) {
-    const Sum sum{id, relu != 0};
-    if (!k->n) return;
-    if (e) gated(*k, x, *e, sum, y);
-    else if (winograd_form) winograd(*k, x, sum, y);
-    else direct(*k, x, nullptr, sum, y);
+template <typename A> Excitation<A> excitation(const arguments::Excitation &e) {
+    return {e.hidden, int(e.gate), int(e.activation), e.w1, e.b1, e.w2, e.b2};
 }
 
-// A convolution of a run: its maps lie at an offset from one of the run's bases; id < 0 says that there is nothing to add.
-struct Step {
-    const Convolution *convolution;
-    const Excitation<float> *excitation;
-    int64_t winograd_form, relu, x, x_at, id, id_at, y, y_at;
-};
+template <typename A> Norm<A> norm(const arguments::Norm &x) {
+    return {x.weight, x.bias, A(x.eps), A(x.momentum), x.running_mean, x.running_var};
+}
 
-void run(const Step *steps, int64_t count, char *const *bases) {
-    for (const Step *s = steps; s < steps + count; s++) {
-        const auto at = [&](int64_t base, int64_t offset) { return reinterpret_cast<float *>(bases[base] + offset); };
-        const float *id = s->id < 0 ? nullptr : at(s->id, s->id_at);
-        convolve(s->convolution, int(s->winograd_form), at(s->x, s->x_at), s->excitation, id, int(s->relu),
-                 at(s->y, s->y_at));
-    }
+// ---------------------------------------------------------------- one operation, for maps of T and tables of A
+
+template <typename T, typename A> void compute(const arguments::Moments &x) {
+    moments<T, A>(shape(x.map), x.map.last, x.u, x.mean, x.from_pivot, x.variance);
+}
+
+template <typename T, typename A> void compute(const arguments::Mean &x) {
+    mean<T, A>(shape(x.map), x.map.last, x.u, x.mean);
+}
+
+template <typename T, typename A> void compute(const arguments::Affine &x) {
+    affine<T, A>(shape(x.map), x.map.last, x.u, {x.a, x.b, x.m}, x.shortcut, x.relu, x.out);
+}
+
+template <typename T, typename A> void compute(const arguments::AffineBackward &x) {
+    const Affine<T, A> centred{x.m, x.m, x.m};  // a and b are not read
+    affine_backward<T, A>(shape(x.map), x.map.last, x.out ? Mask::by_out : Mask::none, x.dout, x.out, x.u, centred, x.g,
+                          x.da, x.db);
+}
+
+template <typename T, typename A> void compute(const arguments::MomentsBackward &x) {
+    const Affine<T, A> scaled{x.a, x.a, x.m};  // b is not read
+    moments_backward<false, T, A>(shape(x.map), x.map.last, x.g, x.u, scaled, x.offset, x.slope, x.du);
+}
+
+template <typename T, typename A> void compute(const arguments::Gate &x) {
+    early_gate<T, A>(shape(x.map), x.map.last, x.h, x.out, excitation<A>(x.excitation), x.values);
+}
+
+template <typename T, typename A> void compute(const arguments::GatedSum &x) {
+    gated_sum<T, A>(shape(x.map), x.map.last, x.u, x.gate, x.shortcut, x.relu);
+}
+
+template <typename T, typename A> void compute(const arguments::Tail &x) {
+    const Shortcut<T, A> shortcut{x.shortcut, norm<A>(x.shortcut_norm), x.shortcut_kept};
+    tail<T, A>(shape(x.map), x.map.last, x.u, norm<A>(x.norm), excitation<A>(x.excitation), shortcut, x.relu, x.kept,
+               x.out, x.signs);
+}
+
+template <typename T, typename A> void compute(const arguments::TailBackward &x) {
+    const Norm<A> shortcut_norm{x.shortcut_weight, nullptr, 0, 0, nullptr, nullptr};
+    const Shortcut<T, A> shortcut{x.shortcut, shortcut_norm, x.shortcut_kept};
+    tail_backward<T, A>(shape(x.map), x.map.last, Mask(x.mask), x.dout, x.out, x.signs, x.u, x.weight,
+                        excitation<A>(x.excitation), shortcut, x.kept, x.dsum, x.du,
+                        {x.dweight, x.dbias, x.dw1, x.db1, x.dw2, x.db2},
+                        {x.dshortcut, x.shortcut_dweight, x.shortcut_dbias});
+}
+
+// The same for maps of the type that the arguments tell.
+template <typename Arguments> int32_t computed(const Arguments *x) noexcept {
+    return guarded([=] {
+        switch (x->map.type) {
+        case arguments::FLOAT32: return compute<float, float>(*x);
+        case arguments::FLOAT64: return compute<double, double>(*x);
+        case arguments::BFLOAT16: return compute<bfloat16, float>(*x);
+        }
+        throw std::invalid_argument("there is no map type " + std::to_string(x->map.type));
+    });
+}
+
+// ---------------------------------------------------------------- convolutions
+
+void convolve(
+    const Convolution &k, const arguments::Excitation *e, bool relu, const float *x, const float *id, float *y
+) {
+    const Sum sum{id, relu};
+    if (!k.n) return;
+    if (e) gated(k, x, excitation<float>(*e), sum, y);
+    else if (k.winograd) winograd(k, x, sum, y);
+    else direct(k, x, nullptr, sum, y);
+}
+
+void convolve(const arguments::Step &s, char *const *bases) {
+    const auto at = [=](int64_t base, int64_t offset) { return reinterpret_cast<float *>(bases[base] + offset); };
+    const float *id = s.id < 0 ? nullptr : at(s.id, s.id_at);
+    convolve(*s.convolution, s.gate, s.relu, at(s.x, s.x_at), id, at(s.y, s.y_at));
+}
+
+}  // namespace
+
+extern "C" {
+const arguments::Constant *senet_constants() { return CONSTANTS; }
+const char *senet_failure() { return failure; }
+
+// How many numbers the forward pass of a tail keeps for the backward pass.
+int64_t senet_kept(int64_t n, int64_t c, int64_t hidden) { return room_for<Kept<float>>(Shape{n, c, 1, 1}, hidden); }
+
+int32_t senet_moments(const arguments::Moments *x) { return computed(x); }
+int32_t senet_mean(const arguments::Mean *x) { return computed(x); }
+int32_t senet_affine(const arguments::Affine *x) { return computed(x); }
+int32_t senet_affine_backward(const arguments::AffineBackward *x) { return computed(x); }
+int32_t senet_moments_backward(const arguments::MomentsBackward *x) { return computed(x); }
+int32_t senet_gate(const arguments::Gate *x) { return computed(x); }
+int32_t senet_gated_sum(const arguments::GatedSum *x) { return computed(x); }
+int32_t senet_tail(const arguments::Tail *x) { return computed(x); }
+int32_t senet_tail_backward(const arguments::TailBackward *x) { return computed(x); }
+
+int32_t senet_convolve(const arguments::Convolve *x) {
+    return guarded([=] { convolve(*x->convolution, x->gate, x->relu, x->x, x->id, x->y); });
+}
+
+int32_t senet_run(const arguments::Run *x) {
+    return guarded([=] {
+        for (const arguments::Step *step = x->steps; step < x->steps + x->count; step++) convolve(*step, x->bases);
+    });
 }
 }

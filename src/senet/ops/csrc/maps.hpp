@@ -1,9 +1,9 @@
 // Maps, tables, and how work on them is shared out.
 //
-// A map is (N, S, C) with the channels contiguous ("last") or (N, C, S) with the positions contiguous; tables are (N, C).
-// The work is cut into blocks of rows that fit the second-level cache; a block belongs to one image, so that a table's
-// row serves all of it. Sums over positions go to one partial row a block and are merged in a fixed order:
-// the result does not depend on the number of threads.
+// A map is (N, S, C) with the channels contiguous ("last") or (N, C, S) with the positions contiguous; tables are
+// (N, C). The work is cut into blocks of rows that fit the second-level cache; a block belongs to one image, so that a
+// table's row serves all of it. Sums over positions go to one partial row a block and are merged in a fixed order: the
+// result does not depend on the number of threads.
 
 #pragma once
 
@@ -15,6 +15,8 @@
 #include <limits>
 #include <utility>
 #include <vector>
+
+#include "errors.hpp"
 
 #if defined(__AVX512F__)
 #include <immintrin.h>
@@ -59,7 +61,7 @@ template <typename A> A *scratch(int64_t count) {
     return kept.data();
 }
 
-// The same of each thread that shares in the work.
+// The same of each thread that shares in the work; to be asked for by way of `Rooms`.
 template <typename A> A *row_room(int64_t count) {
     static thread_local std::vector<A> kept;
     if (int64_t(kept.size()) < count) kept.resize(count);
@@ -67,18 +69,34 @@ template <typename A> A *row_room(int64_t count) {
 }
 
 // The same for the tables of a whole backward pass, which the sweeps inside it must not overwrite.
-template <typename A> std::vector<A> &backward_room() {
+template <typename A> A *backward_room(int64_t count) {
     static thread_local std::vector<A> kept;
-    return kept;
+    if (int64_t(kept.size()) < count) kept.resize(count);
+    return kept.data();
 }
+
+// Named areas of one piece of memory, one after the other: `Areas::each` visits them with their sizes.
+template <typename Areas, typename... Sizes> int64_t room_for(const Sizes &...sizes) {
+    int64_t room = 0;
+    Areas{}.each([&](auto *&, int64_t count) { room += count; }, sizes...);
+    return room;
+}
+template <typename Areas, typename A, typename... Sizes> Areas placed(A *first, const Sizes &...sizes) {
+    Areas areas{};
+    areas.each([&](A *&area, int64_t count) { area = first, first += count; }, sizes...);
+    return areas;
+}
+
+// x + by, or null: an offset from null is undefined.
+template <typename T> T *moved(T *x, int64_t by) { return x ? x + by : nullptr; }
 
 // Rows of a block: about 64 KiB of the map, so that what a block reads twice comes from the second-level cache.
 template <typename T> int64_t block_rows(const Shape &k) {
-    return std::clamp<int64_t>(65536 / (k.c * int64_t(sizeof(T))), 8, 256);
+    return std::clamp<int64_t>(65536 / std::max<int64_t>(k.c * int64_t(sizeof(T)), 1), 8, 256);
 }
 
-// Whether a map is written past the caches: it is far larger than they are, so that nobody finds it there, and an ordinary
-// store would first read what it overwrites. Its rows must be whole cache lines.
+// Whether a map is written past the caches: it is far larger than they are, so that nobody finds it there, and an
+// ordinary store would first read what it overwrites. Its rows must be whole cache lines.
 template <typename T> bool is_streamed(const Shape &k, bool last, const T *out) {
 #if defined(__AVX512F__)
     int64_t row = k.c * int64_t(sizeof(T)), bytes = k.n * k.s * row;
@@ -109,9 +127,10 @@ template <bool Stream, typename T, typename Value> inline void write_row(int64_t
 // The signs of 16 neighbouring entries of a map: bit j says that entry j is positive, or NaN.
 using Signs = uint16_t;
 constexpr int LANES = 16;
+static_assert(8 * sizeof(Signs) == LANES, "a bit for each entry");
 
-// Asks for 16 entries that are read soon. Where several rows are read side by side, each ends too early for the processor
-// to foresee the next ones. (What lies behind the map's end is asked for in vain, no more.)
+// Asks for 16 entries that are read soon. Where several rows are read side by side, each ends too early for the
+// processor to foresee the next ones. (What lies behind the map's end is asked for in vain, no more.)
 template <typename T> inline void prefetch(const T *x) {
     for (size_t i = 0; i < LANES * sizeof(T); i += 64) __builtin_prefetch(reinterpret_cast<const char *>(x) + i);
 }

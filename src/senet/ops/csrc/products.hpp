@@ -1,10 +1,10 @@
 // Matrix products of float32 for the convolutions of inference, with what follows a convolution in their epilogue.
 //
-// Rows are positions, or tiles; columns are output channels. The product is computed ROWS x PANEL entries at a time, which
-// stay in registers over the whole sum. The left side is packed by chunks of 16 channels, (K / 16, rows, 16), so that
-// its addresses are constants; the right side, the weights, by panels of columns, (columns / PANEL, K, PANEL), so that they are
-// read once, in order, and can be asked for in time: at batch 1 they come from memory. Each entry's sum runs over K in order:
-// the result does not depend on how the work is shared out.
+// Rows are positions, or tiles; columns are output channels. The product is computed ROWS x PANEL entries at a time,
+// which stay in registers over the whole sum. The left side is packed by chunks of 16 channels, (K / 16, rows, 16), so
+// that its addresses are constants; the right side, the weights, by panels of columns, (columns / PANEL, K, PANEL), so
+// that they are read once, in order, and can be asked for in time: at batch 1 they come from memory. Each entry's sum
+// runs over K in order: the result does not depend on how the work is shared out.
 
 #pragma once
 

@@ -8,8 +8,9 @@ namespace {
 
 // ---------------------------------------------------------------- moments
 
-// Means are taken from a pivot, the batch's first value of each channel: a mean that is large beside the deviation costs
-// no digits, neither within an image nor when images are compared. (A pivot far off makes the variance large, too.)
+// Means are taken from a pivot, the batch's first value of each channel: a mean that is large beside the deviation
+// costs no digits, neither within an image nor when images are compared. (A pivot far off makes the variance large,
+// too.)
 template <typename T, typename A> A pivot(const Shape &k, bool last, const T *u, int64_t c) {
     return wide(u[last ? c : c * k.s]);
 }
@@ -27,9 +28,10 @@ void join(int64_t channels, A before, A rows, const A *mu, const A *m2, A *__res
 }
 
 // Sums of 16 rows are shifted by the first of them: at most a factor of 16 cancels, also where that one is an outlier.
+// `room` is for two rows of tables.
 template <typename T, typename A>
-void moments_of_rows(int64_t channels, int64_t rows, const T *x, const T *from, A *mean, A *sum) {
-    A *mu = row_room<A>(2 * channels), *m2 = mu + channels;
+void moments_of_rows(int64_t channels, int64_t rows, const T *x, const T *from, A *room, A *mean, A *sum) {
+    A *mu = room, *m2 = mu + channels;
     for (int64_t first = 0; first < rows; first += 16, x += 16 * channels) {
         const int64_t count = std::min<int64_t>(16, rows - first);
         std::fill(mu, mu + 2 * channels, A(0));
@@ -67,11 +69,14 @@ void moments_of_rows(int64_t channels, int64_t rows, const T *x, const T *from, 
 template <typename T, typename A> void moments_last(const Shape &k, const T *u, A *mean, A *var) {
     int64_t blocks = blocks_of<T>(k), rows_a_block = block_rows<T>(k);
     A *partial = scratch<A>(k.n * blocks * 2 * k.c);
+    Rooms rooms;
     over_blocks<T>(k, [&](int64_t n, int64_t block, int64_t first, int64_t rows) {
-        A *mu = &partial[(n * blocks + block) * 2 * k.c];
+        A *mu = &partial[(n * blocks + block) * 2 * k.c], *room = rooms.ask([&] { return row_room<A>(2 * k.c); });
+        if (!room) return;
         std::fill(mu, mu + 2 * k.c, A(0));
-        moments_of_rows(k.c, rows, u + (n * k.s + first) * k.c, u, mu, mu + k.c);
+        moments_of_rows(k.c, rows, u + (n * k.s + first) * k.c, u, room, mu, mu + k.c);
     });
+    rooms.check();
     over_rows({k.n, 1, 1, k.threads}, [&](int64_t n) {
         A *m = mean + n * k.c, *v = var + n * k.c;
         std::fill(m, m + k.c, A(0));
@@ -153,12 +158,16 @@ template <typename T, typename A> void mean_first(const Shape &k, const T *u, A 
     });
 }
 
+template <typename T, typename A> void mean(const Shape &k, bool last, const T *u, A *to) {
+    last ? mean_last<T, A>(k, u, to) : mean_first<T, A>(k, u, to);
+}
+
 // ---------------------------------------------------------------- affine
 
 // The normalised and gated value; the backward pass computes it again where that tells it the ReLU's sign.
 template <typename T, typename A> inline A affine_at(T u, A m, A a, A b) { return a * (wide(u) - m) + b; }
 
-// The tables of an affine map; `from(t)` are those from entry t on.
+// The tables of an affine map; `from(t)` are those from entry t on. None is null, also where a sweep does not read it.
 template <typename T, typename A> struct Affine {
     const A *a, *b, *m;
     Affine from(int64_t t) const { return {a + t, b + t, m + t}; }
@@ -227,9 +236,9 @@ void affine(const Shape &k, bool last, const T *u, const Affine<T, A> &f, const 
 
 // ---------------------------------------------------------------- backward of affine
 
-// How the gradient g before the ReLU is found: it is dout; or dout where `out` is positive, and is written, for a shortcut
-// needs it too; or dout where the affine map of u is positive, to be found again by the next sweep: a map less to read
-// in this one, and none to write.
+// How the gradient g before the ReLU is found: it is dout; or dout where `out` is positive, and is written, for a
+// shortcut needs it too; or dout where the affine map of u is positive, to be found again by the next sweep: a map less
+// to read in this one, and none to write.
 enum class Mask { none, by_out, by_affine };
 
 template <bool Stream, typename T, typename A, Mask M>
@@ -309,8 +318,8 @@ void backward_first(
 ) {
     over_rows(k, [&](int64_t row) {
         const int64_t at = row * k.s, count = k.s;
-        const T *d_row = dout + at, *out_row = out + at, *u_row = u + at;
-        T *__restrict g_row = g + at;
+        const T *d_row = dout + at, *out_row = moved(out, at), *u_row = u + at;
+        T *__restrict g_row = moved(g, at);
         const A centre = f.m[row];
         A products = 0, sums = 0;
 #pragma omp simd reduction(+ : products, sums)

@@ -11,12 +11,13 @@ namespace {
 
 // ---------------------------------------------------------------- excitation
 
-enum Curve { SIGMOID, TANH, RELU, HARD_SIGMOID };
+// IDENTITY + a curve is that curve moved so that e = 0 gives exactly 1.
+enum Curve { SIGMOID, TANH, RELU, HARD_SIGMOID, IDENTITY };
 
-// The gate at e; `identity` forms (numbers from 4 on) are moved so that e = 0 gives exactly 1.
+// The gate at e.
 template <typename A> A gate_value(int kind, A e) {
-    bool identity = kind >= 4;
-    switch (Curve(kind % 4)) {
+    bool identity = kind >= IDENTITY;
+    switch (kind % IDENTITY) {
     case SIGMOID: return (identity ? 2 : 1) / (1 + std::exp(-e));
     case TANH: return (identity ? 1 : 0) + std::tanh(e);
     case RELU: return std::max(identity ? 1 + e : e, A(0));
@@ -26,8 +27,8 @@ template <typename A> A gate_value(int kind, A e) {
 
 // Its derivative, from the gate's value s.
 template <typename A> A gate_slope(int kind, A s) {
-    bool identity = kind >= 4;
-    switch (Curve(kind % 4)) {
+    bool identity = kind >= IDENTITY;
+    switch (kind % IDENTITY) {
     case SIGMOID: return identity ? s * (1 - s / 2) : s * (1 - s);
     case TANH: return 1 - (identity ? (s - 1) * (s - 1) : s * s);
     case RELU: return s > 0 ? 1 : 0;
@@ -82,10 +83,10 @@ void add_rows(
     for (; n < count; n++) add_scaled(x, factors[n * stride], rows + n * apart, length);
 }
 
-// W1 is (R, C), W2 is (C, R); biases may be null. No hidden channels: no gate.
+// See arguments.hpp. The gate is a number of `gate_value`, the activation one of `hidden_value` (inference.hpp).
 template <typename A> struct Excitation {
     int64_t hidden;
-    int kind;
+    int gate, activation;
     const A *w1, *b1, *w2, *b2;
 };
 
@@ -102,7 +103,7 @@ template <typename A> void excite(const Shape &k, const Excitation<A> &e, const 
     over_rows({k.c, 1, 1, k.threads}, [&](int64_t c) {
         dots(e.w2 + c * e.hidden, e.hidden, h, k.n, s + c, k.c);
         for (int64_t n = 0; n < k.n; n++)
-            s[n * k.c + c] = gate_value(e.kind, s[n * k.c + c] + (e.b2 ? e.b2[c] : A(0)));
+            s[n * k.c + c] = gate_value(e.gate, s[n * k.c + c] + (e.b2 ? e.b2[c] : A(0)));
     });
 }
 
@@ -116,7 +117,7 @@ void excite_backward(const Shape &k, const Excitation<A> &e, const A *z, const A
         A sum = 0;
         for (int64_t n = 0; n < k.n; n++) {
             A &d = ds[n * k.c + c];
-            d *= gate_slope(e.kind, s[n * k.c + c]);
+            d *= gate_slope(e.gate, s[n * k.c + c]);
             sum += d;
         }
         add_rows(dw2 + c * hidden, hidden, ds + c, k.c, h, hidden, k.n);
@@ -156,11 +157,10 @@ void excite_backward(const Shape &k, const Excitation<A> &e, const A *z, const A
 // What the forward pass keeps for the backward pass, one after the other in one tensor.
 template <typename A> struct Kept {
     A *m, *z, *s, *h, *centre, *r, *g;
-    Kept(const Shape &k, int64_t hidden, A *from) {
-        int64_t table = k.n * k.c;
-        m = from, z = m + table;
-        s = z + table, h = s + (hidden ? table : 0);
-        centre = h + k.n * hidden, r = centre + k.c, g = r + k.c;
+    template <typename Visit> void each(Visit visit, const Shape &k, int64_t hidden) {
+        const int64_t table = k.n * k.c;
+        visit(m, table), visit(z, table), visit(s, hidden ? table : 0), visit(h, k.n * hidden);
+        visit(centre, k.c), visit(r, k.c), visit(g, k.c);
     }
 };
 
@@ -170,14 +170,23 @@ template <typename A> struct Norm {
     A *running_mean, *running_var;
 };
 
+template <typename A> struct BatchTables {
+    A *variance, *from, *centre;
+    template <typename Visit> void each(Visit visit, const Shape &k) {
+        visit(variance, k.c), visit(from, k.c), visit(centre, k.c);
+    }
+};
+
 // Statistics of the batch from the moments of each image; g is the factor on u, z the squeeze of the normalised map.
 // At first m is the mean from the channel's pivot, and z the variance. z belongs to m as it is rounded: with both, the
 // normalised map is exact where the mean is large beside the deviation.
 template <typename T, typename A>
 void batch_tables(const Shape &k, bool last, const T *u, const Norm<A> &norm, const Kept<A> &t) {
-    A *variance = scratch<A>(3 * k.c), *from = variance + k.c, *centre = from + k.c;
+    const auto areas = placed<BatchTables<A>>(scratch<A>(room_for<BatchTables<A>>(k)), k);
+    A *variance = areas.variance, *from = areas.from, *centre = areas.centre;
     const A images = A(k.n), count = A(k.n) * A(k.s);
-    std::fill(variance, variance + 3 * k.c, A(0));
+    std::fill(variance, variance + k.c, A(0));
+    std::fill(centre, centre + k.c, A(0));
     over_chunks(k, [=](int64_t first, int64_t end) {
         over_entries(k, first, end, [=](int64_t i, int64_t c) { centre[c] += t.m[i] / images; });
         over_entries(k, first, end, [=](int64_t i, int64_t c) {
@@ -221,30 +230,40 @@ template <typename T, typename A> struct Shortcut {
     A *kept;
 };
 
+// The factors of the branch and of its shortcut.
+template <typename A> struct TailTables {
+    A *a, *b, *other_a, *other_b;
+    template <typename Visit> void each(Visit visit, const Shape &k, bool projects) {
+        const int64_t table = k.n * k.c, other = projects ? table : 0;
+        visit(a, table), visit(b, table), visit(other_a, other), visit(other_b, other);
+    }
+};
+
 template <typename T, typename A>
 void tail(const Shape &k, bool last, const T *u, const Norm<A> &norm, const Excitation<A> &e,
           const Shortcut<T, A> &shortcut, bool relu, A *kept, T *out, Signs *signs) {
-    const int64_t table = k.n * k.c;
-    Kept<A> t(k, e.hidden, kept);
+    const bool projects = shortcut.kept;
+    const auto t = placed<Kept<A>>(kept, k, e.hidden);
     moments_from_pivot(k, last, u, t.m, t.z);
     batch_tables(k, last, u, norm, t);
     if (e.hidden) excite(k, e, t.z, t.h, t.s);
-    if (!shortcut.kept) {
-        A *a = scratch<A>(2 * table), *b = a + table;
-        factors(k, e, t, a, b);
-        const Affine<T, A> f{a, b, t.m};
+    const int64_t room = room_for<TailTables<A>>(k, projects);
+    if (!projects) {
+        const auto tables = placed<TailTables<A>>(scratch<A>(room), k, projects);
+        factors(k, e, t, tables.a, tables.b);
+        const Affine<T, A> f{tables.a, tables.b, t.m};
         if (signs) affine_as<Added::map, true>(k, last, u, f, shortcut.map, f, out, signs);
         else affine<T, A>(k, last, u, f, shortcut.map, relu, out);
         return;
     }
     const Excitation<A> none{};
-    Kept<A> other(k, 0, shortcut.kept);
+    const auto other = placed<Kept<A>>(shortcut.kept, k, int64_t(0));
     moments_from_pivot(k, last, shortcut.map, other.m, other.z);
     batch_tables(k, last, shortcut.map, shortcut.norm, other);
-    A *a = scratch<A>(4 * table), *b = a + table, *c = b + table, *d = c + table;
-    factors(k, e, t, a, b);
-    factors(k, none, other, c, d);
-    const Affine<T, A> f{a, b, t.m}, g{c, d, other.m};
+    const auto tables = placed<TailTables<A>>(scratch<A>(room), k, projects);
+    factors(k, e, t, tables.a, tables.b);
+    factors(k, none, other, tables.other_a, tables.other_b);
+    const Affine<T, A> f{tables.a, tables.b, t.m}, g{tables.other_a, tables.other_b, other.m};
     affine_as<Added::affine, true>(k, last, u, f, shortcut.map, g, out, signs);
 }
 
@@ -286,6 +305,18 @@ template <typename T, typename A> struct ProjectionGradients {
     A *weight, *bias;
 };
 
+// The tables of a backward pass: the sums of the first sweep, of which those of the last one are made; the gradients of
+// squeeze, gate and hidden channels; the factors. Then the same of a projection.
+template <typename A> struct BackwardTables {
+    A *products, *sums, *dz, *ds, *dh, *a, *b, *other_products, *other_sums, *other_a, *other_b;
+    template <typename Visit> void each(Visit visit, const Shape &k, int64_t hidden, bool projects) {
+        const int64_t table = k.n * k.c, other = projects ? table : 0;
+        visit(products, table), visit(sums, table), visit(dz, table), visit(ds, table), visit(dh, k.n * hidden);
+        visit(a, table), visit(b, table);
+        visit(other_products, other), visit(other_sums, other), visit(other_a, other), visit(other_b, other);
+    }
+};
+
 // `dsum` is the gradient of the sum before the ReLU, hence of the shortcut (dout itself without a ReLU). Without a
 // shortcut there is none, and no `out`; nor with a projection, whose gradients are `p`. `du` may be null. With
 // `signs` there is no `out`.
@@ -293,40 +324,37 @@ template <typename T, typename A>
 void tail_backward(const Shape &k, bool last, Mask mask, const T *dout, const T *out, const Signs *signs, const T *u,
                    const A *weight, const Excitation<A> &e, const Shortcut<T, A> &shortcut, A *kept, T *dsum, T *du,
                    const Gradients<A> &d, const ProjectionGradients<T, A> &p) {
-    Kept<A> t(k, e.hidden, kept);
-    const int64_t table = k.n * k.c;
-    std::vector<A> &room = backward_room<A>();
-    room.resize(std::max<size_t>(room.size(), 10 * table + k.n * e.hidden));
-    A *products = room.data(), *sums = products + table, *dz = sums + table, *a = dz + table, *b = a + table;
-    A *ds = b + table, *others = ds + table + k.n * e.hidden, *again = others + table;
-    A *a2 = again + table, *b2 = a2 + table;
-    factors(k, e, t, a, b);
-    const Affine<T, A> f{a, b, t.m};
+    const bool projects = shortcut.kept, gated = e.hidden;
+    const int64_t table = k.n * k.c, room = room_for<BackwardTables<A>>(k, e.hidden, projects);
+    const auto tables = placed<BackwardTables<A>>(backward_room<A>(room), k, e.hidden, projects);
+    A *products = tables.products, *sums = tables.sums, *dz = tables.dz, *ds = tables.ds, *a = tables.a;
+    const auto t = placed<Kept<A>>(kept, k, e.hidden);
+    const auto other = placed<Kept<A>>(projects ? shortcut.kept : kept, k, int64_t(0));
+    factors(k, e, t, a, tables.b);
+    const Affine<T, A> f{a, tables.b, t.m}, g{tables.other_a, tables.other_b, other.m};
     const Behind<T> from{dout, out, signs};
-    const bool projects = shortcut.kept;
-    Kept<A> other(k, 0, projects ? shortcut.kept : kept);
-    const Affine<T, A> g{a2, b2, other.m};
     if (projects) {
         const Excitation<A> none{};
-        factors(k, none, other, a2, b2);
-        both_backward(k, from, u, f.m, shortcut.map, g.m, sums, products, others);
-        std::copy(sums, sums + table, again);
+        factors(k, none, other, tables.other_a, tables.other_b);
+        both_backward(k, from, u, f.m, shortcut.map, g.m, sums, products, tables.other_products);
+        std::copy(sums, sums + table, tables.other_sums);
     } else if (signs) signed_backward(k, from, u, f.m, dsum, products, sums);
     else affine_backward(k, last, mask, dout, out, u, f, dsum, products, sums);
 
-    const bool gated = e.hidden;
     over_chunks(k, [=](int64_t first, int64_t end) {
         over_entries(k, first, end, [=](int64_t i, int64_t c) {
             dz[i] = (gated ? t.s[i] : A(1)) * sums[i];
             ds[i] = t.z[i] * sums[i] + t.g[c] * products[i];
         });
     });
-    if (gated) excite_backward(k, e, t.z, t.h, t.s, ds, ds + table, dz, d.w1, d.b1, d.w2, d.b2);
+    if (gated) excite_backward(k, e, t.z, t.h, t.s, ds, tables.dh, dz, d.w1, d.b1, d.w2, d.b2);
 
     norm_backward(k, t, gated, weight, a, dz, products, sums, d.weight, d.bias);
     if (projects) {
-        norm_backward(k, other, false, shortcut.norm.weight, a2, again, others, again, p.weight, p.bias);
-        both_spread<T, A>(k, from, {u, du, f, products, sums}, {shortcut.map, p.dv, g, others, again});
+        norm_backward(k, other, false, shortcut.norm.weight, tables.other_a, tables.other_sums, tables.other_products,
+                      tables.other_sums, p.weight, p.bias);
+        both_spread<T, A>(k, from, {u, du, f, products, sums},
+                          {shortcut.map, p.dv, g, tables.other_products, tables.other_sums});
         return;
     }
     if (!du) return;

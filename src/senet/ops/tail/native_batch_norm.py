@@ -12,27 +12,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from senet.ops.border import have
+from senet.ops.csrc.calls import call, constant, kept_size
 from senet.ops.layout import in_layout, prepared
 from senet.ops.reference import FullyConnected, table_dtype
-from senet.ops.tail.native import call
 
 NO_DOUBLE_BACKWARD = (
     "senet: the fast sweeps have no second derivative; for a double backward run the forward pass in "
     "`with senet.use_backend('reference'):` or set SENET_BACKEND=reference"
 )
-# The numbers of tail.hpp.
-GATE_NUMBERS = {name: i for i, name in enumerate(("sigmoid", "tanh", "relu", "hard_sigmoid"))}
-GATE_NUMBERS |= {f"identity_{name}": number + 4 for name, number in GATE_NUMBERS.items()}
 
 
 def suits(norm: nn.Module | None, excitation: object, u: Tensor) -> bool:
     """Whether the library covers it: batch norm of its own batch and the paper's excitation, in the tables' type.
 
-    Sizes are looked at too: C++ would read past the end where PyTorch says what is wrong. (Devices: ``norm_tail``.)
+    Sizes are looked at too: C++ would read past the end where PyTorch says what is wrong. An empty map has no pivot.
     """
     if not isinstance(norm, _BatchNorm) or isinstance(norm, nn.SyncBatchNorm):
         return False
-    if not norm.training or norm.momentum is None:
+    if not norm.training or norm.momentum is None or not u.numel():
         return False
     c = u.shape[1]
     tensors = [(norm.weight, c), (norm.bias, c), (norm.running_mean, c), (norm.running_var, c)]
@@ -41,21 +39,20 @@ def suits(norm: nn.Module | None, excitation: object, u: Tensor) -> bool:
             return False
         e, hidden = excitation, excitation.w1.shape[0]
         tensors += [(e.w1, hidden * c), (e.b1, hidden), (e.w2, c * hidden), (e.b2, c)]
-    dtype = table_dtype(u.dtype)
-    return all(t is None or (t.dtype == dtype and t.numel() == size and t.is_contiguous()) for t, size in tensors)
+    return have(table_dtype(u.dtype), *tensors)
 
 
 def batch_norm_tail(
     u: Tensor, norm: Any, excitation: Any, shortcut: Tensor | None, relu: bool, shortcut_norm: Any = None
 ) -> Tensor:
-    """δ(SE(norm(u)) + shortcut) for what ``suits``; arguments and errors as in ``moments_affine.norm_tail``.
+    """δ(SE(norm(u)) + shortcut) for what ``suits``; arguments and errors as in ``autograd.norm_tail``.
 
     With ``shortcut_norm``, which must suit the shortcut, that norm of it is added, and a ReLU follows.
     """
     if u.shape[0] * math.prod(u.shape[2:]) == 1:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(u.shape)}")
     u, last = prepared(u)
-    if shortcut_norm is not None and last and u.shape[1] % _LANES:  # no signs for the backward pass of both
+    if shortcut_norm is not None and last and u.shape[1] % constant("lanes"):  # no signs for the backward pass of both
         shortcut, shortcut_norm = shortcut_norm(shortcut), None
     for each in (norm, shortcut_norm):
         if each is not None and each.track_running_stats and each.num_batches_tracked is not None:
@@ -63,28 +60,25 @@ def batch_norm_tail(
     shortcut = None if shortcut is None else in_layout(shortcut.to(u.dtype), last)
     e = excitation
     weights = (None, None, None, None) if e is None else (e.w1, e.b1, e.w2, e.b2)
-    gate = 0 if e is None else GATE_NUMBERS[e.gate]
+    gate = 0 if e is None else constant(f"gate {e.gate}")
     of_shortcut = (None, None) if shortcut_norm is None else (shortcut_norm.weight, shortcut_norm.bias)
     return _Tail.apply(u, shortcut, norm.weight, norm.bias, *weights, *of_shortcut, norm, shortcut_norm, gate, relu)
 
 
-_NONE, _BY_OUT, _BY_AFFINE = range(3)  # `Mask` in sweeps.hpp
-_LANES = 16  # `LANES` in maps.hpp
-
-
 def _signs(u: Tensor) -> Tensor | None:
     """Room for the signs of the output, a bit an entry (behind_relu.hpp): a thirty-second of the float32 map."""
-    if u.is_contiguous() or u.shape[1] % _LANES:
+    lanes = constant("lanes")
+    if u.is_contiguous() or u.shape[1] % lanes:
         return None
-    return torch.empty(u.numel() // _LANES, dtype=torch.int16)
+    return torch.empty(u.numel() // lanes, dtype=torch.int16)
 
 
-def _of_norm(norm: Any) -> tuple[Any, ...]:
+def _of_norm(norm: Any) -> tuple[float, float, Tensor | None, Tensor | None]:
     """What the library takes of a norm beside its parameters."""
     if norm is None:
         return 0.0, 0.0, None, None
     tracked = (norm.running_mean, norm.running_var) if norm.track_running_stats else (None, None)
-    return float(norm.eps), float(norm.momentum), *tracked
+    return norm.eps, norm.momentum, *tracked
 
 
 class _Tail(torch.autograd.Function):
@@ -108,19 +102,45 @@ class _Tail(torch.autograd.Function):
     ) -> Tensor:
         n, c = u.shape[:2]
         hidden = 0 if w1 is None else w1.shape[0]
-        # Laid out as `Kept` in tail.hpp: m, z, the gate, the hidden channels, then three rows a channel.
-        size, of_shortcut = (3 if hidden else 2) * n * c + n * hidden + 3 * c, 2 * n * c + 3 * c
-        kept = torch.empty(size, dtype=table_dtype(u.dtype))
-        shortcut_kept = None if shortcut_norm is None else kept.new_empty(of_shortcut)
+        kept = torch.empty(kept_size(n, c, hidden), dtype=table_dtype(u.dtype))
+        shortcut_kept = None if shortcut_norm is None else kept.new_empty(kept_size(n, c, 0))
         out = torch.empty_like(u)
         adds = relu and shortcut is not None
         signs = _signs(u) if adds else None
+        eps, momentum, mean, var = _of_norm(norm)
+        shortcut_eps, shortcut_momentum, shortcut_mean, shortcut_var = _of_norm(shortcut_norm)
         call(
-            "tail", u, u, weight, bias, *_of_norm(norm), hidden, gate, w1, b1, w2, b2, shortcut, shortcut_weight,
-            shortcut_bias, *_of_norm(shortcut_norm), int(relu), kept, shortcut_kept, out, signs,
-        )  # fmt: skip
+            "tail",
+            u,
+            u=u,
+            norm_weight=weight,
+            norm_bias=bias,
+            norm_eps=eps,
+            norm_momentum=momentum,
+            norm_running_mean=mean,
+            norm_running_var=var,
+            hidden=hidden,
+            gate=gate,
+            activation=constant("activation relu"),
+            w1=w1,
+            b1=b1,
+            w2=w2,
+            b2=b2,
+            shortcut=shortcut,
+            shortcut_norm_weight=shortcut_weight,
+            shortcut_norm_bias=shortcut_bias,
+            shortcut_norm_eps=shortcut_eps,
+            shortcut_norm_momentum=shortcut_momentum,
+            shortcut_norm_running_mean=shortcut_mean,
+            shortcut_norm_running_var=shortcut_var,
+            relu=relu,
+            kept=kept,
+            shortcut_kept=shortcut_kept,
+            out=out,
+            signs=signs,
+        )
         # Without a shortcut the ReLU's sign is found again from u, and nobody needs the gradient between the two.
-        ctx.mask = _BY_OUT if adds else _BY_AFFINE if relu else _NONE
+        ctx.mask = "by_out" if adds else "by_affine" if relu else "none"
         ctx.save_for_backward(
             u, weight, w1, w2, kept, out if adds and signs is None else None, signs,
             None if shortcut_norm is None else shortcut, shortcut_weight, shortcut_kept,
@@ -137,7 +157,7 @@ class _Tail(torch.autograd.Function):
         projects = shortcut is not None
         dout = in_layout(dout, not u.is_contiguous())
         du = torch.empty_like(u) if needs[0] or projects else None
-        dshortcut = dout if ctx.mask == _NONE else torch.empty_like(u) if ctx.mask == _BY_OUT else None
+        dshortcut = dout if ctx.mask == "none" else torch.empty_like(u) if ctx.mask == "by_out" else None
         dweight, dbias = kept.new_empty(c), kept.new_empty(c)
         dw1, db1, dw2, db2 = None, None, None, None
         if hidden:
@@ -145,9 +165,36 @@ class _Tail(torch.autograd.Function):
             db1, db2 = kept.new_empty(hidden), kept.new_empty(c)
         of_norm = (kept.new_empty(c), kept.new_empty(c)) if projects else (None, None)
         call(
-            "tail_backward", u, ctx.mask, dout, out, signs, u, weight, hidden, ctx.gate, w1, w2, kept, shortcut,
-            shortcut_weight, shortcut_kept, None if projects else dshortcut, du, dshortcut if projects else None,
-            dweight, dbias, dw1, db1, dw2, db2, *of_norm,
-        )  # fmt: skip
+            "tail_backward",
+            u,
+            mask=constant(f"mask {ctx.mask}"),
+            dout=dout,
+            out=out,
+            signs=signs,
+            u=u,
+            weight=weight,
+            hidden=hidden,
+            gate=ctx.gate,
+            activation=constant("activation relu"),
+            w1=w1,
+            b1=None,
+            w2=w2,
+            b2=None,
+            kept=kept,
+            shortcut=shortcut,
+            shortcut_weight=shortcut_weight,
+            shortcut_kept=shortcut_kept,
+            dsum=None if projects else dshortcut,
+            du=du,
+            dshortcut=dshortcut if projects else None,
+            dweight=dweight,
+            dbias=dbias,
+            dw1=dw1,
+            db1=db1,
+            dw2=dw2,
+            db2=db2,
+            shortcut_dweight=of_norm[0],
+            shortcut_dbias=of_norm[1],
+        )
         grads = (du, dshortcut, dweight, dbias, dw1, db1, dw2, db2, *of_norm)
         return *(g if need else None for g, need in zip(grads, needs[:10], strict=True)), None, None, None, None

@@ -224,7 +224,7 @@ def _norm_backward_kernel(
 def batch_norm_tail(
     u: Tensor, norm: Any, excitation: Any, shortcut: Tensor | None, relu: bool, shortcut_norm: Any = None
 ) -> Tensor:
-    """δ(SE(norm(u)) + shortcut) for what ``suits``; arguments and errors as in ``moments_affine.norm_tail``.
+    """δ(SE(norm(u)) + shortcut) for what ``suits``; arguments and errors as in ``autograd.norm_tail``.
 
     With ``shortcut_norm``, which must suit the shortcut, that norm of it is added.
     """

@@ -32,7 +32,7 @@ LAYOUTS = pytest.mark.parametrize("last", [False, True], ids=["contiguous", "cha
 def test_all_of_this_file_passes_in_the_interpreter():
     command = [sys.executable, "-m", "pytest", __file__, "-q", "-p", "no:cacheprovider", "--maxfail=9"]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     run = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=False)
     if "only 0-dimensional arrays can be converted to Python scalars" in run.stdout:
         pytest.skip("the interpreter of this Triton has no loops with this NumPy (3.6 with 2.4: int() of an array)")
