@@ -73,7 +73,7 @@ def test_the_network_is_saved_and_loads(senet, tmp_path):
         (("resnet8", "--sites", "stem"), "no module 'stem'"),
         (("resnet8", "--sites", ""), "sites=''"),
         (("resnet8", "--sites", "layer1.0.bn3"), "'layer1.0.bn3' … 'layer1.0.bn2'"),
-        (("resnet8", "--sites", "layer1.0.bn2,conv1", "--min-channels", "8"), "leave --min-channels out"),
+        (("resnet8", "--sites", "layer1.0.bn2,conv1", "--min-channels", "8"), "omit --min-channels"),
         (("resnet8", "--min-channels", "0"), "min_channels=0"),
         (("resnet8", "--se", "gate=soft"), "gate='soft'"),
         (("resnet8", "--size", "0"), "--size 0"),

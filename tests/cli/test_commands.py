@@ -113,8 +113,8 @@ def test_list(senet):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("train",), "say where to"),
-        (("train", "-o", "{tmp}/r"), "say what to train on what"),
+        (("train",), "specify the run folder"),
+        (("train", "-o", "{tmp}/r"), "specify what to train"),
         (("train", "--data", "{photos}", "--model", "se_resnet9", "-o", "{tmp}/r"), "did you mean"),
         (("train", "--data", "{tmp}/none", "--model", "se_resnet8", "-o", "{tmp}/r"), "none"),
         (("train", "--data", "{photos}", "--model", "se_resnet8", "-o", "{tmp}/r", "--set", "lrr=1"), "did you mean"),

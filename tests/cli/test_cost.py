@@ -18,7 +18,7 @@ from senet.cost.count import model_cost
 def test_a_network_beside_its_twin_in_every_form(senet, tmp_path):
     code, out, err = senet("cost", "resnet8")
     assert (code, err) == (0, "")
-    for words in ("se_resnet8 and its plain twin", "32×32", "SE adds", "with running statistics", "kept for backward"):
+    for words in ("se_resnet8 and its plain twin", "32×32", "SE adds", "with running statistics", "saved for backward"):
         assert words in out
     assert f"{model_cost('se_resnet8').params:,}" in out
     rows = json.loads(senet("cost", "se_resnet8", "--format", "json")[1])
@@ -87,7 +87,7 @@ def test_damaged_weight_files_and_a_folder_for_the_output(senet, tmp_path):
             assert (code, err.count("\n")) == (2, 1)
             assert "its metadata are damaged" in err
     words = ("cost", "resnet8", "--format", "csv", "--overwrite", "-o", tmp_path)
-    assert senet(*words) == (2, "", f"error: {tmp_path} is a folder; --output names a file\n")
+    assert senet(*words) == (2, "", f"error: {tmp_path} is a folder; give a file as --output\n")
 
 
 def test_the_papers_figures_beside_ours(senet):
@@ -127,13 +127,13 @@ def test_nothing_is_overwritten(senet, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "say which network"),
-        (("se_resnet8", "--all"), "say which network"),
+        ((), "specify a network"),
+        (("se_resnet8", "--all"), "specify a network"),
         (("se_resnet9",), "did you mean"),
         (("se_resnet9", "--vs-paper"), "did you mean"),
         (("resnet20", "--vs-paper"), "no cost … 'resnet20'"),
-        (("se_resnet50", "--vs-paper", "--input-size", "64"), "leave --input-size out"),
-        (("--all", "--per", "stage"), "leave --all out"),
+        (("se_resnet50", "--vs-paper", "--input-size", "64"), "omit --input-size"),
+        (("--all", "--per", "stage"), "omit --all"),
         (("se_resnet8", "--per", "layer"), "layer"),
         (("se_resnet8", "--input-size", "0"), "--input-size 0"),
         (("inception_v3", "--input-size", "40"), "at least 75"),

@@ -309,8 +309,8 @@ def test_a_state_cut_off_or_changed_anywhere_is_one_line(stopped):
         ({"RANK": "1"}, 2, "unset RANK"),
         ({"SLURM_PROCID": "3"}, 1, "unset SLURM_PROCID"),
         ({"RANK": "x"}, 1, "RANK='x' .* not a number"),
-        ({"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2", "RANK": "0"}, 1, "torchrun has started 2"),
-        ({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0"}, 2, "srun has started 4"),
+        ({"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2", "RANK": "0"}, 1, "torchrun started 2"),
+        ({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0"}, 2, "srun started 4"),
     ],
 )
 def test_ranks_of_no_launcher_are_named(monkeypatch, variables, devices, said):

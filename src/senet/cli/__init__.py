@@ -1,1 +1,1 @@
-"""The command line: one module a command, each thin: parse, call one function, print."""
+"""The command line: one thin module per command that parses, calls one function, and prints."""

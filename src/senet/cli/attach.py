@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from senet.attachment.policies import SitePolicy
     from senet.attachment.report import AttachReport
 
-MODEL_HELP = "A network from `senet list`, torchvision:NAME or timm:NAME."
+MODEL_HELP = "A network from `senet list`, torchvision:NAME, or timm:NAME."
 
 
 def command(
@@ -22,27 +22,29 @@ def command(
     sites: opt.SitesOption = "auto",
     se: opt.SEOption = None,
     min_channels: Annotated[
-        int | None, typer.Option(max=2**31 - 1, help="Only maps of at least so many channels.")
+        int | None, typer.Option(max=2**31 - 1, help="Only feature maps with at least this many channels.")
     ] = None,
-    last_stages: Annotated[int | None, typer.Option(max=2**31 - 1, help="Only the last so many stages.")] = None,
-    max_parameters: Annotated[int | None, typer.Option(max=2**31 - 1, help="Add at most so many parameters.")] = None,
+    last_stages: Annotated[
+        int | None, typer.Option(max=2**31 - 1, help="Only this many stages, counted from the end.")
+    ] = None,
+    max_parameters: Annotated[int | None, typer.Option(max=2**31 - 1, help="Add at most this many parameters.")] = None,
     max_milliseconds: Annotated[
-        float | None, typer.Option(callback=opt.finite, help="Add at most so much time, an image.")
+        float | None, typer.Option(callback=opt.finite, help="Add at most this much time per image.")
     ] = None,
     size: Annotated[
         int | None, typer.Option(max=opt.MAX_SIDE, help="Side of the image in pixels. Default: the network's own.")
     ] = None,
-    num_classes: Annotated[int, typer.Option(min=1, max=1_000_000, help="Outputs of the classifier.")] = 1000,
-    pretrained: Annotated[str | None, typer.Option(help="Weights to start from: a file, or default.")] = None,
+    num_classes: Annotated[int, typer.Option(min=1, max=1_000_000, help="Number of classes.")] = 1000,
+    pretrained: Annotated[str | None, typer.Option(help="Initial weights: a file, or default.")] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Save the network: a .safetensors file.")
+        Path | None, typer.Option("--output", "-o", help="Save the network to this .safetensors file.")
     ] = None,
     overwrite: opt.OverwriteOption = False,
-    form: Annotated[Literal["table", "json"], typer.Option("--format", help="What to print.")] = "table",
+    form: Annotated[Literal["table", "json"], typer.Option("--format", help="Output format.")] = "table",
 ) -> None:
     """Show where SE blocks go in a network and what they cost; with [bold]--output[/], save the network with them.
 
-    The gates start at exactly 1, so that the network computes what it did until they are trained.
+    The gates start at exactly 1, so the output of the network does not change until they are trained.
 
     Example: [cyan]senet attach torchvision:resnet50[/], [cyan]senet attach timm:convnext_tiny --sites late[/]
     """
@@ -75,14 +77,14 @@ def command(
 
 
 def gate_config(se: list[str] | None) -> Any:
-    """The ``SEConfig`` of ``--se KEY=VALUE`` options; identity-initialised if they do not say otherwise."""
+    """The ``SEConfig`` of ``--se KEY=VALUE`` options, with ``identity_init=True`` unless they set it."""
     from senet.nn.squeeze_excite import SEConfig
 
     return SEConfig.from_dict({"identity_init": True, **dict(opt.key_values(se, "--se"))})
 
 
 def site_policy(sites: str, limits: dict[str, Any]) -> SitePolicy | list[str]:
-    """The policy of ``--sites`` and the limits, or the module paths."""
+    """The policy that ``--sites`` and the limits describe, or the module paths that ``--sites`` lists."""
     from dataclasses import replace
 
     from senet.attachment.policies import policy_of, sites_from
@@ -91,12 +93,12 @@ def site_policy(sites: str, limits: dict[str, Any]) -> SitePolicy | list[str]:
     if isinstance(wanted, str):
         return replace(policy_of(wanted), **limits)
     if limits:
-        raise InputError(f"--sites names modules; leave --{next(iter(limits)).replace('_', '-')} out")
+        raise InputError(f"--sites names modules; omit --{next(iter(limits)).replace('_', '-')}")
     return wanted
 
 
 def example_for(name: str, network: Any, size: int | None) -> Any:
-    """An image of the network's own size, or of ``size``; None where the network is asked (other axes than two)."""
+    """An image of ``size`` or the network's own size. None if the network is not 2-D: ``attach`` finds its input."""
     import torch
     from torch import nn
 
@@ -112,7 +114,7 @@ def example_for(name: str, network: Any, size: int | None) -> Any:
 
 
 def print_json(name: str, report: AttachReport) -> None:
-    """The report as JSON on the output."""
+    """Print the report as JSON."""
     import json
 
     fields = ("name", "kind", "stage", "channels", "map_size", "placement", "parameters", "mult_adds")

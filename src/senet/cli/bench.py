@@ -1,4 +1,4 @@
-"""``senet bench``: what SE costs on this machine."""
+"""``senet bench``: measure what SE costs on this machine."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ FILES = ("tax.csv", "tax.json", "tax.png")
 def command(
     model: Annotated[str, typer.Argument(help="The SE network (or its plain twin) from `senet list`.")] = "se_resnet50",
     batch: Annotated[
-        list[int] | None, typer.Option(max=opt.MAX_BATCH, help="Images at a time; repeatable. Default: 8")
+        list[int] | None, typer.Option(max=opt.MAX_BATCH, help="Images per batch. Repeatable. Default: 8")
     ] = None,
     size: Annotated[
         int | None, typer.Option(max=opt.MAX_SIDE, help="Side of the images in pixels. Default: the network's own.")
     ] = None,
-    dtype: Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Type of the maps.")] = "float32",
-    layout: Annotated[Literal["channels_last", "contiguous"], typer.Option(help="Of the maps.")] = "channels_last",
-    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = "auto",
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Data type.")] = "float32",
+    layout: Annotated[Literal["channels_last", "contiguous"], typer.Option(help="Memory layout.")] = "channels_last",
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Device to compute on.")] = "auto",
     mode: Annotated[Literal["train", "inference", "both"], typer.Option(help="What to time.")] = "both",
-    rounds: Annotated[int, typer.Option(max=100_000, help="How often everybody's turn comes.")] = 15,
-    candidates: Annotated[str, typer.Option(help="Names or patterns, with commas: 'se-fast,timm-*'.")] = "*",
+    rounds: Annotated[int, typer.Option(max=100_000, help="Timing rounds; each round runs every candidate.")] = 15,
+    candidates: Annotated[str, typer.Option(help="Comma-separated names or patterns: 'se-fast,timm-*'.")] = "*",
     threads: Annotated[
-        int | None, typer.Option(max=4096, help="Processor threads of every engine. Default: PyTorch's.")
+        int | None, typer.Option(max=4096, help="CPU threads of every engine. Default: PyTorch's.")
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for tax.csv, .json and .png.")] = None,
     overwrite: opt.OverwriteOption = False,
 ) -> None:
-    """Measure what SE costs here: plain and SE networks in turn, here and on the engines that are installed.
+    """Measure what SE costs on this machine: SE and plain networks, in senet and on the other engines installed.
 
     Example: [cyan]senet bench se_resnet50 --batch 1 --batch 8 --output tax[/]
     """
     if output is not None:
         for name in FILES:
             opt.check_file(output / name, overwrite)
-        import matplotlib  # noqa: F401 - where it is missing, say so before everything is measured, not after
+        import matplotlib  # noqa: F401 - if it is missing, fail before the measurement, not after
     if threads is not None and threads < 1:
         raise InputError(f"--threads {threads} is not allowed; it must be at least 1")
     import torch
@@ -68,7 +68,7 @@ def command(
 
 
 def _run(everything: list[Measured], output: Path | None) -> None:
-    """Measure, show and write; whatever stops it, what has been measured by then is shown and written."""
+    """Measure, show, and write. If it is stopped, what has been measured so far is shown and written."""
     from senet.bench.files import write_tax
     from senet.cli.console import to_output
     from senet.cli.tax_tables import checks_table, tax_tables

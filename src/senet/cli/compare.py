@@ -20,27 +20,27 @@ DEFAULT_OUTPUT = Path("comparison")
 @grouped
 def command(
     *,
-    data: Annotated[str, typer.Option(help="A folder of <class>/*, or digits, cifar10, ...")] = "digits",
+    data: Annotated[str, typer.Option(help="Folder of <class>/* images, or digits, cifar10, ...")] = "digits",
     model: Annotated[
-        str, typer.Option(help="An SE network or its plain twin; torchvision:NAME, timm:NAME.")
+        str, typer.Option(help="An SE network or its plain twin, torchvision:NAME, or timm:NAME.")
     ] = DEFAULT_MODEL,
     gates: Attaching,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder of the results; must be new.")
+        Path, typer.Option("--output", "-o", help="Folder for the results; must be new.")
     ] = DEFAULT_OUTPUT,
-    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Runs of each network; one gives no interval.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Runs per network; a single run gives no interval.")] = 3,
     training: Training,
     seed: opt.SeedOption = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the comparison in --output.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the comparison in --output.")] = False,
     allow_changed_data: Annotated[
         bool,
-        typer.Option("--allow-changed-data", help="With --resume: train runs on other images anew on those of today."),
+        typer.Option("--allow-changed-data", help="With --resume: repeat the runs whose images have changed since."),
     ] = False,
     overwrite: opt.OverwriteOption = False,
     place: Annotated[Place, Without("devices", "num_nodes")],
     images: Images,
 ) -> None:
-    """Train an SE network and its plain twin alike, and say whether SE helps.
+    """Train an SE network and its plain twin under equal conditions, and report whether SE helps.
 
     Example: [cyan]senet compare --data photos --model se_resnet20 --seeds 3 --epochs 30[/]
     """

@@ -1,4 +1,4 @@
-"""Where the commands write: tables to the output, progress to the errors."""
+"""Consoles of the commands: tables go to standard output, progress to standard error."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 T = TypeVar("T")
-_UNLIMITED = 10_000  # columns; a table takes no more than it needs
+_UNLIMITED = 10_000  # columns; a table uses only as many as it needs
 
 
 def to_output() -> Console:
-    """The output: as wide as the terminal, or as ``COLUMNS`` says; in a file or a pipe no width cuts a name off."""
+    """Standard output, as wide as the terminal or ``COLUMNS``. In a file or a pipe, no name is truncated."""
     console = _console()
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = _UNLIMITED
@@ -25,7 +25,7 @@ def to_output() -> Console:
 
 
 def to_errors() -> Console:
-    """Where progress is shown."""
+    """Standard error, which shows progress."""
     return _console(stderr=True)
 
 
@@ -34,7 +34,7 @@ def _console(**options: Any) -> Console:
     from rich.text import Text
 
     class Printable(Console):
-        """Names of files and classes hold anything: no terminal escape in one, and no ``:cat:``, means something."""
+        """Prints file and class names literally: no terminal escape and no ``:cat:`` is interpreted."""
 
         def render_str(self, text: str, **options: Any) -> Text:
             return super().render_str("\n".join(map(shown, text.split("\n"))), **options)
@@ -44,7 +44,7 @@ def _console(**options: Any) -> Console:
 
 @contextmanager
 def bars(*, elapsed: bool = False) -> Iterator[Callable[[str, str, int, int], None]]:
-    """Bars on a terminal, silent elsewhere: call it with which bar, its text, how much is done and of how much."""
+    """Progress bars on a terminal, nothing elsewhere. Call the result with bar, text, done, and total."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -55,7 +55,7 @@ def bars(*, elapsed: bool = False) -> Iterator[Callable[[str, str, int, int], No
     )
 
     console = to_errors()
-    if not console.is_terminal:  # rich 13 ends a disabled bar with an empty line
+    if not console.is_terminal:  # rich 13 prints an empty line after a disabled bar
         yield lambda bar, text, done, total: None
         return
     clock = TimeElapsedColumn() if elapsed else TimeRemainingColumn()
@@ -72,7 +72,7 @@ def bars(*, elapsed: bool = False) -> Iterator[Callable[[str, str, int, int], No
 
 
 def counted(things: Iterable[T], text: str) -> Iterable[T]:
-    """The things, with a bar on a terminal that counts them."""
+    """Iterate over the things, with a progress bar on a terminal."""
     from rich.progress import track
 
     console = to_errors()

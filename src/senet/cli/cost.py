@@ -1,4 +1,4 @@
-"""``senet cost``: what a network costs, and what the paper prints."""
+"""``senet cost``: what a network costs, and the costs that the paper prints."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ Format = Literal["table", "csv", "json"]
 
 
 def command(
-    model: Annotated[str | None, typer.Argument(help="A network from `senet list`, or a weight file of ours.")] = None,
-    every: Annotated[bool, typer.Option("--all", help="Every network (counts only, no memory).")] = False,
-    vs_paper: Annotated[bool, typer.Option("--vs-paper", help="The published figures beside ours.")] = False,
-    per: Annotated[Literal["stage", "block"] | None, typer.Option(help="Divide the network as well.")] = None,
+    model: Annotated[str | None, typer.Argument(help="A network from `senet list`, or a weight file of senet.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="All networks (counts only, no memory).")] = False,
+    vs_paper: Annotated[bool, typer.Option("--vs-paper", help="Compare with the published figures.")] = False,
+    per: Annotated[Literal["stage", "block"] | None, typer.Option(help="List the parts of the network, too.")] = None,
     input_size: Annotated[
-        int | None, typer.Option(max=opt.MAX_SIDE, help="Side of the image. Default: the network's own.")
+        int | None, typer.Option(max=opt.MAX_SIDE, help="Side of the image in pixels. Default: the network's own.")
     ] = None,
-    form: Annotated[Format, typer.Option("--format", help="What to print or write.")] = "table",
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="A file, for csv or json.")] = None,
+    form: Annotated[Format, typer.Option("--format", help="Output format.")] = "table",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write csv or json to this file.")] = None,
     overwrite: opt.OverwriteOption = False,
 ) -> None:
-    """Count parameters, multiply-adds and memory of maps for one image, and how much of each is SE's.
+    """Count parameters, multiply-adds, and feature-map memory for one image, and SE's share of each.
 
     Example: [cyan]senet cost se_resnet50 --per stage[/], [cyan]senet cost --all --vs-paper[/]
     """
@@ -58,7 +58,7 @@ def command(
 def _one(
     model: str, per: Literal["stage", "block"] | None, input_size: int | None, console: Any
 ) -> list[dict[str, Any]]:
-    """A network beside its twin, and its parts."""
+    """The records of a network and its twin, or of the network's parts."""
     from senet.cli import cost_tables as tables
     from senet.cost.count import image_side
     from senet.cost.parts import config_cost
@@ -75,7 +75,7 @@ def _one(
 
 
 def _network(model: str) -> tuple[NetworkConfig, bool]:
-    """How the network of a name or a weight file is made, and whether it has gates."""
+    """The configuration of a network, given by name or weight file, and whether it has gates."""
     from senet.cost.count import usual_classes
     from senet.models.registry import NetworkConfig, model_spec
 
@@ -91,7 +91,7 @@ def _network(model: str) -> tuple[NetworkConfig, bool]:
 
 
 def _sides(config: NetworkConfig, has_gates: bool) -> tuple[NetworkConfig, NetworkConfig]:
-    """The plain network, and the one with gates: one of them is ``config``, the other its twin."""
+    """The plain network and the one with gates. One of them is ``config``, the other is its twin."""
     from senet.models.external import ATTACHED
     from senet.models.registry import model_spec
 
@@ -101,7 +101,9 @@ def _sides(config: NetworkConfig, has_gates: bool) -> tuple[NetworkConfig, Netwo
     if config.attached:
         return bare, config
     if se.endswith(ATTACHED):
-        raise InputError(f"{spec.name}: name a network of `senet list` or a weight file; module_costs counts any other")
+        raise InputError(
+            f"{spec.name}: give a network from `senet list` or a weight file; module_costs counts any other"
+        )
     return bare, replace(config, model=se) if has_gates else replace(bare, model=se, se=model_spec(se).se)
 
 
@@ -116,11 +118,11 @@ def _check(
     overwrite: bool,
 ) -> None:
     if every == (model is not None):
-        raise InputError("say which network: senet cost MODEL, or senet cost --all")
+        raise InputError("specify a network: senet cost MODEL, or senet cost --all")
     if per and (every or vs_paper):
-        raise InputError(f"--per {per} divides one network; leave {'--all' if every else '--vs-paper'} out")
+        raise InputError(f"--per {per} divides one network; omit {'--all' if every else '--vs-paper'}")
     if vs_paper and input_size is not None:
-        raise InputError("--vs-paper counts at the paper's image sizes; leave --input-size out")
+        raise InputError("--vs-paper counts at the paper's image sizes; omit --input-size")
     if input_size is not None and input_size < 1:
         raise InputError(f"--input-size {input_size} is not allowed; it must be at least 1")
     if output is not None and form == "table":

@@ -25,7 +25,7 @@ Record = dict[str, Any]
 
 
 def twin_records(plain: NetworkCost, se: NetworkCost) -> list[Record]:
-    """Both networks, whole."""
+    """The totals of both networks."""
     return [
         {"model": each.name, "input_size": each.input_size}
         | _counts(each.cost)
@@ -35,7 +35,7 @@ def twin_records(plain: NetworkCost, se: NetworkCost) -> list[Record]:
 
 
 def part_records(network: NetworkCost) -> list[Record]:
-    """A network's parts, in order."""
+    """The parts of a network, in order."""
     return [
         {"model": network.name, "input_size": network.input_size, "part": part.name}
         | _counts(part.cost)
@@ -45,7 +45,7 @@ def part_records(network: NetworkCost) -> list[Record]:
 
 
 def zoo_records(input_size: int | None = None) -> list[Record]:
-    """Every registered network, with progress on a terminal; those that need larger images are left out."""
+    """Every registered network that accepts images of this size, with progress on a terminal."""
     names = [name for name in list_models() if (input_size or model_spec(name).input_size) >= model_spec(name).min_size]
     return [
         {"model": name, "input_size": input_size or model_spec(name).input_size}
@@ -55,7 +55,7 @@ def zoo_records(input_size: int | None = None) -> list[Record]:
 
 
 def paper_records(figures: Sequence[Compared]) -> list[Record]:
-    """Every published figure beside ours."""
+    """Every published figure with ours."""
     return [
         {
             "table": figure.row.table,
@@ -74,7 +74,7 @@ def paper_records(figures: Sequence[Compared]) -> list[Record]:
 
 
 def write(records: Sequence[Record], form: str, output: Path | None) -> None:
-    """Print records as CSV or JSON, or write them to a file in one piece."""
+    """Print records as CSV or JSON, or write them to a file atomically."""
     if form == "json":
         text = json.dumps(records, indent=2, ensure_ascii=False) + "\n"
     else:
@@ -86,7 +86,7 @@ def write(records: Sequence[Record], form: str, output: Path | None) -> None:
 
 
 def twins_table(plain: NetworkCost, se: NetworkCost, console: Console) -> None:
-    """A network beside its twin, and what SE adds."""
+    """A network next to its twin, and what SE adds."""
     title = f"{se.name} and its plain twin, one image of {se.input_size}×{se.input_size}, float32"
     table = _table(title, "", plain.name, se.name, "SE adds")
     rows = [(_words(name), name) for name in ("params", "params_with_statistics", "se_params")]
@@ -96,8 +96,8 @@ def twins_table(plain: NetworkCost, se: NetworkCost, console: Console) -> None:
         pair = getattr(plain.cost, name), getattr(se.cost, name)
         table.add_row(words, *(f"{value:,}" for value in pair), _percent(*pair))
     for words, pair in (
-        ("maps kept for backward, MB", (plain.memory.saved[""], se.memory.saved[""])),
-        ("maps alive at inference's peak, MB", (plain.memory.peak, se.memory.peak)),
+        ("feature maps saved for backward, MB", (plain.memory.saved[""], se.memory.saved[""])),
+        ("feature maps at inference peak, MB", (plain.memory.peak, se.memory.peak)),
     ):
         table.add_row(words, *(f"{value / 1e6:,.2f}" for value in pair), _percent(*pair))
     console.print(table)
@@ -106,7 +106,7 @@ def twins_table(plain: NetworkCost, se: NetworkCost, console: Console) -> None:
 def parts_table(network: NetworkCost, console: Console) -> None:
     """The parts of a network and SE's share in each."""
     total = network.cost
-    columns = ("", "params", "of it SE", "madds, M", "of all", "of it SE", "pooled, M", "kept, MB")
+    columns = ("", "params", "SE share", "madds, M", "of total", "SE share", "pooled, M", "saved, MB")
     table = _table(network.name, *columns)
     for part in network.parts:
         cost = part.cost
@@ -121,12 +121,13 @@ def parts_table(network: NetworkCost, console: Console) -> None:
             f"{part.saved / 1e6:,.2f}",
         )
     console.print(table)
-    console.print("pooled: SE's additions; kept: maps that the part is first to keep for backward", style="dim")
+    note = "pooled: additions in SE's pooling; saved: feature maps for backward, in the first part that saves them"
+    console.print(note, style="dim")
 
 
 def zoo_table(records: Sequence[Record], console: Console) -> None:
     """Every network: counts and SE's share."""
-    columns = ("model", "input", "M params", "with stats", "SE's", "G madds", "SE's", "as the paper")
+    columns = ("model", "input", "params, M", "with stats", "SE share", "madds, G", "SE share", "as in paper")
     table = _table("", *columns)
     for row in records:
         table.add_row(
@@ -143,7 +144,7 @@ def zoo_table(records: Sequence[Record], console: Console) -> None:
 
 
 def paper_table(figures: Sequence[Compared], console: Console) -> None:
-    """Every published figure, ours and the difference; what cannot be reproduced is marked and explained below."""
+    """Every published figure, ours, and the difference. Figures that cannot be reproduced are explained below."""
     table = _table("", "where", "network", "quantity", "printed", "ours", "difference", "")
     table.columns[1].justify = table.columns[2].justify = "left"
     notes = numbered_notes(figures)
@@ -154,9 +155,9 @@ def paper_table(figures: Sequence[Compared], console: Console) -> None:
     for note, number in notes.items():
         console.print(f"({number}) {note}", highlight=False, markup=False)
     console.print(
-        "Differences are of rounded figures; up to 0.02 GFLOPs and 1 MiB of a file count as agreement. FLOPs are "
-        "multiply-adds of convolutions and FCs, with SE's poolings. Parameters of the ablations include running "
-        "statistics. The paper's ResNets have their stride in the first 1×1: resnet50_v1, not resnet50.",
+        "Differences are between rounded figures; up to 0.02 GFLOPs, or 1 MiB of a file, count as agreement. FLOPs are "
+        "multiply-adds of convolutions and FC layers, plus SE's pooling. Parameters of the ablations include running "
+        "statistics. The paper's ResNets have their stride in the first 1×1 convolution: resnet50_v1, not resnet50.",
         style="dim",
         highlight=False,
     )
@@ -175,15 +176,15 @@ def _words(name: str) -> str:
         "params_with_statistics": "  with running statistics",
         "se_params": "  in SE blocks",
         "mult_adds": "multiply-adds",
-        "se_mult_adds": "  in SE's FCs",
-        "squeeze_adds": "SE's poolings, additions",
-        "scale_mults": "SE's scalings, multiplications",
-        "paper_mult_adds": "multiply-adds as the paper counts",
+        "se_mult_adds": "  in SE's FC layers",
+        "squeeze_adds": "SE's pooling, additions",
+        "scale_mults": "SE's scaling, multiplications",
+        "paper_mult_adds": "multiply-adds, as in the paper",
     }[name]
 
 
 def _table(title: str, *columns: str) -> Table:
-    # No frame: a terminal may have no more than 80 columns.
+    # No frame, as a terminal may have only 80 columns.
     table = Table(
         title=title or None,
         title_justify="left",

@@ -1,4 +1,4 @@
-"""``senet eval``: the errors of a saved network."""
+"""``senet eval``: measure the errors of a saved network."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from senet.text import json_text
 @grouped
 def command(
     *,
-    data: Annotated[str, typer.Option(help="A folder of <class>/*, or digits, cifar10, ...")],
+    data: Annotated[str, typer.Option(help="Folder of <class>/* images, or digits, cifar10, ...")],
     checkpoint: opt.CheckpointOption,
     crops: opt.CropsOption = "center",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     view: Viewing,
 ) -> None:
-    """Top-1 and top-5 error with 95 % confidence intervals.
+    """Measure top-1 and top-5 error, with 95 % confidence intervals.
 
-    The folder that a run was trained on gives its validation images only.
+    If --data is the folder that the run was trained on, only its validation images are used.
 
     Example: [cyan]senet eval --data photos/val --checkpoint run/best.safetensors --crops ten[/]
     """

@@ -1,4 +1,4 @@
-"""``senet fold``: take gates out of a network, as far as its accuracy allows."""
+"""``senet fold``: remove gates from a network, as far as its accuracy allows."""
 
 from __future__ import annotations
 
@@ -23,39 +23,44 @@ _MAX_DROP = 0.1
 def command(
     *,
     checkpoint: opt.CheckpointOption,
-    data: Annotated[str, typer.Option(help="A folder of <class>/*, or digits, cifar10, ...")],
+    data: Annotated[str, typer.Option(help="Folder of <class>/* images, or digits, cifar10, ...")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for folded.safetensors and the report.")],
-    sites: Annotated[str, typer.Option(help="Which gates, as a pattern: 'layer4.*'.")] = "*",
+    sites: Annotated[str, typer.Option(help="Pattern of the gates to fold: 'layer4.*'.")] = "*",
     stage: Annotated[
-        int | None, typer.Option(max=2**31 - 1, help="Only the gates of this stage; 5 is the last of a ResNet-50.")
+        int | None,
+        typer.Option(max=2**31 - 1, help="Only the gates of this stage; the last stage of a ResNet-50 is 5."),
     ] = None,
     max_drop: Annotated[
         float | None,
         typer.Option(
             callback=opt.finite,
-            help="Percentage points of accuracy to lose at most. Default: 0.1, unless gates are named.",
+            help="Largest drop in accuracy, in percentage points. Default: 0.1; none with --sites or --stage.",
         ),
     ] = None,
-    constants: Annotated[bool, typer.Option("--constants", help="Make gates that cannot fold fixed factors.")] = False,
+    constants: Annotated[
+        bool, typer.Option("--constants", help="Replace gates that cannot fold by constant factors.")
+    ] = False,
     excitations: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Of `senet inspect`, instead of recording the gates.")
+        Path | None, typer.Option(metavar="FILE", help="Use the recording of `senet inspect`.")
     ] = None,
-    record_images: Annotated[int, typer.Option(max=2**31 - 1, help="Images to record the gates on, at most.")] = 1024,
+    record_images: Annotated[
+        int, typer.Option(max=2**31 - 1, help="Maximum number of images to record the gates on.")
+    ] = 1024,
     images: Annotated[
-        int | None, typer.Option(max=2**31 - 1, help="Images to measure the accuracy on, at most. Default: all.")
+        int | None, typer.Option(max=2**31 - 1, help="Maximum number of images to measure accuracy on. Default: all.")
     ] = None,
-    rounds: Annotated[int, typer.Option(max=100_000, help="Rounds of timing a step; 0: no timing.")] = 15,
+    rounds: Annotated[int, typer.Option(max=100_000, help="Timing rounds per step; 0 turns timing off.")] = 15,
     view: Viewing,
     overwrite: opt.OverwriteOption = False,
 ) -> None:
-    """Replace gates by their mean, folded into other weights, and see what accuracy, parameters and time become.
+    """Fold the mean of each gate into other weights, and report accuracy, parameters, and time.
 
-    The gates that move least go first; a fold that costs more accuracy than --max-drop is not kept. With --sites or
-    --stage and no --max-drop, all of these are folded.
+    The gates that move least go first. A fold that costs more accuracy than --max-drop is discarded. With --sites or
+    --stage but no --max-drop, all selected gates are folded.
 
     Example: [cyan]senet fold --checkpoint run/best.safetensors --data photos --max-drop 0.1 -o folded[/]
     """
-    import matplotlib  # noqa: F401 - where it is missing, say so before anything is computed
+    import matplotlib  # noqa: F401 - if it is missing, fail before anything is computed
 
     from senet.cli.console import bars, to_output
     from senet.folding.command import FILES, FoldOptions, fold_checkpoint
@@ -80,7 +85,7 @@ def command(
 
 
 def _tables(report: FoldReport, about: dict[str, str], console: Console) -> None:
-    """A row a step, the gates that stayed and why, and a sentence."""
+    """Print one row per step, the gates that stay and why, and a summary."""
     from rich.box import SIMPLE_HEAD
     from rich.markup import escape
     from rich.table import Table
@@ -94,7 +99,7 @@ def _tables(report: FoldReport, about: dict[str, str], console: Console) -> None
     for step in report.steps:
         low, median, high = step.time or (None, None, None)
         table.add_row(
-            escape(step.site) or "as it was",
+            escape(step.site) or "original",
             f"{100 * step.variation:.3g} %" if step.site else "",
             f"{step.accuracy:.2f}",
             f"{step.drop:+.2f}" if step.site else "",
@@ -111,5 +116,5 @@ def _tables(report: FoldReport, about: dict[str, str], console: Console) -> None
     for key in ("gates", "accuracy"):
         console.print(f"{key}: {about[key]}", style="dim", highlight=False, markup=False)
     if any(step.time for step in report.steps):
-        note = "time: of a batch of 8 in plain PyTorch, ÷ that of the network as it was, in turn; median and quartiles"
+        note = "time: of a batch of 8 in plain PyTorch, ÷ the original network's, interleaved; median and quartiles"
         console.print(note, style="dim", highlight=False, markup=False)

@@ -1,4 +1,4 @@
-"""Options that several commands take together, as dataclasses; what each is on the command line is in ``options``."""
+"""Groups of options that several commands share, as dataclasses. ``options`` defines each option."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _OPTIONS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Training:
-    """How to train, and the gates' configuration."""
+    """The recipe and the configuration of the gates."""
 
     recipe: str | None = None
     epochs: int | None = None
@@ -42,17 +42,17 @@ class Training:
     se: list[str] | None = None
 
     def is_given(self) -> bool:
-        """Whether anything is."""
+        """Whether any of these options is given."""
         return self.epochs is not None or bool(self.recipe or self.changes or self.se)
 
     def recipe_changes(self) -> list[str]:
-        """The recipe's overrides in order; ``--epochs`` is a short form of ``--set epochs=``."""
+        """The recipe's overrides in order; ``--epochs`` is short for ``--set epochs=``."""
         return ([] if self.epochs is None else [f"epochs={self.epochs}"]) + list(self.changes or [])
 
 
 @dataclass(frozen=True)
 class Attaching:
-    """Whether gates are attached to a plain network, and where."""
+    """Whether to attach gates to a plain network, and where."""
 
     attach: bool = False
     sites: str = "auto"
@@ -60,7 +60,7 @@ class Attaching:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a run computes."""
+    """The devices of a run."""
 
     device: opt.Device = "auto"
     devices: int = 1
@@ -69,7 +69,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Images:
-    """How a run's images are read, and how many of them."""
+    """How a run reads its images, and how many."""
 
     workers: int | None = None
     root: str | None = None
@@ -80,14 +80,14 @@ class Images:
 
 
 class Without:
-    """In an annotation: this command does not take these options of the group."""
+    """Annotates a group: the command lacks these options of it."""
 
     def __init__(self, *names: str) -> None:
         self.names = names
 
 
 def grouped(command: Callable[..., Any]) -> Callable[..., Any]:
-    """A command some of whose arguments are groups: for typer, each of their fields is an option of its own."""
+    """Expand the arguments of a command that are groups, so that typer sees each field as an option."""
     hints = get_type_hints(command, include_extras=True)
     groups: dict[str, Any] = {}
     taken: dict[str, list[str]] = {}

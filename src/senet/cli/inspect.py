@@ -1,4 +1,4 @@
-"""``senet inspect``: what the gates of a network do over a data set."""
+"""``senet inspect``: what the gates of a network do on a dataset."""
 
 from __future__ import annotations
 
@@ -18,38 +18,42 @@ if TYPE_CHECKING:
 
     from senet.inspection.doctor import Diagnosis, Thresholds
 
-_ADVICE = 12  # findings told in full on the terminal; all are in findings.csv
+_ADVICE = 12  # findings printed on the terminal; findings.csv has all
 
 
 @grouped
 def command(
     *,
-    data: Annotated[str, typer.Option(help="A folder of <class>/*, or digits, cifar10, ...")],
+    data: Annotated[str, typer.Option(help="Folder of <class>/* images, or digits, cifar10, ...")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the report.")],
     checkpoint: Annotated[
-        Path | None, typer.Option("--checkpoint", "-c", help="Weights of `senet train`: RUN/best.safetensors.")
+        Path | None, typer.Option("--checkpoint", "-c", help="Weight file, such as RUN/best.safetensors.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Or a network of `senet list`, with --pretrained.")] = None,
+    model: Annotated[str | None, typer.Option(help="Or a network from `senet list`, with --pretrained.")] = None,
     pretrained: Annotated[str | None, typer.Option(help="Weights of --model: a file, default, timm:…")] = None,
-    sites: Annotated[str, typer.Option(help="Which gates, as a pattern: 'layer4.*'.")] = "*",
-    classes: Annotated[str | None, typer.Option(help="Classes of the figures, with commas. Default: a few.")] = None,
+    sites: Annotated[str, typer.Option(help="Pattern of the gates to inspect: 'layer4.*'.")] = "*",
+    classes: Annotated[
+        str | None, typer.Option(help="Comma-separated classes for the figures. Default: a few.")
+    ] = None,
     threshold: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="Move a line of the gate doctor: dead=0.1. Repeatable."),
+        typer.Option(metavar="NAME=VALUE", help="Change a limit of the gate doctor: dead=0.1. Repeatable."),
     ] = None,
-    top: Annotated[int, typer.Option(max=10_000, help="Images to keep that open, or close, each channel most.")] = 8,
+    top: Annotated[
+        int, typer.Option(max=10_000, help="Images to show per channel: those that open or close it most.")
+    ] = 8,
     view: Viewing,
     overwrite: opt.OverwriteOption = False,
 ) -> None:
-    """See what every SE gate does: by class, with the gate doctor's findings, as a page, figures and tables.
+    """Report what each SE gate does, per class, with the gate doctor's findings: a page, figures, and tables.
 
-    The folder that a run was trained on gives its validation images only.
+    If --data is the folder that the run was trained on, only its validation images are used.
 
     Example: [cyan]senet inspect --checkpoint run/best.safetensors --data photos/val --output report[/]
     """
     if (checkpoint is None) == (model is None) or (checkpoint is not None and pretrained is not None):
         raise InputError("give --checkpoint FILE, or --model NAME with --pretrained WEIGHTS")
-    import matplotlib  # noqa: F401 - where it is missing, say so before anything is computed
+    import matplotlib  # noqa: F401 - if it is missing, fail before anything is computed
 
     from senet.cli.console import bars, to_output
     from senet.inspection.command import check_output, inspect, open_checkpoint, open_model
@@ -94,7 +98,7 @@ def _thresholds(entries: list[str] | None) -> Thresholds:
 
 
 def _findings(found: list[Diagnosis], lines: Thresholds, about: dict[str, str], console: Console) -> None:
-    """A row a gate, and what to do about the first of those that need it."""
+    """Print one row per gate, and advice on the first gates that need some."""
     from rich.box import SIMPLE_HEAD
     from rich.markup import escape
     from rich.table import Table
@@ -121,9 +125,9 @@ def _findings(found: list[Diagnosis], lines: Thresholds, about: dict[str, str], 
     if len(advice) > _ADVICE:
         console.print(f"… and {len(advice) - _ADVICE} more in findings.csv", highlight=False)
     legend = (
-        "ch: channels; moves by: std from image to image ÷ size; by class: the share of that which the class explains; "
+        "ch: channels; moves by: standard deviation over images ÷ size; by class: share of the variance that the class "
     )
-    legend += "dead, open: channels that stay at 0, or at the end of the range. "
+    legend += "explains; dead, open: channels that stay at 0, or at the end of the range. "
     console.print(legend, style="dim", highlight=False, markup=False)
     console.print(lines.sentence(), style="dim", highlight=False, markup=False)
     console.print(about["images"], style="dim", highlight=False, markup=False)

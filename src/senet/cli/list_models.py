@@ -1,4 +1,4 @@
-"""``senet list``: the zoo, and the weights that are known for it."""
+"""``senet list``: the networks, and the known weights for them."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 def command(
     pattern: Annotated[str, typer.Argument(help="A shell pattern: 'se_*', '*50*'.")] = "*",
     weights: Annotated[
-        bool, typer.Option("--weights", help="Show the known weights instead: what --pretrained default loads.")
+        bool, typer.Option("--weights", help="Show the known weights, which --pretrained default loads.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """List the networks: parameters and multiply-adds (madds) for 1000 classes, 10 for CIFAR networks."""
+    """List the networks, with parameters and multiply-adds (madds) for 1000 classes (CIFAR networks: 10)."""
     from senet.cli.console import to_output
     from senet.cli.tables import zoo_json, zoo_table
     from senet.models.registry import list_models
 
     names = list_models(pattern)
     if not names:
-        names = list_models(f"*{pattern}*")  # `senet list 50` is what a person types
+        names = list_models(f"*{pattern}*")  # people type `senet list 50`
     if not names:
         raise InputError(f"no model matches {pattern!r}; `senet list` shows all")
     if weights:
@@ -55,13 +55,13 @@ def _show_weights(names: list[str], console: Console, as_json: bool) -> None:
 
 
 def _weights_table(known: dict[str, KnownWeights], console: Console) -> None:
-    """The numbers as a table of less than 80 columns, and below it what is too long for one."""
+    """Print the numbers as a table of less than 80 columns, and longer values below it."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
-    for name in ("model", "top-1, %", "top-5, %", "input", "crop", "resizing", "licence"):
-        table.add_column(name, justify="left" if name in ("model", "resizing", "licence") else "right", no_wrap=True)
+    for name in ("model", "top-1, %", "top-5, %", "input", "crop", "resizing", "license"):
+        table.add_column(name, justify="left" if name in ("model", "resizing", "license") else "right", no_wrap=True)
     for name, row in known.items():
         accuracy = f"{row.top1:.2f}", f"{row.top5:.2f}"
         table.add_row(name, *accuracy, str(row.input_size), f"{row.crop:g}", row.interpolation, row.licence)

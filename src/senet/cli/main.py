@@ -1,4 +1,4 @@
-"""Entry point of the ``senet`` command. Imports no heavy library: ``senet --help`` must answer at once."""
+"""Entry point of the ``senet`` command. Imports no heavy libraries, so that ``senet --help`` is fast."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EXTRAS = frozenset(
         *("sklearn", "scipy", "simplejpeg", "PIL"),
     }
 )
-_RUNS = ("train", "compare")  # commands that leave a state to go on from
+_RUNS = ("train", "compare")  # commands that can be resumed
 _OUT_OF_MEMORY = (
     *("DefaultCPUAllocator", "not enough memory", "bad_alloc", "out of memory", "Cannot allocate memory"),
     *("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
@@ -39,7 +39,7 @@ _PROCESS_LOST = ("gloo/transport", "by peer", "remote process exited")
 
 app = typer.Typer(
     name="senet",
-    help="Squeeze-and-Excitation for PyTorch: train, compare, evaluate and use SE networks.",
+    help="Squeeze-and-Excitation for PyTorch: train, compare, evaluate, and use SE networks.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -74,14 +74,14 @@ def _root(
 
 
 def run(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 1 done in part, 2 an error (one line), 128 + n stopped by signal n."""
+    """Run the command line and exit: 0 success, 1 partial success, 2 error (one line), 128 + n stopped by signal n."""
     sys.exit(main(arguments))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code and never lets a traceback of a user's mistake through."""
+    """Run the command line and return the exit code. User errors never produce a traceback."""
     words = sys.argv[1:] if arguments is None else list(arguments)
-    # Who trains for hours does not want to lose it because a pager was closed.
+    # Closing a pager must not end hours of training.
     with steady_streams(finish=words[:1] in ([name] for name in _RUNS)):
         _show_warnings()
         try:
@@ -99,16 +99,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def describe(error: Exception, words: Sequence[str] = ()) -> tuple[int, str]:
-    """(exit code, message) of an error that is the user's or the machine's; any other is raised again."""
+    """Return (exit code, message) for an error of the user or the machine. Any other error is raised again."""
     kind = type(error).__name__
     if kind == "NoArgsIsHelpError":
         return 2, str(error)
-    if hasattr(error, "format_message"):  # click's, whose home differs between versions of typer
+    if hasattr(error, "format_message"):  # click's; its module depends on the version of typer
         return 2, f"error: {_shortened(' '.join(error.format_message().split()))}"
     if isinstance(error, InputError) or kind == "NonFiniteError":
         return 2, f"error: {error}"
     if kind == "Interrupted":
-        return 128 + getattr(error, "signal", signal.SIGINT), ""  # the command has said how to go on
+        return 128 + getattr(error, "signal", signal.SIGINT), ""  # the command has already printed how to continue
     if kind == "Abort":
         return 128 + signal.SIGINT, "stopped"
     if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] in EXTRAS:
@@ -125,7 +125,7 @@ def describe(error: Exception, words: Sequence[str] = ()) -> tuple[int, str]:
 
 
 def _fault_of_machine(error: Exception, words: Sequence[str]) -> str | None:
-    """Memory that ran out, a process that was killed, with the remedy; PyTorch tells them apart by their text alone."""
+    """Message and remedy for exhausted memory or a killed process. PyTorch distinguishes these only by their text."""
     if not isinstance(error, (RuntimeError, MemoryError, OSError)):
         return None
     text, command = str(error), words[0] if words else "train"
@@ -139,17 +139,17 @@ def _fault_of_machine(error: Exception, words: Sequence[str]) -> str | None:
             return "out of memory; use a smaller --set batch_size=, or --set accumulate=2"
         return "out of memory; use a smaller batch or smaller images"
     if says(_OUT_OF_SHARED_MEMORY):
-        return f"no shared memory is left to load images; use --workers 0, or a container's --shm-size=1g{go_on}"
+        return f"out of shared memory for loading images; use --workers 0, or give the container --shm-size=1g{go_on}"
     if says(_LOADER_ENDED):
         reason = _last_line(error).rstrip(". ")
-        return f"a process that loads images has ended ({reason}); use fewer --workers, or --workers 0{go_on}"
+        return f"a process that loads images exited ({reason}); use fewer --workers, or --workers 0{go_on}"
     if says(_PROCESS_LOST):
-        return "the connection to another process of this run was lost; its own message says why"
+        return "lost the connection to another process of this run; see the message of that process"
     return None
 
 
 def _shortened(text: str) -> str:
-    """A message that quotes what was given, however long that is."""
+    """Cut the middle out of a message that quotes long input."""
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"
 
 
@@ -159,7 +159,7 @@ def _last_line(error: Exception) -> str:
 
 
 class _StderrHandler(logging.StreamHandler):
-    """Writes to whatever ``sys.stderr`` is at the time."""
+    """Writes to the current ``sys.stderr``, which can be replaced while the program runs."""
 
     def emit(self, record: logging.LogRecord) -> None:
         lines = f"{record.levelname.lower()}: {record.getMessage()}".split("\n")

@@ -1,4 +1,4 @@
-"""``senet predict``: what a saved network sees in image files."""
+"""``senet predict``: classify image files with a saved network."""
 
 from __future__ import annotations
 
@@ -17,12 +17,16 @@ def command(
     *,
     files: Annotated[list[Path], typer.Argument(help="Image files, or folders of images.")],
     checkpoint: opt.CheckpointOption,
-    top_k: Annotated[int, typer.Option("--top-k", "-k", max=2**31 - 1, help="Classes to name for each image.")] = 1,
-    csv: Annotated[str | None, typer.Option(metavar="FILE", help="Write CSV to a file, or to - (the output).")] = None,
+    top_k: Annotated[
+        int, typer.Option("--top-k", "-k", max=2**31 - 1, help="Number of classes to print per image.")
+    ] = 1,
+    csv: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write CSV to a file, or to standard output (-).")
+    ] = None,
     crops: opt.CropsOption = "center",
     view: Annotated[Viewing, Without("root", "on_bad_image")],
 ) -> int:
-    """Name the classes of images; unreadable files are named and the rest is done (exit code 1).
+    """Classify images. Unreadable files are listed and skipped (exit code 1).
 
     Example: [cyan]senet predict --checkpoint run/best.safetensors photo.jpg holiday/ --top-k 3 --csv -[/]
     """

@@ -1,4 +1,4 @@
-"""The standard streams of a command: closed ones, ones that lack our marks, and ones whose reader goes away."""
+"""Standard streams that are closed, cannot encode our symbols, or lose their reader."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
-# Marks that the commands print, and what stands for them in ASCII. Frames are rich's, which does the same by itself.
+# ASCII replacements for the symbols that the commands print. rich replaces the frames of its tables itself.
 _PLAIN = {
     "×": "x",
     "÷": "/",
@@ -31,19 +31,19 @@ _PLAIN_ERRORS = "senet.plain"
 _GONE = (errno.EPIPE, errno.EIO)  # a closed pipe, and a terminal that was closed
 
 
-class ReaderGone(Exception):  # noqa: N818 - nothing went wrong
-    """Nobody reads the output any more (`| head`). No OSError, which typer and rich would turn into an exit code."""
+class ReaderGone(Exception):  # noqa: N818 - not an error
+    """The reader of the output has exited (`| head`). Not an OSError: typer and rich turn those into an exit code."""
 
 
 @contextmanager
 def steady_streams(*, finish: bool) -> Iterator[None]:
-    """Standard streams that are all open, that print any text, and that a reader may leave at any time.
+    """Make all standard streams open, able to print any text, and robust against the loss of their reader.
 
-    A character that a stream's encoding lacks becomes a plain mark, or ``?``; so does half a character of a file name
-    that is no UTF-8.
+    A character that a stream cannot encode becomes an ASCII symbol or ``?``, and so does a byte of a file name that is
+    not UTF-8.
 
-    Errors that cannot be shown are dropped: no progress bar is worth a run. An output without a reader is dropped with
-    ``finish``, and ends the command with :class:`ReaderGone` without.
+    If standard error fails, its text is discarded: a progress bar must not end a run. If standard output loses its
+    reader, its text is discarded with ``finish``; otherwise :class:`ReaderGone` ends the command.
     """
     _open_closed_streams()
     codecs.register_error(_PLAIN_ERRORS, _plain)
@@ -60,7 +60,7 @@ def steady_streams(*, finish: bool) -> Iterator[None]:
 
 
 class _Steady:
-    """A text stream that writes into nothing from the first of these errors on (None: of any), or raises ``then``."""
+    """A text stream that discards its text after an error in ``codes`` (None: any), and raises ``then``, if set."""
 
     def __init__(self, stream: TextIO, codes: tuple[int, ...] | None, then: type[Exception] | None) -> None:
         self._stream, self._codes, self._then = stream, codes, then
@@ -82,7 +82,7 @@ class _Steady:
         if self._codes is not None and error.errno not in self._codes:
             raise error
         with suppress(OSError, ValueError):
-            # What is still in the stream's buffer goes there as well, also when Python flushes it at exit.
+            # This also discards the stream's buffer, which Python flushes at exit.
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)
@@ -94,7 +94,7 @@ class _Steady:
 
 
 def _open_closed_streams() -> None:
-    """Put the null device where a standard stream was closed (`>&-`); else the next file to be opened would be it."""
+    """Replace closed standard streams (`>&-`) by the null device, or the next opened file would take their number."""
     for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         if getattr(sys, name) is not None:
             continue
@@ -106,7 +106,7 @@ def _open_closed_streams() -> None:
             os.set_inheritable(number, True)
             if nowhere != number:
                 os.close(nowhere)
-        setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - as long as the process
+        setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - open until the process ends
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:

@@ -1,4 +1,4 @@
-"""What the commands print: tables for people, JSON and CSV for programs."""
+"""Output of the commands: tables for people, JSON and CSV for programs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def run_summary(result: RunResult) -> str:
-    """A few lines on a finished run."""
+    """A short summary of a finished run."""
     top5 = "" if result.val_top5_error is None else f", top-5 {result.val_top5_error:.2f} %"
     return escape(
         f"{result.model}: validation error {result.val_error:.2f} %{top5} after {result.epochs} epochs "
@@ -36,8 +36,8 @@ def comparison_table(comparison: Comparison, console: Console) -> None:
     plain, se = comparison.plain, comparison.se
     seeds = len(se.runs)
     count = f"{seeds} seeds" if seeds > 1 else "one seed"
-    table = Table(title=f"{se.model} against {plain.model}, {count}", title_justify="left")
-    for name in ("", plain.model, se.model, "SE against plain"):
+    table = Table(title=f"{se.model} vs. {plain.model}, {count}", title_justify="left")
+    for name in ("", plain.model, se.model, "SE vs. plain"):
         table.add_column(name, justify="left" if not name else "right")
     _cost_row(table, "parameters", plain.cost.params, se.cost.params)
     _cost_row(table, "multiply-adds", plain.cost.mult_adds, se.cost.mult_adds)
@@ -50,7 +50,7 @@ def comparison_table(comparison: Comparison, console: Console) -> None:
     )
     ratio = comparison.step_ratio
     table.add_row(
-        f"training step of {comparison.step_batch}, ms",
+        f"training step, batch {comparison.step_batch}, ms",
         *(f"{1000 * side.step_seconds:.2f}" for side in (plain, se)),
         f"× {ratio.median:.2f} ({ratio.q25:.2f} to {ratio.q75:.2f})",
     )
@@ -61,9 +61,9 @@ def comparison_table(comparison: Comparison, console: Console) -> None:
     opening = f"SE {word}" if word in ("helps", "hurts") else word.capitalize()
     console.print(f"[bold]{opening}[/]: {comparison.sentence}", highlight=False)
     console.print(
-        "Errors are those of the last epoch (choosing the best epoch on the validation images would be optimistic); "
-        "± is the 95 % Student-t interval over seeds; step times are each network's fastest, their ratio is the median "
-        "(and quartiles) of rounds in turn.",
+        "Errors are from the last epoch (choosing the best epoch on the validation images would be optimistic). "
+        "± is the 95 % Student-t interval over seeds. Step times are each network's fastest; their ratio is the median "
+        "(and quartiles) of interleaved rounds.",
         style="dim",
         highlight=False,
     )
@@ -77,7 +77,7 @@ def _cost_row(table: Table, name: str, plain: int, se: int) -> None:
 
 
 def evaluation_table(result: Evaluation, console: Console) -> None:
-    """Errors with their intervals; top-5 is a dash below six classes."""
+    """Print the errors with their intervals. Top-5 is a dash for fewer than six classes."""
     table = Table(title=f"{result.model} on {result.images:,} images", title_justify="left")
     for name in ("", "error, %", "95 % interval"):
         table.add_column(name, justify="left" if not name else "right")
@@ -85,12 +85,12 @@ def evaluation_table(result: Evaluation, console: Console) -> None:
     top5 = "—" if result.top5_error is None else f"{result.top5_error:.2f}"
     table.add_row("top-5", top5, "—" if result.top5_interval is None else _range(result.top5_interval))
     console.print(table)
-    crops = "ten crops" if result.crops == "ten" else "centre crop"
+    crops = "ten crops" if result.crops == "ten" else "center crop"
     console.print(f"{escape(result.data)}; {crops} of {result.size} pixels", style="dim", highlight=False)
     if result.skipped:
-        console.print(f"{len(result.skipped)} unreadable images were left out", highlight=False)
+        console.print(f"{len(result.skipped)} unreadable images were skipped", highlight=False)
     if result.damaged:
-        console.print(f"{len(result.damaged)} images were decoded with damage", highlight=False)
+        console.print(f"{len(result.damaged)} damaged images were decoded", highlight=False)
 
 
 def _range(interval: tuple[float, float]) -> str:
@@ -98,7 +98,7 @@ def _range(interval: tuple[float, float]) -> str:
 
 
 def prediction_table(predictions: Predictions, console: Console) -> None:
-    """One row a class; an image's name stands at its likeliest one."""
+    """Print one row per class, with the image's name in the row of its likeliest class."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for name in ("image", "class", "probability"):
         table.add_column(name, justify="right" if name == "probability" else "left", overflow="fold")
@@ -110,7 +110,7 @@ def prediction_table(predictions: Predictions, console: Console) -> None:
 
 
 def predictions_csv(predictions: Predictions, target: str) -> None:
-    """``image,rank,class,probability``; a file is replaced only when all is done."""
+    """Write ``image,rank,class,probability``. An existing file is replaced only after the last row."""
     columns = ("image", "rank", "class", "probability")
     rows = (
         {"image": row.name, "rank": rank, "class": label, "probability": f"{probability:.6f}"}
@@ -124,8 +124,8 @@ def predictions_csv(predictions: Predictions, target: str) -> None:
 
 
 def zoo_table(names: list[str], console: Console) -> None:
-    """The zoo, with progress on a terminal while the networks are counted."""
-    # No frame: the names are long, and a terminal may have no more than 80 columns.
+    """Print the networks, with progress on a terminal while they are counted."""
+    # No frame, as the names are long and a terminal may have only 80 columns.
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
     for name in ("model", "params, M", "madds, G", "input", "stride in", "twin"):
         right = name in ("params, M", "madds, G", "input")
@@ -144,7 +144,7 @@ def zoo_table(names: list[str], console: Console) -> None:
 
 
 def zoo_json(names: list[str]) -> str:
-    """The zoo for programs."""
+    """The networks as JSON."""
     return json.dumps([_zoo_row(name) for name in names], indent=2, ensure_ascii=False)
 
 

@@ -1,4 +1,4 @@
-"""What ``senet bench`` prints."""
+"""The tables of ``senet bench``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MEMORY = {"saved_mb_per_image": "MB/image", "peak_mb": "peak MB"}
 
 
 def checks_table(measured: Measured, console: Console) -> None:
-    """What was compared with float64: a line for each kind, with the candidate that was furthest off."""
+    """Print the comparisons with float64: one line per kind, with the candidate that has the largest error."""
     if not measured.checks:
         return
     kinds: dict[str, list[Any]] = {}
@@ -27,15 +27,15 @@ def checks_table(measured: Measured, console: Console) -> None:
         worst = max(checks, key=lambda check: (not check.ok, check.error))
         console.print(
             f"{measured.setting.mode}, batch {measured.setting.batch}: {kind} of {len(checks)} "
-            f"{'[green]agree[/]' if worst.ok else '[red]do not agree[/]'} with float64; the furthest, "
-            f"{worst.what.partition(',')[0]}: {worst.error:.1e} (allowed {worst.allowed:.1e})",
+            f"{'[green]agree[/]' if worst.ok else '[red]do not agree[/]'} with float64; largest error: "
+            f"{worst.what.partition(',')[0]}, {worst.error:.1e} (allowed {worst.allowed:.1e})",
             highlight=False,
             soft_wrap=True,
         )
 
 
 def tax_tables(everything: Sequence[Measured], console: Console) -> None:
-    """A table of ratios for each setting, the stages, and what was left out and why."""
+    """Print the ratios and the stages of each setting, and the candidates that were left out, with reasons."""
     for measured in everything:
         if measured.timings:
             _ratios(measured, console)
@@ -44,8 +44,8 @@ def tax_tables(everything: Sequence[Measured], console: Console) -> None:
             console.print(f"{name}: {escape(reason)}", style="dim", highlight=False)
     if any(measured.timings for measured in everything):
         console.print(
-            "Ratios are of the same rounds, median (quartiles). The twin is the plain network on the same engine: "
-            "its ratio is the SE tax. MB/image: saved for backward. Milliseconds are this machine's alone.",
+            "Ratios are computed per round: median (quartiles). The twin is the plain network on the same engine, so "
+            "the ratio to it is the SE tax. MB/image: saved for backward. Milliseconds apply only to this machine.",
             style="dim",
             highlight=False,
         )
@@ -85,9 +85,9 @@ def _ratio(row: dict[str, Any], name: str) -> str:
 def _stages(measured: Measured, console: Console) -> None:
     if not measured.stages:
         return
-    console.print("[bold]Stage by stage[/], each timed alone on the input that it gets")
+    console.print("[bold]Stage by stage[/], each timed alone on its own input")
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for column in ("stage", "candidate", "÷ plain", "adds to all stages"):
+    for column in ("stage", "candidate", "÷ plain", "adds to the total"):
         table.add_column(column, justify="left" if column == "candidate" else "right")
     for cost in measured.stages:
         table.add_row(str(cost.stage), cost.candidate, f"{cost.over_plain:.3f}", f"{100 * cost.share:+.1f} %")

@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 @grouped
 def command(
     *,
-    run: Annotated[Path | None, typer.Argument(help="With --resume: the run's folder.", show_default=False)] = None,
-    data: Annotated[str | None, typer.Option(help="A folder of <class>/*, or digits, cifar10, ...")] = None,
-    model: Annotated[str | None, typer.Option(help="A name from `senet list`, torchvision:NAME or timm:NAME.")] = None,
+    run: Annotated[Path | None, typer.Argument(help="With --resume: the run folder.", show_default=False)] = None,
+    data: Annotated[str | None, typer.Option(help="Folder of <class>/* images, or digits, cifar10, ...")] = None,
+    model: Annotated[str | None, typer.Option(help="A name from `senet list`, torchvision:NAME, or timm:NAME.")] = None,
     gates: Attaching,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the run; must be new.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Run folder; must be new.")] = None,
     training: Training,
-    pretrained: Annotated[str | None, typer.Option(help="Where weights come from: default, a file, timm:…")] = None,
+    pretrained: Annotated[str | None, typer.Option(help="Initial weights: default, a file, timm:…")] = None,
     seed: opt.SeedOption = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run: --resume RUN.")] = False,
     allow_changed_data: opt.ChangedOption = False,
@@ -38,7 +38,7 @@ def command(
     place: Place,
     images: Images,
 ) -> None:
-    """Train a network; Ctrl-C saves, and [bold]--resume[/] goes on to the same result.
+    """Train a network. Ctrl-C saves its state, and [bold]--resume[/] continues to the same result.
 
     Example: [cyan]senet train --data photos --model se_resnet20 --epochs 30 --output run[/]
     """
@@ -56,17 +56,19 @@ def command(
     opt.check_changed(allow_changed_data, resume)
     if resume and model is None:
         if training.is_given() or pretrained or gates.attach:
-            raise InputError("a resumed run keeps its recipe; leave --epochs, --set, --se, --recipe, --pretrained out")
+            raise InputError(
+                "a resumed run keeps its recipe; omit --epochs, --set, --se, --recipe, --pretrained, --attach"
+            )
         moved = {} if data is None else {"data": data}
         settings, chosen = _saved(folder, **vars(place), workers=images.workers, root=images.root, **moved)
     else:
         if data is None or model is None:
-            raise InputError("say what to train on what: --model NAME --data FOLDER")
+            raise InputError("specify what to train: --model NAME --data FOLDER")
         changes = training.recipe_changes()
         if gates.attach:
             model = opt.attached_name(model)
             if pretrained is not None:
-                changes = ["attached_lr=10", *changes]  # the network has learned, its gates have not
+                changes = ["attached_lr=10", *changes]  # the network is trained already, its gates are not
         settings = RunSettings(
             data=data,
             model=model,
@@ -92,7 +94,7 @@ def command(
 
 
 def _saved(folder: Path, **place: Any) -> tuple[RunSettings, Recipe]:
-    """Settings and recipe of the run in a folder, in today's place."""
+    """Settings and recipe of the run in a folder, with ``place`` instead of where it ran before."""
     from senet.runs.settings import load_run
 
     settings, recipe = load_run(folder)
@@ -100,10 +102,12 @@ def _saved(folder: Path, **place: Any) -> tuple[RunSettings, Recipe]:
 
 
 def _folder(run: Path | None, output: Path | None, resume: bool) -> Path:
-    """Where the run is kept, by the argument or the option."""
+    """The run folder, from the argument or the option."""
     if run is not None and (not resume or output is not None):
-        raise InputError(f"unexpected argument {str(run)!r}; a run's folder follows --resume, and a new one --output")
+        raise InputError(
+            f"unexpected argument {str(run)!r}; use --resume RUN to resume a run, --output RUN for a new one"
+        )
     folder = output or run
     if folder is None:
-        raise InputError("say where to: --output RUN for a new run, or --resume RUN to continue one")
+        raise InputError("specify the run folder: --output RUN for a new run, or --resume RUN to continue one")
     return folder

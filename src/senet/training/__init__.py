@@ -1,1 +1,1 @@
-"""Training: a run, from its first batch to its last file, through interruptions."""
+"""Training: runs that can be interrupted and resumed."""

@@ -1,8 +1,8 @@
-"""What happens around the training loop: recording results, and saving a state that resumes bit for bit.
+"""Callbacks of the training loop: they record results and save a state that resumes bit for bit.
 
-The order of the callbacks matters and is fixed in ``run._callbacks``: ``Recorder`` sees the averaged (EMA) weights at
-the end of validation because it comes before the callback that swaps them back; ``StateSaver`` saves after the average
-has been updated because it comes behind it.
+The order of the callbacks matters and is fixed in ``run._fit``. ``Recorder`` comes before the callback that swaps the
+averaged (EMA) weights back, so it sees them at the end of validation. ``StateSaver`` comes after it, so it saves the
+updated average.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from senet.training.curves import COLUMNS, plot_curves
 from senet.training.interrupt import Interrupted, StopRequest
 from senet.weights.load import save_weights
 
-SYNC_EVERY = 50  # steps between two looks at the loss on an accelerator, where each look waits for the device
-SAVE_SECONDS = 900.0  # a run that is killed outright loses no more than this, even within a long epoch
+SYNC_EVERY = 50  # steps between reads of the loss on an accelerator, where each read synchronizes with the device
+SAVE_SECONDS = 900.0  # a run that is killed loses at most this much work, even in a long epoch
 
 
 class NonFiniteError(RuntimeError):
-    """The loss or a weight became infinite or NaN. The message says where and what to try."""
+    """The loss or a weight became infinite or NaN. The message says where, and what to try."""
 
 
 class Recorder(Callback):
-    """Collects one row an epoch and writes curves and weights: ``rows`` are those of ``curves.csv``."""
+    """Collects one row per epoch and writes curves and weights. ``rows`` are the rows of ``curves.csv``."""
 
     def __init__(self, folder: Path, metadata: dict[str, Any], title: str) -> None:
         self.folder, self.metadata, self.title = folder, metadata, title
@@ -47,33 +47,33 @@ class Recorder(Callback):
         self._since = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers only, so that the checkpoint loads without unpickling."""
+        """The state as plain numbers, so that the checkpoint loads without unpickling."""
         return {"rows": self.rows, "best": self.best, "seconds": self._seconds + time.monotonic() - self._since}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue where the checkpoint was saved; files written later are written again."""
+        """Continue from the checkpoint; files written after it are written again."""
         self.rows = [{column: row[column] for column in COLUMNS} for row in state_dict["rows"]]
         self.best, self._seconds = state_dict["best"], state_dict["seconds"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock when the data and the device are ready."""
+        """Start the clock once the data and the device are ready."""
         self._since = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Log loss and rate now and then; each look at the loss makes an accelerator wait."""
+        """Log loss and learning rate every ``SYNC_EVERY`` steps, as each read of the loss makes an accelerator wait."""
         if trainer.loggers and trainer.global_step % SYNC_EVERY == 1:
             numbers = {"loss": float(_classifier(pl_module).last_loss), "lr": self._last_lr(trainer)}
             for logger in trainer.loggers:
                 logger.log_metrics(numbers, step=trainer.global_step)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Drop what a broken-off validation had counted."""
+        """Discard the counts of an interrupted validation."""
         _classifier(pl_module).reset_val_metrics()
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save the weights that were just validated: with EMA, the averaged ones."""
+        """Save the weights that were validated: with EMA, the averaged ones."""
         classifier = _classifier(pl_module)
         self._validation = classifier.take_val_metrics()
         error, loss = self._validation["val_error"], self._validation["val_loss"]
@@ -88,7 +88,7 @@ class Recorder(Callback):
             save_weights(self.folder / "best.safetensors", classifier.model, metadata)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the epoch's row."""
+        """Add the epoch's row to ``curves.csv`` and the logs."""
         row: dict[str, Any] = {"epoch": trainer.current_epoch + 1, **_classifier(pl_module).take_train_metrics()}
         row |= self._validation
         row["lr"] = self._last_lr(trainer)
@@ -102,31 +102,31 @@ class Recorder(Callback):
             logger.log_metrics(numbers, step=trainer.global_step)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draw the curves once, at the end: a figure costs as much time as an epoch of a small network."""
+        """Draw the curves once, at the end: a figure takes as long as an epoch of a small network."""
         self.draw(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """An interrupted run is drawn as far as it came, if there is room for it on the disk."""
+        """Draw the curves of an interrupted run, if the disk has room for them."""
         with suppress(OSError):
             self.draw(trainer)
 
     def draw(self, trainer: pl.Trainer) -> None:
-        """Write ``curves.png`` of the epochs so far, if there are any."""
+        """Write ``curves.png`` with the epochs so far, if any."""
         if trainer.is_global_zero and self.rows:
             plot_curves(self.folder / "curves.png", {self.metadata["model"]: [self.rows]}, self.title)
 
     @staticmethod
     def _last_lr(trainer: pl.Trainer) -> float:
-        """The rate of the epoch's last step; the schedule has already moved on to the next one."""
+        """The learning rate of the last step; the schedule has already advanced to the next."""
         scheduler: Any = trainer.lr_scheduler_configs[0].scheduler  # a LambdaLR, see Classifier
         return float(scheduler.base_lrs[0] * scheduler.lr_lambdas[0](max(0, trainer.global_step - 1)))
 
 
 class StateSaver(Callback):
-    """Saves ``last.ckpt``, the whole state of the run, at points from which it resumes bit for bit.
+    """Saves ``last.ckpt``, the full state of the run, at points from which it resumes bit for bit.
 
-    These points are: after the last training batch of an epoch and before its validation; after an epoch; every
-    15 minutes; and when the user or the system asks the run to stop, after the batch at hand.
+    These points are: between an epoch's last training batch and its validation; after an epoch; every 15 minutes; and
+    after the current batch when the user or the system asks the run to stop.
     """
 
     def __init__(self, folder: Path, stop: StopRequest, seed: int) -> None:
@@ -137,22 +137,22 @@ class StateSaver(Callback):
         self.is_restored = False
 
     def state_dict(self) -> dict[str, Any]:
-        """The random generators' states as tensors and integers."""
+        """The states of the random generators, as tensors and integers."""
         return {"random": random_state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the states until everything that might draw has been set up."""
+        """Keep the states until everything that might draw random numbers is set up."""
         self._random = state_dict["random"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put the random generators back, and the handlers of signals."""
+        """Restore the states of the random generators and our signal handlers."""
         self.stop.take_back()
         if self._random is not None:
             try:
                 set_random_state(self._random)
             except RuntimeError as error:
-                raise ValueError(f"the random generators' states: {error}") from None  # of another size
-            if trainer.global_rank:  # the checkpoint holds the first process's states; the others must not copy them
+                raise ValueError(f"the random generators' states: {error}") from None  # wrong size
+            if trainer.global_rank:  # the checkpoint has the first process's states; the others must not copy them
                 torch.manual_seed(self.seed + 1_000_003 * trainer.global_rank + trainer.global_step)
             self._random = None
         self.is_restored = True
@@ -161,10 +161,10 @@ class StateSaver(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Look at the loss; save and stop if asked to, where no accumulated gradient would be lost."""
+        """Check the loss. Save, and stop if asked to, but only where no accumulated gradient is lost."""
         loss = _classifier(pl_module).last_loss
         self._check_loss(trainer, loss, batch_idx)
-        # The epoch's last batch leads straight to validation, where the state is saved anyway.
+        # After the epoch's last batch, validation follows, which saves the state.
         if (batch_idx + 1) % trainer.accumulate_grad_batches or batch_idx + 1 >= trainer.num_training_batches:
             return
         if self._should_stop(trainer):
@@ -174,7 +174,7 @@ class StateSaver(Callback):
             self._save(trainer, pl_module)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save before validation: if it is broken off, the run resumes with it."""
+        """Save before validation, so that a run interrupted in it resumes with it."""
         self._before_validation = True
         try:
             self._save(trainer, pl_module)
@@ -183,11 +183,11 @@ class StateSaver(Callback):
         self._stop_if_asked(trainer)
 
     def on_validation_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
-        """Stop within validation, from the state saved at its start."""
+        """Stop during validation; the state was saved at its start."""
         self._stop_if_asked(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save after the epoch; a request to stop after the very last epoch comes too late to matter."""
+        """Save after the epoch. After the last epoch, a request to stop is ignored, as the run is done."""
         self._save(trainer, pl_module)
         if trainer.current_epoch + 1 < (trainer.max_epochs or 0):
             self._stop_if_asked(trainer)
@@ -195,7 +195,7 @@ class StateSaver(Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Mark the validation as begun and unfinished, which makes Lightning start with it when the run resumes."""
+        """Mark the validation as started but not finished, so that Lightning resumes the run with it."""
         if not self._before_validation:
             return
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
@@ -206,7 +206,7 @@ class StateSaver(Callback):
         self._check_loss(trainer, _classifier(pl_module).last_loss)
         if not all(bool(torch.isfinite(parameter).all()) for parameter in pl_module.parameters()):
             raise _non_finite(trainer, "a weight")
-        trainer.save_checkpoint(self.path, weights_only=False)  # whole or not at all: see senet.training.state
+        trainer.save_checkpoint(self.path, weights_only=False)  # atomic: see senet.training.state
         self._saved_at = time.monotonic()
 
     def _stop_if_asked(self, trainer: pl.Trainer) -> None:
@@ -216,7 +216,7 @@ class StateSaver(Callback):
     def _should_stop(self, trainer: pl.Trainer) -> bool:
         if trainer.world_size == 1:
             return self.stop.requested
-        # Signals reach processes at different batches; all must stop at the same one.
+        # A signal reaches the processes at different batches, but all must stop at the same one.
         return trainer.strategy.reduce_boolean_decision(self.stop.requested, all=False)
 
     @staticmethod
@@ -226,16 +226,16 @@ class StateSaver(Callback):
 
 
 class WarmAverage(WeightAveraging):
-    """Exponential moving average of the weights whose decay grows from 0.1 to ``decay``.
+    """Exponential moving average of the weights, with a decay that grows from 0.1 to ``decay``.
 
-    A constant decay of 0.9999 still holds a third of the initial weights after 10,000 steps; min(decay, (1 + n) /
-    (10 + n)) after n updates forgets them within the first steps, in short runs as well.
+    With a constant decay of 0.9999, the initial weights still contribute a third after 10,000 steps. With
+    min(decay, (1 + n) / (10 + n)) after n updates, they vanish within the first steps, even in short runs.
     """
 
     def __init__(self, decay: float) -> None:
         def blend(average: Tensor, current: Tensor, updates: Tensor | int) -> Tensor:
             if not average.is_floating_point():
-                return current  # counters, such as those of batch norm
+                return current  # a counter, such as batch norm's
             count = float(updates)
             return torch.lerp(average, current.to(average), 1 - min(decay, (1 + count) / (10 + count)))
 
@@ -243,7 +243,7 @@ class WarmAverage(WeightAveraging):
 
 
 def random_state() -> dict[str, Any]:
-    """States of Python's, NumPy's and PyTorch's global generators, as tensors, numbers and tuples."""
+    """States of the global generators of Python, NumPy, and PyTorch, as tensors, numbers, and tuples."""
     kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     return {
         "python": random.getstate(),
@@ -254,7 +254,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Undo :func:`random_state`."""
+    """Restore the states that :func:`random_state` returned."""
     random.setstate(state["python"])
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
@@ -272,6 +272,6 @@ def _non_finite(trainer: pl.Trainer, what: str) -> NonFiniteError:
     mixed = "" if str(trainer.precision).startswith("32") else ", or --set precision=32"
     return NonFiniteError(
         f"{what} is not finite in epoch {trainer.current_epoch + 1}, step {trainer.global_step}; "
-        f"try a lower rate (--set lr=...), some epochs of warmup (--set schedule.warmup_epochs=5), "
+        f"try a lower learning rate (--set lr=...), some epochs of warmup (--set schedule.warmup_epochs=5), "
         f"--set clip_grad_norm=1{mixed}"
     )

@@ -1,4 +1,4 @@
-"""A network, its loss, its optimiser and its errors, as Lightning wants them."""
+"""A network with its loss, optimizer, and metrics, as a Lightning module."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
 class Classifier(pl.LightningModule):
-    """Trains ``model`` on batches of uint8 images as ``recipe`` says.
+    """Trains ``model`` on batches of uint8 images according to ``recipe``.
 
-    ``model`` maps float32 (N, C, H, W) to logits (N, classes). Images are normalised here, on the device, so that
-    loaders move a quarter of the bytes. Errors are in percent, losses in nats.
+    ``model`` maps float32 (N, C, H, W) to logits (N, classes). Images are normalized here, on the device, so that
+    loaders transfer a quarter of the bytes. Errors are in percent, losses in nats.
     """
 
     def __init__(self, model: nn.Module, recipe: Recipe, spec: TransformSpec, num_classes: int) -> None:
@@ -44,38 +44,38 @@ class Classifier(pl.LightningModule):
         self.val_correct, self.val_loss, self.val_seen = _accuracy(num_classes), _mean(), SumMetric("disable")
         self.val_top5 = _accuracy(num_classes, 5) if num_classes >= TOP5_CLASSES else None
         for metric in (self.train_correct, self.train_loss):
-            metric.persistent(True)  # an epoch that is resumed in its middle reports all of its images
+            metric.persistent(True)  # an epoch that is resumed reports all of its images
         self.mix = _mix(recipe, num_classes)
-        self.last_loss = torch.zeros(())  # a run that resumes with a validation has made no step yet
+        self.last_loss = torch.zeros(())  # a run that resumes with a validation has no loss yet
         if recipe.channels_last:
             self.model.to(memory_format=torch.channels_last)
         if recipe.compile:
             self.model.compile()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits of uint8 or float pixels 0..255: (N, C, H, W) → (N, classes)."""
+        """Logits for uint8 or float pixels in 0..255: (N, C, H, W) → (N, classes)."""
         x = self.spec.normalize(images)
         if self.recipe.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
         return self.model(x)
 
     def on_train_start(self) -> None:
-        """A run that is resumed within an epoch never starts that epoch."""
+        """Freeze here, too: a run that resumes within an epoch does not start that epoch."""
         self._freeze_batch_norms()
 
     def on_train_epoch_start(self) -> None:
-        """Freeze the batch norms once the recipe's last epochs have come."""
+        """Freeze the batch norms in the recipe's last epochs."""
         self._freeze_batch_norms()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Frozen norms keep their parameters: without a gradient the optimiser leaves them alone."""
+        """Drop the gradients of frozen norms, so that the optimizer skips their parameters."""
         if self._norms_are_frozen:
             for module in self._batch_norms():
                 for parameter in module.parameters():
                     parameter.grad = None
 
     def _freeze_batch_norms(self) -> None:
-        # SENet-154 was trained so: "the parameters of all BN layers were frozen for the last few epochs".
+        # As SENet-154 was trained: "the parameters of all BN layers were frozen for the last few epochs".
         if self._norms_are_frozen:
             for module in self._batch_norms():
                 module.eval()
@@ -88,11 +88,11 @@ class Classifier(pl.LightningModule):
         return [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Loss of one batch; the optimiser, precision and accumulation are the Trainer's."""
+        """Loss of one batch. The Trainer handles the optimizer, precision, and accumulation."""
         images, targets = batch.images, batch.targets
         labels = targets
         if self.mix is not None:
-            # Mixing blends pixels: (N, C, H, W) floats and class shares (N, classes).
+            # Mixing blends pixels, so it gives (N, C, H, W) floats and class probabilities (N, classes).
             images, targets = self.mix(images.float(), targets)
             labels = targets.argmax(dim=1)
         logits = self(images).float()
@@ -103,9 +103,9 @@ class Classifier(pl.LightningModule):
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Count one validation batch; the loss is plain cross-entropy, without smoothing.
+        """Count one validation batch. The loss is cross-entropy without label smoothing.
 
-        A batch is empty when none of its images could be read.
+        A batch is empty if none of its images can be read.
         """
         if not len(batch.targets):
             return
@@ -117,14 +117,14 @@ class Classifier(pl.LightningModule):
             self.val_top5.update(logits, batch.targets)
 
     def take_train_metrics(self) -> dict[str, float]:
-        """Error in percent and mean loss over the epoch so far; the counters start anew."""
+        """Error in percent and mean loss over the epoch so far. Resets the counters."""
         values = {"train_error": _error(self.train_correct), "train_loss": _value(self.train_loss)}
         self.train_correct.reset()
         self.train_loss.reset()
         return values
 
     def take_val_metrics(self) -> dict[str, float | None]:
-        """Top-1 and top-5 error in percent (None below six classes) and mean loss; the counters start anew."""
+        """Top-1 and top-5 error in percent (None for fewer than six classes) and mean loss. Resets the counters."""
         if not _value(self.val_seen):
             raise InputError("none of the validation images can be read; repair them, or give another --data")
         values = {
@@ -136,26 +136,26 @@ class Classifier(pl.LightningModule):
         return values
 
     def reset_val_metrics(self) -> None:
-        """Forget what was counted, also of a validation that was broken off."""
+        """Reset the counters, including those of an interrupted validation."""
         for metric in (self.val_correct, self.val_top5, self.val_loss, self.val_seen):
             if metric is not None:
                 metric.reset()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The recipe's optimiser, and its schedule counted in optimiser steps."""
+        """The recipe's optimizer and its schedule, counted in optimizer steps."""
         optimizer = build_optimizer(self.model, self.recipe)
         feed: Any = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning does not declare it
         factor = LrFactor(self.recipe.schedule, self.recipe.epochs, feed.steps_per_epoch * self.recipe.epochs)
-        # A function, not the object: PyTorch would save the object's class and could not load it without unpickling.
+        # A function, as PyTorch would save the class of a callable object and could not load it without unpickling.
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
 class LrFactor:
-    """Learning rate at an optimiser step, as a factor of the recipe's: linear warmup, then step, cosine or constant.
+    """Factor of the recipe's learning rate at an optimizer step: linear warmup, then step, cosine, or constant.
 
-    A function of the step alone. PyTorch's ``SequentialLR`` computes each rate from the one before, which drifts, and
-    it cannot resume the states that runs have saved so far.
+    It depends on the step alone. PyTorch's ``SequentialLR`` computes each rate from the previous one, which drifts, and
+    it cannot resume the states that earlier runs have saved.
     """
 
     def __init__(self, schedule: ScheduleRecipe, epochs: int, total_steps: int) -> None:
@@ -164,11 +164,11 @@ class LrFactor:
         self.warmup = round(total_steps * schedule.warmup_epochs / epochs)
 
     def __call__(self, step: int) -> float:
-        """Factor in 0..1 for optimiser step ``step``, counted from 0."""
+        """Factor in 0..1 for optimizer step ``step``, counted from 0."""
         if step < self.warmup:
             return (step + 1) / self.warmup
         if self.schedule.name == "step":
-            # Milestones count from the beginning of the run, warmup included, as the papers state them.
+            # As in the papers, milestones count from the start of the run, including warmup.
             passed = sum(step >= round(fraction * self.total) for fraction in self.schedule.milestones)
             return self.schedule.gamma**passed
         if self.schedule.name == "cosine":
@@ -177,7 +177,7 @@ class LrFactor:
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """SGD or AdamW over all parameters; norms and biases in a group without decay where the recipe says so."""
+    """SGD or AdamW over all parameters, with norms and biases in a group without decay if the recipe says so."""
     settings = recipe.optimizer
     groups: list[dict[str, Any]] = [{"params": list(model.parameters())}]
     if not settings.decay_norm_and_bias:
@@ -201,7 +201,7 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def _with_faster_gates(groups: list[dict[str, Any]], model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """The groups, each divided into attached gates, with a learning rate of their own, and all else."""
+    """Split each group into attached gates, which get their own learning rate, and all other parameters."""
     gates = {id(parameter) for gate in attached(model).values() for parameter in gate.parameters()}
     faster = [
         group | {"params": [p for p in group["params"] if id(p) in gates], "lr": recipe.lr * recipe.attached_lr}
@@ -216,7 +216,7 @@ def _accuracy(num_classes: int, top_k: int = 1) -> MulticlassAccuracy:
 
 
 def _mean() -> MeanMetric:
-    # The callbacks look for NaN themselves; a look at every update would make an accelerator wait.
+    # The callbacks check for NaN; a check at every update would make an accelerator wait.
     return MeanMetric(nan_strategy="disable")
 
 
@@ -234,12 +234,12 @@ def _mix(recipe: Recipe, num_classes: int) -> nn.Module | None:
 
 
 def _error(metric: MulticlassAccuracy) -> float:
-    # torchmetrics counts exactly and divides in float32: what is beyond its digits is no information
+    # torchmetrics counts exactly but divides in float32, so further digits carry no information.
     return round(100.0 * (1.0 - _value(metric)), 4)
 
 
 def _value(metric: MulticlassAccuracy | MeanMetric | SumMetric) -> float:
     with warnings.catch_warnings():
-        # A resumed epoch restores the counts but not torchmetrics' note that it has counted.
+        # A resumed epoch restores the counts, but not torchmetrics' flag that updates have happened.
         warnings.filterwarnings("ignore", message="The ``compute`` method of metric")
         return float(metric.compute())

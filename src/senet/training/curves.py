@@ -1,4 +1,4 @@
-"""Learning curves: the CSV of a run, and the figures of a run and of a comparison (as the paper's Fig. 4)."""
+"""Learning curves: the CSV file of a run, and the figures of runs and comparisons (like the paper's Fig. 4)."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
 
 COLUMNS = ("epoch", "train_error", "train_loss", "val_error", "val_top5_error", "val_loss", "lr", "seconds")
 _NEEDED = ("epoch", "train_error", "val_error")
-# Okabe and Ito's blue and vermilion: told apart by colour-blind readers and in grey print.
-COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7")
+# From Okabe and Ito: distinguishable by color-blind readers and in grayscale print.
+COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7")
 
 Row = Mapping[str, Any]
 
 
 def read_csv(path: Path) -> list[dict[str, float | None]]:
-    """The rows of a ``curves.csv``; raises InputError, which names file, row and column, for a damaged one."""
+    """The rows of a ``curves.csv``. If it is damaged, raises InputError, which names file, row, and column."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = [_numbers(row, number) for number, row in enumerate(csv.DictReader(file), 1)]
     except (ValueError, csv.Error, FileNotFoundError) as error:
-        raise InputError(f"{path} is damaged ({error}); begin the run anew with --overwrite") from None
+        raise InputError(f"{path} is damaged ({error}); start the run again with --overwrite") from None
     if not rows:
-        raise InputError(f"{path} is damaged (it has no rows); begin the run anew with --overwrite")
+        raise InputError(f"{path} is damaged (it has no rows); start the run again with --overwrite")
     return rows
 
 
@@ -42,43 +42,43 @@ def _numbers(row: Mapping[str, Any], number: int) -> dict[str, float | None]:
         try:
             values[column] = float(cell) if cell else None
         except ValueError:
-            raise ValueError(f"row {number}, {column}: {str(cell)[:40]!r} is no number") from None
+            raise ValueError(f"row {number}, {column}: {str(cell)[:40]!r} is not a number") from None
         value = values[column]
         if (value is None and column in _NEEDED) or (value is not None and not math.isfinite(value)):
-            raise ValueError(f"row {number}, {column}: a finite number is needed")
+            raise ValueError(f"row {number}, {column}: must be a finite number")
     return values
 
 
 def plot_curves(path: Path, runs: Mapping[str, Sequence[Sequence[Row]]], title: str) -> None:
-    """Draw training (dashed) and validation (solid) error over epochs, one colour per network, and save a PNG.
+    """Draw training (dashed) and validation (solid) error over epochs, one color per network, and save a PNG.
 
     Args:
-        path: the file.
-        runs: network name → its runs (one a seed) → rows of ``curves.csv``. Several runs become the mean line and a
-            band from the lowest to the highest.
-        title: above the axes.
+        path: The file.
+        runs: Network name → its runs (one per seed) → rows of ``curves.csv``. Several runs are drawn as their mean and
+            a band from the lowest to the highest.
+        title: The title of the figure.
     """
     figure = new_figure(7.2, 4.6, dpi=160)
     axes = figure.add_subplot()
-    for (name, rows), colour in zip(runs.items(), COLOURS, strict=False):
-        _draw(axes, name, rows, colour)
+    for (name, rows), color in zip(runs.items(), COLORS, strict=False):
+        _draw(axes, name, rows, color)
     _decorate(axes, runs, title)
-    # Below the axes: nowhere inside is free of curves for every run.
+    # Below the axes, as no place inside is always free of curves.
     figure.legend(loc="outside lower center", ncols=len(runs), frameon=False, fontsize=9, columnspacing=2.0)
     save_png(figure, path)
 
 
-def _draw(axes: Axes, name: str, runs: Sequence[Sequence[Row]], colour: str) -> None:
+def _draw(axes: Axes, name: str, runs: Sequence[Sequence[Row]], color: str) -> None:
     for column, style, width, label in (("train_error", "--", 1.3, "training"), ("val_error", "-", 2.0, "validation")):
         shortest = min(len(run) for run in runs)
         epochs = [int(row["epoch"]) for row in runs[0][:shortest]]
         at_epoch = [[float(run[i][column]) for run in runs] for i in range(shortest)]
         mean = [sum(values) / len(values) for values in at_epoch]
         marker = "o" if shortest == 1 else None
-        axes.plot(epochs, mean, style, color=colour, linewidth=width, marker=marker, label=f"{name}, {label}", zorder=3)
+        axes.plot(epochs, mean, style, color=color, linewidth=width, marker=marker, label=f"{name}, {label}", zorder=3)
         if len(runs) > 1:
             low, high = [min(v) for v in at_epoch], [max(v) for v in at_epoch]
-            axes.fill_between(epochs, low, high, color=colour, alpha=0.14, linewidth=0, zorder=2)
+            axes.fill_between(epochs, low, high, color=color, alpha=0.14, linewidth=0, zorder=2)
 
 
 def _decorate(axes: Axes, runs: Mapping[str, Sequence[Sequence[Row]]], title: str) -> None:
@@ -100,7 +100,7 @@ def _decorate(axes: Axes, runs: Mapping[str, Sequence[Sequence[Row]]], title: st
 
 
 def _upper_limit(runs: Mapping[str, Sequence[Sequence[Row]]]) -> float:
-    """Cut off the first epochs' fall from chance, which would press all that matters into the bottom tenth."""
+    """Cut off the drop from chance level in the first epochs, which would squeeze the rest into the bottom tenth."""
     all_runs = [run for group in runs.values() for run in group]
     late = [_worst(row) for run in all_runs for row in run[len(run) // 5 :]]
     highest = max(_worst(row) for run in all_runs for row in run)

@@ -1,4 +1,4 @@
-"""An epoch that was broken off is begun again where the images have changed: there is no rest of it any more."""
+"""Restarts an interrupted epoch if the images have changed, since its remaining images are then undefined."""
 
 from __future__ import annotations
 
@@ -9,28 +9,29 @@ from lightning.pytorch.callbacks import Callback
 
 
 class EpochAnew(Callback):
-    """Keeps a digest of the training images in the checkpoint, and sets one of other images back to its epoch's begin.
+    """Stores a digest of the training images in the checkpoint. If it differs on resume, the epoch starts over.
 
-    The checkpoint says so to all processes alike, also to those that start when the run's folder has been renewed.
+    The digest is in the checkpoint so that all processes decide alike, even one that starts after the run folder was
+    updated.
     """
 
     def __init__(self, images: str) -> None:
         self.images = images
 
     def state_dict(self) -> dict[str, Any]:
-        """The digest of the images that the checkpoint's epoch is made of."""
+        """The digest of the training images."""
         return {"images": self.images}
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Set Lightning's counters back before the loops read them; weights, optimizer and schedule stay."""
-        # A version before this one kept no digest and knew of no change.
+        """Reset Lightning's counters before the loops read them. Weights, optimizer, and schedule are kept."""
+        # Earlier versions stored no digest and allowed no change.
         before = checkpoint["callbacks"].get(self.state_key, {}).get("images", self.images)
         loops = checkpoint["loops"]["fit_loop"]
         epoch = loops["epoch_progress"]
         if before == self.images or epoch["current"]["processed"] == epoch["current"]["started"]:
-            return  # nothing has changed, or the epoch was over
+            return  # nothing has changed, or the epoch was complete
         for metric in (pl_module.train_correct, pl_module.train_loss):  # restored with the weights
             metric.reset()  # type: ignore[union-attr, operator]
         for counts in (epoch["current"], epoch["total"]):

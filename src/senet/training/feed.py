@@ -1,4 +1,4 @@
-"""The images of a run: which transform fits data and model, and loaders that resume within an epoch."""
+"""The images of a run: a transform that fits data and model, and loaders that resume within an epoch."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _LOG = logging.getLogger("senet.training")
 def transform_for(
     recipe: Recipe, source: DataSource, input_size: int, weights: KnownWeights | None = None
 ) -> TransformSpec:
-    """The recipe's transform; where it leaves them open, size, mean and deviation are the data's or the network's.
+    """The recipe's transform, with missing values of size, mean, and deviation taken from the data or the network.
 
-    Colour images for pretrained ``weights`` are normalised as those expect, unless the recipe names a value for each
-    channel: one number for all is a rule for training from scratch.
+    Color images for pretrained ``weights`` are normalized as the weights expect, unless the recipe sets one value per
+    channel: a single value for all channels is meant for training from scratch.
     """
     wanted = recipe.transform
     mean, std = wanted.mean, wanted.std
@@ -50,14 +50,14 @@ def transform_for(
 
 
 def _of_channels(wanted: tuple[float, ...] | None, own: tuple[float, ...]) -> tuple[float, ...]:
-    """The recipe's values, one for all channels repeated; the data's own where the recipe leaves them open."""
+    """The recipe's values, repeated for all channels if there is only one, or else the data's own."""
     if wanted is None:
         return own
     return wanted * len(own) if len(wanted) == 1 else wanted
 
 
 class Feed(pl.LightningDataModule):
-    """Loaders of one run for the Trainer; a run that was saved within an epoch gets the rest of that epoch."""
+    """The loaders of a run. A run that was saved within an epoch gets the rest of that epoch."""
 
     def __init__(
         self,
@@ -86,40 +86,40 @@ class Feed(pl.LightningDataModule):
         share = self.batch_size // self.accumulate
         if self.batch_size > len(self.train_images):
             _LOG.warning(
-                "batch_size %d is more than the %d training images, so an epoch is one step; try --set batch_size=",
+                "batch_size %d is larger than the %d training images, so an epoch is one step; try --set batch_size=",
                 self.batch_size,
                 len(self.train_images),
             )
         self.train_loader = self._loader(self.train_images, share // trainer.world_size, train=True)
-        # Evaluation needs no gradients, so the same batch always fits.
+        # Evaluation needs no gradients, so a batch of this size always fits into memory.
         self.val_loader = self._loader(self.val_images, share // trainer.world_size, train=False)
 
     @property
     def batches_per_epoch(self) -> int:
-        """Training batches of each process in an epoch."""
+        """Training batches per process in an epoch."""
         assert self.train_loader is not None
         batches = len(self.train_loader)
         return batches if self.limit is None else min(batches, self.limit)
 
     @property
     def val_count(self) -> int:
-        """Images that a validation sees, on all devices together."""
+        """Images per validation, over all devices."""
         assert self.val_loader is not None
         seen = len(self.val_loader) if self.limit is None else min(len(self.val_loader), self.limit)
         return min(len(self.val_images), seen * (self.val_loader.batch_size or 1) * self._trainer.world_size)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimiser steps in an epoch; a last, partial accumulation makes a step as well."""
+        """Optimizer steps per epoch, including that of a last, partial accumulation."""
         return -(-self.batches_per_epoch // self.accumulate)
 
     def train_dataloader(self) -> ImageLoader:
-        """Called after a checkpoint has been restored, so the loops know how far the epoch had come."""
+        """The training images. Called after a checkpoint is restored, so the loops know the progress of the epoch."""
         assert self.train_loader is not None
         loops = self._trainer.fit_loop
         self.train_loader.set_epoch(self._trainer.current_epoch)
         done = loops.epoch_loop.batch_progress.current.ready if loops.restarting else 0
-        if done < self.batches_per_epoch:  # else only the validation is left of this epoch
+        if done < self.batches_per_epoch:  # otherwise, only the validation of this epoch remains
             self.train_loader.skip_batches(done)
         return self.train_loader
 
@@ -129,14 +129,14 @@ class Feed(pl.LightningDataModule):
         return self.val_loader
 
     def on_exception(self, exception: BaseException) -> None:
-        """A failure here, an unreadable image say, must not leave other processes waiting."""
+        """End the other processes after a failure, such as an unreadable image, so that they do not wait forever."""
         end_others(self._trainer, exception)
 
     def teardown(self, stage: str) -> None:
-        """Say once, at the end of the run, how many images were bad."""
+        """At the end of the run, log how many images were unreadable."""
         bad = {name for loader in (self.train_loader, self.val_loader) if loader for name in loader.unreadable}
         if bad:
-            _LOG.warning("could not be read: %d of the images; training took others instead, validation none", len(bad))
+            _LOG.warning("%d images could not be read; training replaced them, validation skipped them", len(bad))
 
     @property
     def _trainer(self) -> pl.Trainer:

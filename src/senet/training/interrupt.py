@@ -1,7 +1,7 @@
-"""How a run ends before its time: asked by a signal, or because another of its processes has failed.
+"""Early ends of a run: a signal asks it to stop, or another of its processes has failed.
 
-Ctrl-C, SIGTERM, SIGHUP (the terminal was closed) and SIGUSR1 (SLURM's warning) let it finish the batch at hand, save,
-and stop; a second Ctrl-C stops at once.
+After Ctrl-C, SIGTERM, SIGHUP (the terminal was closed), or SIGUSR1 (SLURM's warning), the run finishes the current
+batch, saves, and stops. A second Ctrl-C stops it immediately.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import lightning.pytorch as pl
 
 
-class Interrupted(Exception):  # noqa: N818 - nothing went wrong
+class Interrupted(Exception):  # noqa: N818 - not an error
     """The run was asked to stop and has saved its state. ``signal`` is the number of the signal."""
 
     def __init__(self, signum: int) -> None:
@@ -30,37 +30,37 @@ class Interrupted(Exception):  # noqa: N818 - nothing went wrong
 
 
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
-_GRACE = 5.0  # seconds for a process that has failed to say why
+_GRACE = 5.0  # seconds in which a failed process can report its error
 
 
 class StopRequest:
-    """Whether somebody asked for the end; set by the signal handlers, read between batches."""
+    """Whether the run should stop. The signal handlers set it, and the run reads it between batches."""
 
     def __init__(self) -> None:
         self.requested = False
         self.signal = int(signal.SIGINT)
-        self._listening: list[signal.Signals] = []  # empty: not at the time
+        self._listening: list[signal.Signals] = []  # empty: not listening
 
     def handle(self, signum: int, frame: FrameType | None) -> None:
-        """Note the request. A second Ctrl-C does not wait for the batch."""
+        """Record the request. A second Ctrl-C does not wait for the batch to end."""
         if self.requested and signum == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested, self.signal = True, signum
 
     def take_back(self) -> None:
-        """Undo what Lightning puts before our handler of SIGTERM.
+        """Replace Lightning's handler of SIGTERM by ours.
 
-        Its own broadcasts to all processes from within the handler, between whatever collectives happen to be under
-        way, and mixes them up. ``StateSaver`` lets the processes agree after a batch instead.
+        Lightning's handler broadcasts to all processes immediately, which corrupts collectives in progress.
+        ``StateSaver`` lets the processes agree after a batch instead.
         """
         for number in self._listening:
             signal.signal(number, self.handle)
 
     @contextmanager
     def listening(self) -> Iterator[StopRequest]:
-        """Take over the signals, and give them back afterwards. SIGHUP stays ignored under ``nohup``."""
+        """Handle the signals, and restore their handlers afterwards. Under ``nohup``, SIGHUP stays ignored."""
         if threading.current_thread() is not threading.main_thread():
-            yield self  # only the main thread may handle signals; the caller keeps its own way to stop
+            yield self  # only the main thread may handle signals; here, the caller must set the request
             return
         taken = [n for n in _SIGNALS if n != getattr(signal, "SIGHUP", None) or signal.getsignal(n) != signal.SIG_IGN]
         previous = {number: signal.signal(number, self.handle) for number in taken}
@@ -74,16 +74,17 @@ class StopRequest:
 
 
 def end_others(trainer: pl.Trainer, exception: BaseException) -> None:
-    """End the processes that Lightning started for the other devices: without this one they would wait forever.
+    """End the processes that Lightning started for the other devices, which would wait for this one forever.
 
-    An error of our own is the reason; any other may be due to one of them, which gets the time to say why.
+    After an InputError, which is this process's own, they end immediately. Any other error may come from one of them,
+    so they get time to report it.
     """
     processes: list[subprocess.Popen[bytes]] = getattr(trainer.strategy.launcher, "procs", [])
     if isinstance(exception, (Interrupted, KeyboardInterrupt)):
-        return  # they stop by themselves, or Lightning ends them
+        return  # they stop themselves, or Lightning ends them
     until = time.monotonic() + (0 if isinstance(exception, InputError) else _GRACE)
     for process in processes:
         try:
             process.wait(max(0.0, until - time.monotonic()))
         except subprocess.TimeoutExpired:
-            process.kill()  # in a collective, no other signal reaches it
+            process.kill()  # within a collective, no other signal has an effect

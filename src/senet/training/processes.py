@@ -1,4 +1,4 @@
-"""Which processes take part in a run: what launchers leave in the environment, and whether it is meant for this run."""
+"""The processes of a run: checks whether the launcher variables in the environment belong to this run."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from typing import Any
 
 from senet.errors import InputError
 
-# launcher → what only it sets, and the variable that says how many processes it has started
+# launcher → a variable that only it sets, and the variable with the number of processes that it started
 _LAUNCHERS = {
     "torchrun": ("TORCHELASTIC_RUN_ID", "WORLD_SIZE"),
-    "srun": ("SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS"),  # SLURM_NTASKS alone is what salloc and sbatch leave
+    "srun": ("SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS"),  # salloc and sbatch set only SLURM_NTASKS
     "jsrun": ("JSM_NAMESPACE_SIZE", "JSM_NAMESPACE_SIZE"),
 }
 _RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
-# Of these Lightning makes up a process's place where no launcher is known: its own child processes have them.
+# Lightning sets these in the processes that it starts itself, and reads them if it knows no launcher.
 _LIGHTNINGS = ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK")
 
 
 def is_first_process() -> bool:
-    """Whether this process writes and prints; the others only compute."""
+    """Whether this process writes files and prints. The others only compute."""
     from lightning.fabric.utilities import rank_zero
 
     machine = _number("NODE_RANK") or _number("GROUP_RANK")
@@ -27,9 +27,9 @@ def is_first_process() -> bool:
 
 
 def check_processes(devices: int, num_nodes: int) -> None:
-    """Refuse an environment that was made for another number of processes: some would compute and none would write.
+    """Reject an environment for a different number of processes, in which some would compute and none would write.
 
-    To be called before Lightning is imported, which fails on a rank that is no number.
+    Call it before importing Lightning, which fails on a rank that is not a number.
     """
     wanted = devices * num_nodes
     ranks = {name: _number(name) for name in _RANKS}
@@ -37,8 +37,8 @@ def check_processes(devices: int, num_nodes: int) -> None:
     if launcher is not None:
         if started != wanted:
             raise InputError(
-                f"{launcher} has started {started} processes, but --devices {devices} and --num-nodes {num_nodes} "
-                f"make {wanted}; give the numbers that it was given"
+                f"{launcher} started {started} processes, but --devices {devices} and --num-nodes {num_nodes} "
+                f"make {wanted}; use the same numbers as for {launcher}"
             )
         return
     places = {name: os.environ[name] for name, rank in ranks.items() if rank}
@@ -49,13 +49,13 @@ def check_processes(devices: int, num_nodes: int) -> None:
     if places:
         found = ", ".join(f"{name}={value}" for name, value in places.items())
         raise InputError(
-            f"{found} in the environment, but no launcher of several processes was found; unset {' '.join(places)}, "
-            "or start with torchrun and say --devices and --num-nodes"
+            f"{found} in the environment, but no launcher started several processes; unset {' '.join(places)}, "
+            "or start with torchrun and give --devices and --num-nodes"
         )
 
 
 def environment_plugins(devices: int, num_nodes: int) -> list[Any]:
-    """Plugins that keep Lightning from taking leftovers of a launcher for a launcher."""
+    """Plugins that keep Lightning from mistaking leftover variables for a launcher."""
     from lightning.fabric.plugins.environments import LightningEnvironment
 
     if _launcher()[0] is None and (devices * num_nodes == 1 or "SLURM_NTASKS" in os.environ):
@@ -64,7 +64,7 @@ def environment_plugins(devices: int, num_nodes: int) -> list[Any]:
 
 
 def _launcher() -> tuple[str | None, int]:
-    """The launcher that started this process as one of several, and how many."""
+    """The launcher that started this process, and how many processes it started."""
     for name, (sign, count) in _LAUNCHERS.items():
         started = _number(count)
         if sign in os.environ and (started > 1 or name == "torchrun"):
@@ -73,7 +73,7 @@ def _launcher() -> tuple[str | None, int]:
 
 
 def _number(name: str) -> int:
-    """The number in a variable, 0 where it is not set; InputError for what is none."""
+    """The number in a variable, or 0 if it is not set. Raises InputError if it is not a number."""
     text = os.environ.get(name) or "0"
     try:
         return int(text)

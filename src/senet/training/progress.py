@@ -1,4 +1,4 @@
-"""Progress of a run: a bar with the time left on a terminal, one plain line an epoch elsewhere."""
+"""Progress of a run: a bar with the remaining time on a terminal, one plain line per epoch elsewhere."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from rich.table import Column
 
 from senet.training.callbacks import Recorder
 
-_REFRESH = 0.2  # seconds between two looks at the loss, which make an accelerator wait
+_REFRESH = 0.2  # seconds between reads of the loss, which make an accelerator wait
 
 
 class ProgressReport(Callback):
-    """Shows epoch, loss, errors, images a second and the time left, for the run as a whole."""
+    """Shows epoch, loss, error, images per second, and the remaining time of the run."""
 
     def __init__(self, console: Console, label: str, recorder: Recorder) -> None:
         self.console, self.label, self.recorder = console, label, recorder
@@ -28,7 +28,7 @@ class ProgressReport(Callback):
         self._first_batch = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Open the bar; a resumed run starts where it was."""
+        """Open the bar. A resumed run starts where it stopped."""
         self._started = time.monotonic()
         self._first_batch = self._batches_done(trainer)
         if not self._shows_bar(trainer):
@@ -39,7 +39,7 @@ class ProgressReport(Callback):
         self.bar.start()
 
     def on_train_batch_start(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
-        """Start the clock of the first batch after an epoch's other work."""
+        """Start the clock at the first batch after a validation."""
         if not self._batch_since:
             self._batch_since = time.monotonic()
 
@@ -63,11 +63,11 @@ class ProgressReport(Callback):
             self.bar.update(self.bar.task_ids[0], completed=self._batches_done(trainer) + 1, numbers=numbers)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Validation does not count as training time."""
+        """Stop the clock, as validation does not count as training time."""
         self._batch_since = 0.0
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Without a bar, print the epoch."""
+        """Print the epoch if there is no bar."""
         if self.bar is None and trainer.is_global_zero and not self.console.is_terminal:
             row = self.recorder.rows[-1]
             done = self._batches_done(trainer) - self._first_batch
@@ -96,7 +96,7 @@ class ProgressReport(Callback):
             self.bar = None
 
     def _columns(self) -> list[ProgressColumn]:
-        """A terminal of 80 columns has no room for a bar: there it is the percentage, and the time left stays whole."""
+        """The columns of the bar. An 80-column terminal has no room for the bar itself, only for the numbers."""
         label, share = TextColumn("[bold]{task.description}[/]"), TextColumn("{task.percentage:>3.0f} %")
         left = [TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=7)), TextColumn("left")]
         numbers = TextColumn("{task.fields[numbers]}", table_column=Column(no_wrap=True))

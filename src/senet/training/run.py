@@ -1,4 +1,4 @@
-"""One training run, from settings to a folder of results; broken off and resumed, it ends with the same numbers."""
+"""A training run, from settings to a folder of results. Interrupted and resumed, it ends with the same numbers."""
 
 from __future__ import annotations
 
@@ -62,30 +62,32 @@ def train(
     stop: StopRequest | None = None,
     source: DataSource | None = None,
 ) -> RunResult:
-    """Train one network and leave a run folder: recipe, environment, log, curves, weights, state.
+    """Train one network and write a run folder: recipe, environment, log, curves, weights, state.
 
     Args:
-        settings: data, model, seed and place.
-        recipe: how to train.
-        output: the run's folder. It must be new or empty, unless ``resume`` or ``overwrite`` is given.
-        resume: continue the run in ``output``, with the settings it was started with; begins it if there is none.
-            Its data may have moved: then ``settings`` says where to.
-        overwrite: replace a run in ``output``.
-        allow_changed_data: resume although images have been added, removed or renamed; the classes must be the same.
-        console: where progress goes; None shows none.
-        label: the run's name in the progress.
-        loggers: also write TensorBoard and CSV logs, every 50 steps and every epoch.
-        stop: shared request to stop, when the caller listens to signals itself.
-        source: the opened data, when several runs share them.
+        settings: Data, model, seed, and devices.
+        recipe: How to train.
+        output: The run folder. It must be new or empty, unless ``resume`` or ``overwrite`` is given.
+        resume: Continue the run in ``output`` with its original settings, or start it if there is none. If its data
+            has moved, ``settings`` has the new folder.
+        overwrite: Replace a run in ``output``.
+        allow_changed_data: Resume even if images were added, removed, or renamed. The classes must be the same.
+        console: Shows the progress. None shows none.
+        label: Name of the run in the progress.
+        loggers: Also write TensorBoard and CSV logs, every 50 steps and every epoch.
+        stop: Shared request to stop, if the caller handles signals itself.
+        source: The opened data, if several runs share it.
 
     Raises:
-        InputError: bad settings or data, or other data than the run to resume was begun on.
-        Interrupted: the run was asked to stop; its folder resumes.
-        NonFiniteError: the loss is infinite or NaN; the last good state stays in the folder.
+        InputError: Bad settings or data, or the data differs from that of the run to resume.
+        Interrupted: The run was asked to stop. It can be resumed.
+        NonFiniteError: The loss is infinite or NaN. The last good state stays in the folder.
     """
     output = Path(output)
     check_processes(settings.devices, settings.num_nodes)
-    if settings.data.strip() and Path(settings.data).is_dir():  # the run can then be resumed from any working folder
+    if (
+        settings.data.strip() and Path(settings.data).is_dir()
+    ):  # so that the run can be resumed from any working directory
         settings = replace(settings, data=str(Path(settings.data).resolve()))
     first_process = is_first_process()
     resuming = resume and (output / folders.SETTINGS).is_file()
@@ -93,7 +95,7 @@ def train(
     examined = partial(outputs.examine, output, outputs.RUN, resume=resume, overwrite=overwrite)
     with ExitStack() as held:
         if first_process:
-            # Everything that can be wrong with the settings is found before a folder is touched.
+            # All errors in the settings are found before a folder is touched.
             check(settings, recipe)
             resuming = examined()
         moved = False
@@ -111,14 +113,14 @@ def train(
         held.enter_context(stop.listening())
         held.enter_context(_quiet_lightning())
         log_to = held.enter_context(folders.log_file())
-        # Whatever does not fit (transform, weights, options, devices) is found before an old run is removed.
+        # Any mismatch (transform, weights, options, devices) is found before an old run is removed.
         classifier, metadata = build_classifier(settings, recipe, source)
         _trainer(settings, recipe, output, [], loggers=False)
         if first_process:
             held.enter_context(outputs.taken(output, outputs.RUN, examined, resuming, inputs))
             _begin(settings, recipe, output, record, is_new=not resuming, moved=moved)
             log_to(output / "log.txt")
-        # Not "if it exists": another process may not have removed an old run yet.
+        # Testing whether it exists is not enough: another process may not have removed an old run yet.
         state = checked_state(output / folders.CHECKPOINT) if resuming else None
         run = _Run(settings, recipe, output, source, record, classifier, metadata, state)
         progress = None if console is None else partial(ProgressReport, console, label or settings.model)
@@ -128,27 +130,27 @@ def train(
 def _begin(
     settings: RunSettings, recipe: Recipe, output: Path, record: DataRecord, *, is_new: bool, moved: bool
 ) -> None:
-    """Write what defines the run, and where it runs today."""
+    """Write the files that define the run, and its current environment."""
     if is_new:
         write_atomically(output / "recipe.yaml", recipe.to_yaml().encode())
     save_record(output, record)
     if is_new or moved:
-        folders.write_json(output / folders.SETTINGS, settings.to_dict())  # last: it makes the folder a run
+        folders.write_json(output / folders.SETTINGS, settings.to_dict())  # last, as it marks the folder as a run
     folders.write_json(output / "environment.json", folders.environment(settings.device))
 
 
 def _as_saved(settings: RunSettings, recipe: Recipe, output: Path) -> tuple[RunSettings, Recipe, bool]:
-    """Settings and recipe of the run to resume, in today's place, and whether its data have moved."""
+    """Settings (with the current data and devices) and recipe of the run to resume, and whether its data has moved."""
     known = load_settings(output).data
     settings, recipe = resumed(settings, recipe, output)
     is_gone = Path(settings.data).is_absolute() and not Path(settings.data).exists()
     if is_gone and not (output / folders.RESULT).is_file():
-        raise InputError(f"{output}: its data {settings.data} are gone; if they have moved, give --data NEW-FOLDER")
+        raise InputError(f"{output}: its data {settings.data} is missing; if it has moved, give --data NEW-FOLDER")
     return settings, recipe, known != settings.data
 
 
 def open_data(settings: RunSettings) -> DataSource:
-    """The data of a run. The split has a seed of its own, so that all seeds train and validate on the same images."""
+    """The data of a run. The split has its own seed, so that all runs train and validate on the same images."""
     return open_source(
         settings.data,
         root=settings.root,
@@ -160,7 +162,7 @@ def open_data(settings: RunSettings) -> DataSource:
 
 @dataclass(frozen=True)
 class _Run:
-    """A run whose parts have been checked, opened and built; ``state`` is what to resume from."""
+    """A run whose parts are checked, opened, and built. ``state`` is the checkpoint to resume from."""
 
     settings: RunSettings
     recipe: Recipe
@@ -197,7 +199,7 @@ def _fit(
         with threads_for(spec.size, settings.device), restoring(run.state, lambda: saver.is_restored):
             trainer.fit(run.classifier, datamodule=feed, ckpt_path=run.state, weights_only=True)
     except SystemExit as error:
-        # Lightning turns the second Ctrl-C into an exit of its own.
+        # Lightning turns a second Ctrl-C into SystemExit.
         raise Interrupted(stop.signal) from error
     result = _result(settings, recorder, feed.val_count, output)
     if trainer.is_global_zero:
@@ -206,7 +208,7 @@ def _fit(
 
 
 def build_classifier(settings: RunSettings, recipe: Recipe, source: DataSource) -> tuple[Classifier, dict[str, Any]]:
-    """The network as the seed initialises it, and the metadata that its weight files carry."""
+    """The network, initialized with the seed, and the metadata of its weight files."""
     config = se_config(settings.model, settings.se)
     extra = {} if recipe.dropout is None else {"drop_rate": recipe.dropout}
     name = settings.model.removesuffix(ATTACHED)
@@ -239,10 +241,10 @@ def build_classifier(settings: RunSettings, recipe: Recipe, source: DataSource) 
 
 @contextmanager
 def threads_for(size: int, device: str) -> Iterator[None]:
-    """One thread for tiny images on the CPU, all threads for others.
+    """Use one thread for tiny images on the CPU, and all threads otherwise.
 
-    On 8x8 digits a second core gains a quarter, but costs a factor of 100 when another program wants it too; and the
-    number of threads changes the rounding, so with one thread every machine trains the same network.
+    On 8×8 digits, a second core saves a quarter of the time, but costs a factor of 100 if another program uses it, too.
+    Also, the number of threads changes the rounding: with one thread, every machine trains the same network.
     """
     before = torch.get_num_threads()
     if size <= TINY_SIDE and pick_device(device).type == "cpu":
@@ -274,15 +276,15 @@ def _trainer(
             callbacks=callbacks,
             logger=logs or False,
             default_root_dir=output,
-            use_distributed_sampler=False,  # our sampler knows its rank
+            use_distributed_sampler=False,  # our sampler is aware of its rank
             num_sanity_val_steps=0,
-            log_every_n_steps=1,  # Recorder decides; this only keeps Lightning from complaining about short epochs
-            enable_checkpointing=False,  # StateSaver's work
+            log_every_n_steps=1,  # Recorder decides; this only avoids Lightning's warning about short epochs
+            enable_checkpointing=False,  # StateSaver does it
             enable_progress_bar=False,
             enable_model_summary=False,
             plugins=[StateFile(), *environment_plugins(settings.devices, settings.num_nodes)],
         )
-    except (MisconfigurationException, RuntimeError, ValueError) as error:  # devices that are not there, a launcher
+    except (MisconfigurationException, RuntimeError, ValueError) as error:  # missing devices, a launcher
         raise InputError(" ".join(str(error).split())) from None
 
 
@@ -307,18 +309,18 @@ def _result(settings: RunSettings, recorder: Recorder, val_images: int, output: 
 
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
-    """Silence Lightning's notes on devices and its tips, and three warnings whose cause is not here."""
+    """Silence Lightning's messages about devices, its tips, and warnings that do not apply here."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
-            # Images in memory are loaded faster without worker processes; for the others --workers decides.
+            # Images in memory load faster without worker processes; for other images, --workers decides.
             warnings.filterwarnings("ignore", message=".*does not have many workers")
-            # Feed skips the batches that the interrupted epoch has had.
+            # Feed skips the batches that the interrupted epoch has already used.
             warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch")
-            # Where srun is installed and not used, that is how the user wants it.
+            # srun may be installed without being used.
             warnings.filterwarnings("ignore", message="The `srun` command is available")
             # Lightning's own use of PyTorch's pytree.
             warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated", category=FutureWarning)

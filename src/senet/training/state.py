@@ -1,4 +1,4 @@
-"""``last.ckpt``, the state to resume from: written beside its place and never trusted when it is read."""
+"""``last.ckpt``, the state to resume from. It is written atomically and never trusted when it is read."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from senet.errors import InputError
 from senet.system.atomic import replacing
 from senet.text import first_line
 
-_REMEDY = "begin the run anew with --overwrite"
-# What Lightning saves, and the callbacks without whose state the run would go on silently as another.
+_REMEDY = "start the run again with --overwrite"
+# Entries that Lightning saves, and the callbacks without whose state the run would silently continue differently.
 _PARTS = {
     "state_dict": dict,
     "loops": dict,
@@ -32,33 +32,33 @@ _CALLBACKS = ("Recorder", "StateSaver")
 
 
 class StateFile(TorchCheckpointIO):
-    """Writes states in the run's folder itself; Lightning's own way goes through ``TMPDIR`` and syncs nothing."""
+    """Writes states directly into the run folder. Lightning itself goes through ``TMPDIR`` and does not sync."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Save a state, or leave the one that is there."""
+        """Save a state. If that fails, the existing one is kept."""
         with replacing(path) as file:
             try:
                 torch.save(checkpoint, file)
-            except RuntimeError as error:  # the writer's, about the file's length, when the disk is full
+            except RuntimeError as error:  # the writer's, about the file's length, if the disk is full
                 raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def checked_state(path: Path) -> Path | None:
-    """Path of a state that loads without running code, None where there is none yet; InputError for any other."""
+    """The path if the state there loads without running code, None if there is no state yet, or else InputError."""
     if not path.exists():
         return None
     try:
-        if not _is_whole(path):  # a zip file, as all that PyTorch has saved for years
+        if not _is_whole(path):  # PyTorch saves zip files
             raise InputError(f"{path} is damaged or not a PyTorch file; {_REMEDY}")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (InputError, PermissionError, MemoryError):
         raise
     except pickle.UnpicklingError:
         raise InputError(
-            f"{path}: refused, since it is damaged or holds more than tensors and loading it could run code; {_REMEDY}"
+            f"{path}: rejected, since it is damaged or has more than tensors, so loading it could run code; {_REMEDY}"
         ) from None
-    except Exception as error:  # bytes of any kind may have been put in the place of ours
-        if "not enough memory" in str(error):  # no part is larger than the file, so it is this machine's
+    except Exception as error:  # the file may have been replaced by anything
+        if "not enough memory" in str(error):  # no entry is larger than the file, so this machine is short of memory
             raise
         raise InputError(f"{path} is damaged ({first_line(error)}); {_REMEDY}") from None
     for name, kind in _PARTS.items():
@@ -72,18 +72,20 @@ def checked_state(path: Path) -> Path | None:
 
 @contextmanager
 def restoring(path: Path | None, is_restored: Callable[[], bool]) -> Iterator[None]:
-    """Make an InputError of what fails until ``is_restored()`` because the state does not hold what it should."""
+    """Turn errors caused by a bad state into InputError, until ``is_restored()``."""
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        is_other = isinstance(error, RuntimeError) and "loading state_dict" not in str(error)  # a device's, a loader's
+        is_other = isinstance(error, RuntimeError) and "loading state_dict" not in str(
+            error
+        )  # from a device or a loader
         if path is None or is_restored() or is_other or isinstance(error, InputError):
             raise
         raise InputError(f"{path} is damaged or of another version ({first_line(error)}); {_REMEDY}") from None
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether it is a zip file whose parts are there, as they were written; no part is believed to be larger."""
+    """Whether the file is an undamaged zip file. Entries that claim to be larger than the file count as damage."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
