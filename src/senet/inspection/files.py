@@ -83,7 +83,7 @@ def load(path: str | os.PathLike[str]) -> Content:
     if path.suffix not in (".npz", ".parquet"):
         raise InputError(f"{path}: excitations are saved as .npz or .parquet; use one of these extensions")
     if not path.is_file():
-        raise InputError(f"{path}: no such excitation file; check the path")
+        raise InputError(f"{path}: no such file of excitations; check the path")
     if path.suffix == ".parquet":
         return _load_parquet(path)
     try:
