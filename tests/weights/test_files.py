@@ -211,7 +211,7 @@ def test_truncated_empty_and_inflated_files_and_folders_are_one_line(tmp_path, s
     content = path.read_bytes()
     for length in (0, 1, 100, len(content) // 2, len(content) - 10):
         path.write_bytes(content[:length])
-        with pytest.raises(senet.InputError, match=r"w\.pth: (not a readable|refused, since it is damaged)"):
+        with pytest.raises(senet.InputError, match=r"w\.pth: (not a readable|rejected because it is damaged)"):
             senet.load_weights(path)
     with pytest.raises(senet.InputError, match=r"is a folder.*from_pretrained"):
         senet.create_model("se_resnet8", 5, pretrained=tmp_path)

@@ -46,7 +46,7 @@ def test_a_malicious_file_never_runs_whatever_its_name(tmp_path, form, name):
         path.write_bytes(pickle.dumps(content["evil"]))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
-    refused("refused, since .* could run code" if path.suffix in (".pth", ".bin") else "not a readable", path)
+    refused("rejected because .* could run code" if path.suffix in (".pth", ".bin") else "not a readable", path)
     assert not trace.exists()
     pickle.loads(pickle.dumps(Malicious(trace)))  # it would have run
     assert trace.exists()

@@ -56,9 +56,9 @@ class Anchors:
             if self._can_hold(path):
                 return [(path, "output", node)]
         if len(node.inputs) == 1 and (node.op in SCALINGS | RESHAPES or node.op in ("permute", "transpose")):
-            behind = self.of(node.inputs[0]) if _is_alone(node.inputs[0], node) else []
-            if behind:
-                return behind
+            before = self.of(node.inputs[0]) if _is_alone(node.inputs[0], node) else []
+            if before:
+                return before
         if len(node.users) == 1:
             for path in node.passed_by:
                 if self._can_hold(path):

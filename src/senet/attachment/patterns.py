@@ -53,7 +53,7 @@ class Block:
     shortcut: Node
     total: Node
     body: int
-    beside: int
+    side: int
 
 
 class Patterns:
@@ -75,7 +75,7 @@ class Patterns:
         places += residual
         inside = 0
         for place in residual:
-            inside |= place.block.body | place.block.beside if place.block is not None else 0
+            inside |= place.block.body | place.block.side if place.block is not None else 0
         others = (*self._concatenations(), *fusions)
         places += [place for place in others if not inside >> place.map.index & 1]
         return sorted(_distinct(places), key=lambda place: place.map.index)
@@ -99,8 +99,8 @@ class Patterns:
             return []
         places = []
         for node in convolutions:
-            behind = following(node)
-            end = behind if behind is not None and behind.op in NORMS else node
+            after = following(node)
+            end = after if after is not None and after.op in NORMS else node
             if end.is_map and not end.is_flat and end.users:
                 places.append(Place("activation", end, has_gate=self._is_gated(end)))
         return _distinct(places)
@@ -110,7 +110,7 @@ class Patterns:
         node: Node | None = conv
         while node is not None:
             node = following(node)
-            if node is not None and (node.op in ACTIVATIONS or _is_own_activation(node)):
+            if node is not None and (node.op in ACTIVATIONS or _is_written_out(node)):
                 return node if node.is_map else None
             # Reshapes are allowed: instance norms run as batch norms on (1, N·C, *spatial).
             if node is None or not (node.op in NORMS | SCALINGS | RESHAPES or _shifts(node)):
@@ -128,18 +128,18 @@ class Patterns:
             if end is None:
                 continue
             gated = self._is_gated(end)
-            behind = next((g for g in self.gates if _gated_map(g) is end), end) if gated else end
-            if any(self._is_linear(user) for user in behind.users):
+            after = next((g for g in self.gates if _gated_map(g) is end), end) if gated else end
+            if any(self._is_linear(user) for user in after.users):
                 yield Place("depthwise", end, has_gate=gated)
 
     def _is_linear(self, node: Node) -> bool:
         """Whether a node is a 1×1 convolution whose norm is not followed by an activation."""
         if node.kernel != 1 or node.groups != 1:
             return False
-        behind = following(node)
-        if behind is not None and behind.op in NORMS:
-            node = behind
-        return not any(user.op in ACTIVATIONS or _is_own_activation(user) for user in node.users)
+        after = following(node)
+        if after is not None and after.op in NORMS:
+            node = after
+        return not any(user.op in ACTIVATIONS or _is_written_out(user) for user in node.users)
 
     def _residual(self, inverted: int) -> tuple[list[Place], list[Place]]:
         """The residual blocks, and the terms of other sums."""
@@ -158,7 +158,7 @@ class Patterns:
             elif self._is_fusion(*operands):
                 fusions += [f for operand in operands if (f := self._summand(operand)) is not None]
         blocks = [block for _, block in found]
-        kept = [(place, block) for place, block in found if not _is_outdone(block, blocks)]
+        kept = [(place, block) for place, block in found if not _is_subsumed(block, blocks)]
         for place, block in kept:
             block.total = _with_activation(block.total)
             place.has_gate = bool(block.body & self.gate_bits) or self._is_gated(place.map)
@@ -175,8 +175,8 @@ class Patterns:
         shortcut, branch = sorted((a, b), key=lambda node: depths[id(node)])
         if depths[id(shortcut)] == depths[id(branch)]:
             return None  # parallel branches (RepVGG's, shake-shake's)
-        body, beside = alone[id(branch)], alone[id(shortcut)]
-        return Block(self.flow.nodes[shared.bit_length() - 1], shortcut, total, body, beside)
+        body, side = alone[id(branch)], alone[id(shortcut)]
+        return Block(self.flow.nodes[shared.bit_length() - 1], shortcut, total, body, side)
 
     def _depth(self, end: Node, bits: int) -> int:
         """The largest number of convolutions in a row that lead to a node, among the nodes of ``bits``."""
@@ -212,9 +212,9 @@ class Patterns:
             end = _end_within(node)
             if end is not None and end.users and end.is_map:
                 gates = end.ancestors & self.gate_bits & ~node.ancestors
-                yield Place("concat", end, bool(gates) or self._is_gated(end) or self._is_gated_behind(end))
+                yield Place("concat", end, bool(gates) or self._is_gated(end) or self._is_gated_after(end))
 
-    def _is_gated_behind(self, end: Node) -> bool:
+    def _is_gated_after(self, end: Node) -> bool:
         """Whether a 1×1 convolution outside the module follows the concatenation, and then a gate (VoVNet)."""
         conv = following(end)
         if conv is None or conv.kernel != 1:
@@ -223,7 +223,7 @@ class Patterns:
         return unit is not None and self._is_gated(unit)
 
 
-def _is_outdone(block: Block, blocks: list[Block]) -> bool:
+def _is_subsumed(block: Block, blocks: list[Block]) -> bool:
     """Whether a sum is part of a larger block (Res2Net), or spans other blocks (a long shortcut)."""
     for other in blocks:
         is_alike = other.total.owner == block.total.owner
@@ -240,12 +240,12 @@ def following(node: Node) -> Node | None:
     if len(users) == 1:
         return users[0]
     last = users[-1] if users else None
-    if last is not None and _is_own_activation(last) and all(user is last or last.comes_from(user) for user in users):
+    if last is not None and _is_written_out(last) and all(user is last or last.comes_from(user) for user in users):
         return last
     return None
 
 
-def _is_own_activation(node: Node) -> bool:
+def _is_written_out(node: Node) -> bool:
     """Whether a node is x · f(x) with an elementwise f: Swish and similar activations, written out."""
     if node.op != "mul" or len(node.inputs) != 2 or len({each.shape for each in node.inputs}) != 1 or node.is_flat:
         return False
@@ -288,8 +288,8 @@ def _computes(gate: Node, x: Node) -> bool:
 
 
 def _with_activation(total: Node) -> Node:
-    behind = following(total)
-    return behind if behind is not None and behind.op in ACTIVATIONS else total
+    after = following(total)
+    return after if after is not None and after.op in ACTIVATIONS else total
 
 
 def _end_within(cat: Node) -> Node | None:
@@ -305,7 +305,7 @@ def _end_within(cat: Node) -> Node | None:
             return None
         convolutions += bool(node.kernel)
         allowed = NORMS | ACTIVATIONS | SCALINGS | RESHAPES | {"permute", "transpose"}
-        if convolutions > 1 or not (node.kernel or node.op in allowed or _is_own_activation(node) or _shifts(node)):
+        if convolutions > 1 or not (node.kernel or node.op in allowed or _is_written_out(node) or _shifts(node)):
             return None
     return None
 

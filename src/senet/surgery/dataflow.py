@@ -181,8 +181,8 @@ def _channel(op: str, inputs: tuple[Node, ...], shapes: Any, shape: tuple[int, .
         else:
             order[args[1]], order[args[2]] = order[args[2]], order[args[1]]
         return order.index(source.channel)
-    alike = (node.channel for node in inputs if node.channel is not None and len(node.shape) == len(shape))
-    return next(alike, None)
+    known = (node.channel for node in inputs if node.channel is not None and len(node.shape) == len(shape))
+    return next(known, None)
 
 
 def _channel_of_reshape(source: Node, shape: tuple[int, ...]) -> int | None:

@@ -141,8 +141,8 @@ def _read_pytorch(path: Path) -> Any:
         found = re.search(r"(?:GLOBAL|class) (\S+)", str(error))
         what = f" ({found[1][:80]})" if found else ""
         raise InputError(
-            f"{path}: refused, since it is damaged or contains more than tensors{what} and loading it could run code; "
-            "if you trust it, load it with PyTorch and save only its state_dict, or convert it to safetensors"
+            f"{path}: rejected because it is damaged or contains more than tensors{what} and loading it could run "
+            "code; if you trust it, load it with PyTorch and save only its state_dict, or convert it to safetensors"
         ) from error
     except Exception as error:  # on bytes that are not a pickle, the unpickler can raise anything
         raise InputError(f"{path}: not a readable PyTorch weight file ({_reason(error)})") from error
