@@ -35,7 +35,7 @@ def test_nothing_is_overwritten(senet, tmp_path):
     (tmp_path / "tax.json").write_text("mine")
     code, out, err = senet(*TINY, "plain-eager", "-o", tmp_path)
     assert (code, out) == (2, "")
-    assert "tax.json exists" in err
+    assert "tax.json already exists" in err
     assert senet(*TINY, "plain-eager", "--mode", "inference", "-o", tmp_path, "--overwrite")[0] == 0
     assert json.loads((tmp_path / "tax.json").read_text())["complete"] is True
 

@@ -93,7 +93,7 @@ def test_an_interrupted_comparison_resumes_without_repeating(pictures, quick_rec
         assert path.stat().st_mtime_ns == written
     assert resumed.difference == whole.difference
     assert [run.val_loss for run in resumed.se.runs] == [run.val_loss for run in whole.se.runs]
-    with pytest.raises(InputError, match="exists already"):
+    with pytest.raises(InputError, match="already exists"):
         compare(settings, recipe, tmp_path / "out", seeds=2)
     with pytest.raises(InputError, match="compares se_resnet8 with resnet8"):
         compare(RunSettings(str(pictures), "se_resnet14"), recipe, tmp_path / "out", resume=True)

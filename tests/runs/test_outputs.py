@@ -113,13 +113,13 @@ def test_what_the_command_reads_must_not_lie_in_the_folder(pictures, quick_recip
     weights = RunSettings(str(pictures), "resnet8", pretrained=str(folder / "best.safetensors"))
     with pytest.raises(InputError, match=one_line("--pretrained … best.safetensors … run")):
         train(weights, quick_recipe("epochs=1"), folder, overwrite=True, loggers=False)
-    with pytest.raises(InputError, match=r"--recipe .* lies in"):
+    with pytest.raises(InputError, match=r"--recipe .* is in"):
         refuse_inside(folder, {"--recipe": str(folder / ".." / "run" / "mine.yaml")})
     refuse_inside(folder, {"--recipe": "cifar", "--pretrained": None, "--data": str(pictures)})
     assert contents(folder) == before
     (folder / "photos").unlink()
     (folder / "photos" / "cat").mkdir(parents=True)
-    with pytest.raises(InputError, match=r"--data .*photos lies in"):
+    with pytest.raises(InputError, match=r"--data .*photos is in"):
         refuse_inside(folder, {"--data": folder / "photos"})
     with pytest.raises(InputError, match=one_line("--checkpoint … best.safetensors")):
         check_output(folder, True, ("best.safetensors",), {"--checkpoint": folder / "best.safetensors"})

@@ -40,7 +40,7 @@ def test_an_existing_run_is_kept(pictures, quick_recipe, tmp_path):
     settings, recipe, folder = RunSettings(str(pictures), "resnet8"), quick_recipe("epochs=1"), tmp_path / "run"
     first = train(settings, recipe, folder, loggers=False)
     before = (folder / "last.ckpt").stat().st_mtime_ns
-    with pytest.raises(InputError, match="exists already"):
+    with pytest.raises(InputError, match="already exists"):
         train(settings, recipe, folder, loggers=False)
     assert train(settings, recipe, folder, resume=True, loggers=False) == first
     assert (folder / "last.ckpt").stat().st_mtime_ns == before
@@ -69,7 +69,7 @@ def test_only_a_run_is_ever_removed(pictures, quick_recipe, tmp_path, monkeypatc
         train(settings, quick_recipe(), mine / "chapter1.tex", overwrite=True)
     (mine / "run.json").write_text("{}")
     monkeypatch.chdir(mine)
-    with pytest.raises(InputError, match="working folder"):
+    with pytest.raises(InputError, match="working directory"):
         train(settings, quick_recipe(), mine, overwrite=True)
     assert (mine / "chapter1.tex").exists()
 

@@ -90,7 +90,7 @@ def evaluation_table(result: Evaluation, console: Console) -> None:
     if result.skipped:
         console.print(f"{len(result.skipped)} unreadable images were skipped", highlight=False)
     if result.damaged:
-        console.print(f"{len(result.damaged)} damaged images were decoded", highlight=False)
+        console.print(f"{len(result.damaged)} images were decoded with damage", highlight=False)
 
 
 def _range(interval: tuple[float, float]) -> str:

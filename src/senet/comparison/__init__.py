@@ -1,1 +1,1 @@
-"""Does SE help: an SE network against its plain twin over seeds."""
+"""Comparison of an SE network with its plain twin over several seeds: does SE help?"""

@@ -1,8 +1,8 @@
-"""Does SE help here? The SE network against its plain twin: same recipe, same seeds, and an honest answer.
+"""Compares an SE network with its plain twin under the same recipe and seeds, and reports whether SE helps.
 
-The twins share, seed by seed, the order of the data, the augmentation and the initial values of all weights they have
-in common. The reported error is the last epoch's: picking the best epoch on the images that also give the error is
-optimistic, more so for the noisier network. The best epoch's error is stored beside it.
+For each seed, the twins share the order of the images, the augmentation, and the initial values of their common
+weights. The reported error is that of the last epoch: choosing the best epoch on the same images is optimistic, more so
+for the noisier network. The error of the best epoch is stored, too.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _CSV_COLUMNS = (
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two networks: its runs, one a seed, and their mean errors in percent."""
+    """One of the two networks: its runs, one per seed, and their mean errors in percent."""
 
     model: str
     cost: Cost
@@ -71,7 +71,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The outcome. ``difference`` is SE minus plain in percentage points of validation error, paired by seed."""
+    """The result. ``difference`` is SE minus plain, in percentage points of validation error, paired by seed."""
 
     data: str
     split: str
@@ -90,7 +90,7 @@ class Comparison:
 
 
 def twins(model: str) -> tuple[str, str]:
-    """(plain, SE) names of a network and its twin, whichever of the two is given."""
+    """The names (plain, SE) of a network and its twin. ``model`` may be either of them."""
     spec = model_spec(model)
     return (spec.twin, model) if spec.se is not None else (model, spec.twin)
 
@@ -106,29 +106,29 @@ def compare(
     allow_changed_data: bool = False,
     console: Console | None = None,
 ) -> Comparison:
-    """Train both networks under every seed, measure a training step, and write figures and tables to ``output``.
+    """Train both networks with every seed, time a training step, and write figures and tables to ``output``.
 
     Args:
-        settings: as for one run; ``model`` may be either twin, ``seed`` is the first seed.
-        recipe: how both are trained.
-        output: gets ``curves.png``, ``results.json``, ``results.csv`` and a folder ``runs`` with one run each.
-        seeds: runs of each network. One seed gives no interval.
-        resume: go on with a comparison in ``output``; finished runs are not repeated, more seeds may be asked for.
-        overwrite: replace a comparison in ``output``.
-        allow_changed_data: where images have been added, removed or renamed since, train the runs on others anew; one
-            verdict never pools runs on different data.
-        console: where progress goes.
+        settings: As for a single run. ``model`` may be either twin, and ``seed`` is the first seed.
+        recipe: How to train both networks.
+        output: Folder for ``curves.png``, ``results.json``, ``results.csv``, and the run folders in ``runs``.
+        seeds: Runs per network. A single seed gives no interval.
+        resume: Continue a comparison in ``output``. Finished runs are not repeated, and ``seeds`` may be larger.
+        overwrite: Replace a comparison in ``output``.
+        allow_changed_data: If images were added, removed, or renamed, repeat the runs on the old images. A verdict
+            never pools runs on different data.
+        console: Shows the progress.
 
     Raises:
-        InputError: bad settings or data.
-        Interrupted: asked to stop; ``resume=True`` continues.
+        InputError: Bad settings or data.
+        Interrupted: The comparison was asked to stop. ``resume=True`` continues it.
     """
     check_processes(devices=1, num_nodes=1)
     if not 1 <= seeds <= MAX_SEEDS:
         raise InputError(f"--seeds is {seeds}; give 1 to {MAX_SEEDS}")
     plain, se = twins(settings.model)
     output = Path(output)
-    settings = replace(settings, model=se)  # the side that takes SE options
+    settings = replace(settings, model=se)  # the side that accepts SE options
     check(settings, recipe)
     check(replace(settings, seed=settings.seed + seeds - 1), recipe)
     inputs = {"--data": settings.data, "--pretrained": settings.pretrained}
@@ -138,7 +138,7 @@ def compare(
         check_same(output, plain, settings, recipe)
     source = open_data(settings)
     if not resuming:
-        for model in (plain, se):  # whatever does not fit is found before an old comparison is removed
+        for model in (plain, se):  # find any mismatch before an old comparison is removed
             build_classifier(_side(settings, model), recipe, source)
     stop = StopRequest()
     plan = [
@@ -167,7 +167,7 @@ def _train_all(
     console: Console | None,
     allow_changed_data: bool,
 ) -> dict[str, list[RunResult]]:
-    """The results of all runs, by network: what is finished is not repeated, what is ``stale`` is trained anew."""
+    """The results of all runs, by network. Finished runs are not repeated, unless they are ``stale``."""
     results: dict[str, list[RunResult]] = {}
     for number, (run, home) in enumerate(plan, 1):
         result = train(
@@ -215,7 +215,7 @@ def _summary(
         val_error = mean_interval([run.val_error for run in runs])
         train_error = mean_interval([run.train_error for run in runs])
         sides.append(Side(model, cost, tuple(runs), val_error, train_error, times.seconds[model]))
-    val_images = results[se][0].val_images  # fewer than the data has in a dry run
+    val_images = results[se][0].val_images  # fewer than in the data for a dry run
     difference = widen(
         paired_interval([run.val_error for run in results[se]], [run.val_error for run in results[plain]]),
         100 / val_images,
@@ -236,17 +236,17 @@ def _summary(
 
 
 def explain(word: str, difference: Interval, val_images: int) -> str:
-    """One honest sentence on what the difference (SE minus plain, in percentage points) does and does not show."""
+    """A sentence on what the difference (SE minus plain, in percentage points) does and does not show."""
     step = f"one of the {val_images} validation images is {100 / val_images:.2g} points"
     if word == UNKNOWN:
         return (
-            f"with a single seed no interval can be given; the error changed by {difference.points()}, "
-            f"which chance alone may do ({step}). Use --seeds 3 or more."
+            f"a single seed gives no interval; the error changed by {difference.points()}, "
+            f"which may be due to chance ({step}). Use --seeds 3 or more."
         )
     assert difference.half_width is not None
     found = f"{difference.points()} over {difference.count} seeds"
     if word in (HELPS, HURTS):
-        return f"the error changes by {found} (95 %), so more than the seeds' scatter; {step}."
+        return f"the error changes by {found} (95 %), more than the scatter over seeds; {step}."
     return (
         f"the error changes by {found} (95 %): an effect smaller than about {difference.half_width:.2f} points "
         f"would not be seen with these seeds; {step}."

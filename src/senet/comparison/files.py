@@ -1,4 +1,4 @@
-"""What a comparison is: kept as ``compare.json``, and what a resume must not change."""
+"""The definition of a comparison, stored as ``compare.json``, which a resume must not change."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MARKER = COMPARISON.marker
 
 @dataclass(frozen=True)
 class _Saved:
-    """``compare.json``; the version before wrote the first three."""
+    """``compare.json``. The previous version wrote only the first three fields."""
 
     __pydantic_config__ = CLOSED
 
@@ -32,16 +32,18 @@ class _Saved:
 
 
 def save_comparison(output: Path, plain: str, settings: RunSettings, recipe: Recipe) -> None:
-    """Write ``compare.json``; ``settings`` are those of the SE side."""
+    """Write ``compare.json``. ``settings`` are those of the SE network."""
     values = {"plain": plain, "se": settings.model, "data": settings.data, "settings": settings.to_dict()}
     folders.write_json(output / MARKER, values | {"recipe": recipe.model_dump(mode="json")})
 
 
 def check_same(output: Path, plain: str, settings: RunSettings, recipe: Recipe) -> None:
-    """Refuse to resume another comparison than the one in ``output``; the first seed and the place may differ."""
+    """Reject a resume that differs from the comparison in ``output``. The first seed and the devices may differ."""
     saved = read(output / MARKER, _Saved, _prepared)
     if (saved.plain, saved.se) != (plain, settings.model):
-        raise InputError(f"{output} compares {saved.se} with {saved.plain}; resume that, or give another --output")
+        raise InputError(
+            f"{output} compares {saved.se} with {saved.plain}; resume that comparison, or give another --output"
+        )
     if saved.settings is not None and saved.recipe is not None:
         same_run(settings, recipe, saved.settings, saved.recipe, output, ignore=("seed",))
 
@@ -53,9 +55,12 @@ def _prepared(values: Any) -> Any:
 
 
 def on_other_data(runs: Sequence[Path], now: DataRecord, settings: RunSettings, allow_changed: bool) -> set[Path]:
-    """Those of the runs that were trained on other images than today's, to be trained anew with ``allow_changed``.
+    """The runs that were trained on different images, which ``allow_changed`` allows to repeat.
 
-    A verdict never pools runs on different data, so without it, and for other classes always, InputError.
+    A verdict never pools runs on different data.
+
+    Raises:
+        InputError: There are such runs without ``allow_changed``, or the classes differ.
     """
     others: dict[Path, str] = {}
     for run in runs:
@@ -67,7 +72,7 @@ def on_other_data(runs: Sequence[Path], now: DataRecord, settings: RunSettings, 
             if not record.same_images(now):
                 others[run] = record.counted()
         elif (run / folders.RESULT).is_file() and settings.limit_batches is None:
-            # Of the version before, which kept no record but the number of validation images.
+            # From the previous version, which stored only the number of validation images.
             seen = load_result(run).val_images
             if seen != sum(now.val.counts):
                 others[run] = f"{seen} images to validate"
@@ -75,8 +80,8 @@ def on_other_data(runs: Sequence[Path], now: DataRecord, settings: RunSettings, 
         first, counted = next(iter(others.items()))
         more = f" (and {len(others) - 1} more)" if len(others) > 1 else ""
         raise InputError(
-            f"runs on different data are not compared: {first}{more} had {counted}, "
-            f"{settings.data} has {now.counted()} now; "
-            "give another --output, --overwrite to begin anew, or --allow-changed-data to train those runs again"
+            f"runs on different data cannot be compared: {first}{more} had {counted}, "
+            f"{settings.data} now has {now.counted()}; "
+            "give another --output, --overwrite to start again, or --allow-changed-data to repeat those runs"
         )
     return set(others)

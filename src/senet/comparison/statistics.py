@@ -1,4 +1,4 @@
-"""The few statistics a comparison needs: SciPy's two-sided Student-t intervals over seeds, and a verdict."""
+"""Statistics of a comparison: two-sided Student-t intervals over seeds (from SciPy), and the verdict."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ UNKNOWN = "one seed cannot say"
 class Interval:
     """A mean and its two-sided confidence interval, in the unit of the values.
 
-    ``half_width`` is None where no interval can be given: one value has no spread to measure.
+    ``half_width`` is None if there is no interval, as for a single value.
     """
 
     mean: float
@@ -28,16 +28,16 @@ class Interval:
 
     @property
     def low(self) -> float | None:
-        """Lower end; None where there is no interval."""
+        """Lower end, or None if there is no interval."""
         return None if self.half_width is None else self.mean - self.half_width
 
     @property
     def high(self) -> float | None:
-        """Upper end; None where there is no interval."""
+        """Upper end, or None if there is no interval."""
         return None if self.half_width is None else self.mean + self.half_width
 
     def points(self) -> str:
-        """As a signed difference in percentage points."""
+        """The interval as a signed difference in percentage points."""
         sign = f"{round(self.mean, 2) + 0.0:+.2f}"  # + 0.0 turns -0.0 into 0.0
         return f"{sign} points" if self.half_width is None else f"{sign} ± {self.half_width:.2f} points"
 
@@ -46,10 +46,10 @@ class Interval:
 
 
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
-    """Mean of ``values`` and the Student-t interval of that mean (n - 1 degrees of freedom).
+    """Mean of ``values`` and its Student-t interval (n - 1 degrees of freedom).
 
     Raises:
-        InputError: no values, or a value that is not finite.
+        InputError: No values, or a value that is not finite.
     """
     if not values:
         raise InputError("cannot average an empty list of results")
@@ -61,27 +61,29 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
     from scipy.stats import ttest_1samp
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # equal values have no t statistic, but they have an interval
+        warnings.simplefilter("ignore", RuntimeWarning)  # equal values have no t statistic, but an interval
         low, high = ttest_1samp(values, 0.0).confidence_interval(confidence)
     return Interval(mean, float(high - low) / 2, len(values))
 
 
 def paired_interval(first: Sequence[float], second: Sequence[float], confidence: float = 0.95) -> Interval:
-    """Mean and t interval of ``first - second``, paired by position (here: by seed): that of SciPy's ``ttest_rel``.
+    """Mean and t interval of ``first - second``, paired by position (here: by seed), as in SciPy's ``ttest_rel``.
 
-    Pairing removes what both runs share (data order, augmentation, initial weights), so it sees smaller effects
-    than two separate intervals would.
+    Pairing removes the effects that both runs share (data order, augmentation, initial weights), so it detects smaller
+    differences than two separate intervals.
     """
     if len(first) != len(second):
-        raise InputError(f"a paired difference needs as many results on both sides, got {len(first)} and {len(second)}")
+        raise InputError(
+            f"a paired difference needs equally many results on both sides, got {len(first)} and {len(second)}"
+        )
     return mean_interval([a - b for a, b in zip(first, second, strict=True)], confidence)
 
 
 def widen(interval: Interval, resolution: float) -> Interval:
-    """The interval with its half width no smaller than ``resolution``, the smallest step the values can take.
+    """Widen the interval to a half width of at least ``resolution``, the smallest step of the values.
 
-    An error rate on n images moves in steps of 100 / n. Three seeds that happen to differ by exactly the same step
-    have no spread at all, and a bare t interval would claim certainty where the measurement cannot even resolve it.
+    An error rate on n images changes in steps of 100 / n. If the differences of all seeds happen to be equal, they have
+    no spread, and the t interval would claim a precision that the measurement does not have.
     """
     if interval.half_width is None:
         return interval
@@ -89,7 +91,7 @@ def widen(interval: Interval, resolution: float) -> Interval:
 
 
 def verdict(difference: Interval) -> str:
-    """``difference`` is SE minus plain, in error: below zero all through means that SE helps."""
+    """The verdict on ``difference``, the error of SE minus plain: SE helps if the whole interval is below zero."""
     if difference.low is None or difference.high is None:
         return UNKNOWN
     if difference.high < 0:

@@ -1,4 +1,4 @@
-"""Time of a training step of both twins, measured in turn so that a drifting machine slows both alike."""
+"""Times a training step of both twins, interleaved, so that drift of the machine affects both equally."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from senet.training.classifier import build_optimizer
 from senet.training.interrupt import Interrupted, StopRequest
 from senet.training.run import build_classifier
 
-BUDGET = 12.0  # seconds for all rounds together
+BUDGET = 12.0  # seconds for all rounds
 ROUNDS = (5, 40)
-CPU_BATCH = 128  # larger batches take no other time per image on a CPU, only longer to measure
+CPU_BATCH = 128  # on a CPU, larger batches take the same time per image, but longer to measure
 
 
 @dataclass(frozen=True)
 class StepTimes:
-    """Seconds of each model's fastest step, and the ratio SE / plain, median and quartiles over rounds."""
+    """Seconds of each model's fastest step, and the ratio SE / plain: median and quartiles over rounds."""
 
     seconds: dict[str, float]
     ratio: Ratio
@@ -36,7 +36,7 @@ class StepTimes:
 def time_steps(
     settings: RunSettings, recipe: Recipe, source: DataSource, plain: str, se: str, stop: StopRequest
 ) -> StepTimes:
-    """Forward, backward and optimiser step of each network on one batch of noise, in training mode."""
+    """Time the forward pass, backward pass, and optimizer step of each network on one batch of noise."""
     device = pick_device(settings.device)
     batch = recipe.batch_size // recipe.accumulate // (settings.devices * settings.num_nodes)
     batch = max(2, min(batch, len(source.train), CPU_BATCH if device.type == "cpu" else batch))
@@ -44,7 +44,7 @@ def time_steps(
         name: _step(replace(settings, model=name, se=settings.se if name == se else ()), recipe, source, device, batch)
         for name in (plain, se)
     }
-    for step in steps.values():  # the first one allocates, compiles, and chooses algorithms
+    for step in steps.values():  # the first step allocates, compiles, and selects algorithms
         step()
         if stop.requested:
             raise Interrupted(stop.signal)

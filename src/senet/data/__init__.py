@@ -1,3 +1,3 @@
-"""Data: where images come from (sources), how they are cropped (transforms), how batches are made (loaders)."""
+"""Image data: where images come from (sources), crops and augmentation (transforms), and batches (loaders)."""
 
-MAX_PIXELS = 100_000_000  # larger images are refused, unless the caller allows more
+MAX_PIXELS = 100_000_000  # larger images are rejected, unless the caller allows them

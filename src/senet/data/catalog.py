@@ -1,4 +1,4 @@
-"""torchvision's classification datasets by name, fetched by torchvision's own downloader."""
+"""torchvision's classification datasets by name, downloaded by torchvision."""
 
 import dataclasses
 import socket
@@ -12,12 +12,12 @@ from senet.data.images import ArrayStore, FileStore, ImageSet, Store
 from senet.errors import InputError
 from senet.text import first_line
 
-_TIMEOUT = 30.0  # seconds without an answer before a download is given up
+_TIMEOUT = 30.0  # seconds without a response after which a download fails
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """How a dataset is opened: its torchvision class and the arguments of its two halves (no ``val``: we split)."""
+    """A dataset: its torchvision class and the arguments of its two parts. If ``val`` is None, we split the images."""
 
     cls: str
     train: dict[str, Any]
@@ -34,7 +34,7 @@ def _train_flag(cls: str, mean: float | None = None, std: float | None = None) -
     return Entry(cls, {"train": True}, {"train": False}, (mean,) if mean else None, (std,) if std else None)
 
 
-# Means and deviations, on the 0..1 scale, are those of the training images as the papers on each dataset give them.
+# Means and deviations of the training images, on the 0..1 scale, are from the papers on each dataset.
 DATASETS = {
     "cifar10": Entry("CIFAR10", {"train": True}, {"train": False}, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": Entry(
@@ -62,9 +62,10 @@ DATASETS = {
 
 
 def open_dataset(name: str, root: Path, max_pixels: int = MAX_PIXELS) -> tuple[ImageSet, ImageSet | None]:
-    """Open, and where needed download, a dataset: (train, val); val is None when the dataset has no split of its own.
+    """Open a dataset as (train, val), after a download if needed. ``val`` is None if the dataset has no split.
 
-    Raises InputError, in one line, when it is neither in ``root`` nor can be downloaded.
+    Raises:
+        InputError: The dataset is not in ``root`` and cannot be downloaded.
     """
     entry = DATASETS[name]
     train = _image_set(name, "train", _fetch(name, root, entry.train), max_pixels)
@@ -81,9 +82,9 @@ def _fetch(name: str, root: Path, arguments: dict[str, Any]) -> Any:
     socket.setdefaulttimeout(_TIMEOUT)
     try:
         if name in ("stanfordcars",):
-            return cls(root, **arguments)  # its download has gone from the web; torchvision would only say so
+            return cls(root, **arguments)  # no longer available for download
         if name == "imagenette" and (root / "imagenette2").exists():
-            return cls(root, **arguments)  # refuses to download twice
+            return cls(root, **arguments)  # torchvision raises an error if it is already downloaded
         root.mkdir(parents=True, exist_ok=True)
         return cls(root, download=True, **arguments)
     except (OSError, RuntimeError, ValueError, EOFError, ImportError) as error:
@@ -99,7 +100,7 @@ def _image_set(name: str, part: str, dataset: Any, max_pixels: int) -> ImageSet:
     targets = [int(target) for target in _targets(dataset)]
     store, names = _store(dataset, f"{name}/{part}", max_pixels)
     classes = getattr(dataset, "classes", None) or range(max(targets) + 1)
-    # Imagenette's are tuples of synonyms.
+    # Imagenette's classes are tuples of synonyms.
     known = tuple(c[0] if isinstance(c, tuple) else str(c) for c in classes)
     return ImageSet(store, list(range(len(store))), known, targets, names)
 
@@ -112,10 +113,10 @@ def _targets(dataset: Any) -> Any:
 
 
 def _store(dataset: Any, prefix: str, max_pixels: int) -> tuple[Store, list[str]]:
-    """Take the pixels or the file names out of a torchvision dataset, so that files go through our own decoder."""
+    """Extract pixels or file names from a torchvision dataset, so that our own decoder reads the files."""
     if getattr(dataset, "data", None) is not None:
         arrays = np.asarray(dataset.data)
-        if arrays.ndim == 4 and arrays.shape[1] == 3:  # SVHN and STL10 keep (N, C, H, W)
+        if arrays.ndim == 4 and arrays.shape[1] == 3:  # SVHN and STL10 are (N, C, H, W)
             arrays = np.ascontiguousarray(arrays.transpose(0, 2, 3, 1))
         return ArrayStore(arrays), [f"{prefix}/{index:05d}" for index in range(len(arrays))]
     samples = getattr(dataset, "samples", None) or getattr(dataset, "_samples", None)

@@ -1,9 +1,9 @@
-"""From one image file to uint8 pixels, the way a person would expect to see them.
+"""Decodes an image file to uint8 pixels that look as in an image viewer.
 
-A :class:`Picture` knows its height and width before anything is decoded. A transform therefore chooses its crop first
-and then asks for pixels at the smallest resolution that the crop can stand. Only JPEG can be decoded small:
-libjpeg-turbo computes 1/2, 1/4 and 1/8 straight from the DCT coefficients. (Its other n/8 sizes exist too, but were
-measured slower than the full size.) At full size the pixels are bit-equal to Pillow's.
+A :class:`Picture` knows its height and width before it is decoded. A transform therefore chooses its crop first and
+then asks for pixels at the lowest resolution that is sufficient for the crop. Only JPEG can be decoded at a reduced
+size: libjpeg-turbo computes 1/2, 1/4, and 1/8 directly from the DCT coefficients. (It supports other n/8 sizes, but
+they were measured to be slower than the full size.) At full size, the pixels are bit-identical to Pillow's.
 """
 
 import io
@@ -24,22 +24,22 @@ from senet.errors import InputError
 
 Pixels = npt.NDArray[np.uint8]
 
-# In libjpeg-turbo's words for a part that is lost; it also complains about what is merely unusual.
+# Words in libjpeg-turbo's messages about lost data. Its other messages are about harmless irregularities.
 _LOST_DATA = ("corrupt", "premature end", "progression", "huffman")
 _END_OF_JPEG = b"\xff\xd9"
-_BLOCK = 24  # no block of a JPEG, with what is interpolated from it, has a longer side
-# A grey image of whole numbers or floats has no scale of its own. The first line that its largest value fits decides.
+_BLOCK = 24  # upper limit of the side of a JPEG block, including the pixels interpolated from it
+# (limit, factor). Gray images of integers or floats have no defined scale; the first limit not exceeded decides.
 _SCALES = ((1, 255.0), (255, 1.0), (65535, 1 / 257))
 
 
 class BadImageError(InputError):
-    """One image cannot be read: the message is the reason, without the file's name."""
+    """An image that cannot be read. The message is the reason, without the name of the file."""
 
 
 class Picture(Protocol):
-    """An image that may not be decoded yet; ``height`` and ``width`` are those of the upright, full-size image.
+    """An image that may not be decoded yet. ``height`` and ``width`` are those of the upright, full-size image.
 
-    ``damage``, known once pixels were asked for, says what was wrong with a file that could be decoded all the same.
+    After decoding, ``damage`` describes the damage of a file that could still be decoded.
     """
 
     height: int
@@ -47,10 +47,13 @@ class Picture(Protocol):
     damage: str | None
 
     def pixels(self, channels: int, reduce: int = 1) -> tuple[Pixels, int]:
-        """Decode to (H, W, channels) uint8 at 1/reduce of the size, if the format can.
+        """Decode to (H, W, channels) uint8 at 1/reduce of the size, if the format supports it.
 
-        Returns the pixels and the reduction that was really applied: ``reduce`` or 1. Sizes round up.
-        Raises :class:`BadImageError` when nothing of the image can be decoded.
+        Returns:
+            The pixels and the actual reduction, ``reduce`` or 1. Sizes are rounded up.
+
+        Raises:
+            BadImageError: No part of the image can be decoded.
         """
         ...
 
@@ -64,12 +67,12 @@ class ArrayPicture:
         self.height, self.width = array.shape[:2]
 
     def pixels(self, channels: int, reduce: int = 1) -> tuple[Pixels, int]:
-        """Return the pixels with 1 or 3 channels; ``reduce`` is ignored."""
+        """Return the pixels with 1 or 3 channels. ``reduce`` is ignored."""
         return with_channels(self.array, channels), 1
 
 
 class JpegPicture:
-    """A JPEG file, decoded by libjpeg-turbo at the size asked for."""
+    """A JPEG file, decoded by libjpeg-turbo at the requested size."""
 
     def __init__(self, data: bytes, height: int, width: int, *, cmyk: bool = False) -> None:
         self.data = data
@@ -80,38 +83,40 @@ class JpegPicture:
         self.height, self.width = (width, height) if self.orientation >= 5 else (height, width)
 
     def pixels(self, channels: int, reduce: int = 1) -> tuple[Pixels, int]:
-        """Decode; see :class:`Picture`. ``reduce`` is 1, 2, 4 or 8."""
+        """Decode; see :class:`Picture`. ``reduce`` is 1, 2, 4, or 8."""
         if self.orientation != 1 and any(side % reduce for side in self.raw_size):
-            reduce = 1  # the incomplete last pixels would come first and shift the image
+            reduce = 1  # the rotation would move the incomplete last pixels to the start and shift the image
         height, width = (-(-side // reduce) for side in self.raw_size)
         space = "CMYK" if self.cmyk else "RGB" if channels == 3 else "GRAY"
         try:
             array = simplejpeg.decode_jpeg(self.data, space, min_height=height, min_width=width)
         except ValueError as error:
-            grey = np.full((height, width, 4 if self.cmyk else channels), 128, dtype=np.uint8)  # stays where data end
+            gray = np.full(
+                (height, width, 4 if self.cmyk else channels), 128, dtype=np.uint8
+            )  # kept where data is lost
             try:
                 array = simplejpeg.decode_jpeg(
-                    self.data, space, min_height=height, min_width=width, buffer=grey, strict=False
+                    self.data, space, min_height=height, min_width=width, buffer=gray, strict=False
                 )
             except ValueError:
                 pixels, self.damage = _by_pillow(self.data, channels, str(error), self.height * self.width)
                 return pixels, 1
             self.damage = _damage(str(error), array, _BLOCK // reduce)
         if self.cmyk:  # inverted, as Adobe writes it and Pillow reads it
-            colours = Image.frombuffer("CMYK", array.shape[1::-1], (255 - array).tobytes(), "raw", "CMYK", 0, 1)
-            array = with_channels(np.array(colours.convert("RGB")), channels)
+            colors = Image.frombuffer("CMYK", array.shape[1::-1], (255 - array).tobytes(), "raw", "CMYK", 0, 1)
+            array = with_channels(np.array(colors.convert("RGB")), channels)
         return upright(array, self.orientation), reduce
 
 
 def read_picture(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Picture:
-    """Open an image file. What is no image is known by its first bytes, and the rest of it is not read.
+    """Open an image file. Other files are recognized by their first bytes and not read further.
 
     Raises :class:`BadImageError`; see :func:`open_picture`.
     """
     try:
         mode = os.stat(path).st_mode
         if not stat.S_ISREG(mode):
-            raise BadImageError(f"{kind_of_node(mode)}, not a file")  # and opening it might wait forever
+            raise BadImageError(f"{kind_of_node(mode)}, not a file")  # opening it could block forever
         with open(path, "rb") as file:
             return open_picture(file, max_pixels, name=os.fspath(path))
     except OSError as error:
@@ -119,9 +124,10 @@ def read_picture(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> 
 
 
 def open_picture(source: bytes | io.BufferedReader, max_pixels: int = MAX_PIXELS, *, name: str = "") -> Picture:
-    """Open the bytes of a file, or the open file. A JPEG is only looked at, everything else is decoded by Pillow.
+    """Open an image, given its bytes or an open file. Of a JPEG, only the header is read; Pillow decodes all others.
 
-    Raises :class:`BadImageError` for an empty, damaged or non-image file, and for one of more than ``max_pixels``.
+    Raises:
+        BadImageError: The file is empty, damaged, or not an image, or has more than ``max_pixels`` pixels.
     """
     head = source[:HEAD_BYTES] if isinstance(source, bytes) else source.peek(HEAD_BYTES)[:HEAD_BYTES]
     if not head:
@@ -144,15 +150,16 @@ def open_picture(source: bytes | io.BufferedReader, max_pixels: int = MAX_PIXELS
 def pillow_pixels(
     source: bytes | BinaryIO, channels: int | None = None, *, max_pixels: int = MAX_PIXELS, form: str | None = None
 ) -> Pixels:
-    """Decode an image by Pillow to upright (H, W, C) uint8; ``form`` is its format where that is known.
+    """Decode an image with Pillow to upright (H, W, C) uint8. ``form`` is its format, if known.
 
-    First frame of animations; transparency over white; 16-bit values scaled to 8 bits; CMYK converted (Adobe's inverted
-    files included); EXIF orientation applied. ``channels`` None keeps grey images at one channel.
+    Animations give their first frame, and transparent areas become white. 16-bit values are scaled to 8 bits. CMYK is
+    converted, including Adobe's inverted files. The EXIF orientation is applied. If ``channels`` is None, gray images
+    keep one channel.
     """
     if Image.MAX_IMAGE_PIXELS is not None and max_pixels > 2 * Image.MAX_IMAGE_PIXELS:
-        Image.MAX_IMAGE_PIXELS = max_pixels  # else Pillow would refuse what the caller allows
+        Image.MAX_IMAGE_PIXELS = max_pixels  # otherwise, Pillow would reject images that the caller allows
     with warnings.catch_warnings():
-        # Odd metadata, transparency kept as bytes and size warnings are no reason to stop; real damage raises.
+        # Warnings about unusual metadata, transparency as bytes, and sizes are harmless; real damage raises an error.
         warnings.simplefilter("ignore")
         try:
             file = io.BytesIO(source) if isinstance(source, bytes) else source
@@ -165,19 +172,19 @@ def pillow_pixels(
             raise BadImageError(_too_large("more", max_pixels)) from error
         except Image.UnidentifiedImageError as error:
             raise BadImageError("damaged image (its header cannot be read)" if form else "not an image") from error
-        except Exception as error:  # Pillow's many format plugins raise nearly anything on damaged bytes
+        except Exception as error:  # on damaged bytes, Pillow's plugins raise almost any exception
             raise BadImageError(f"damaged image ({type(error).__name__}: {str(error)[:80]})") from error
 
 
 def image_pixels(image: Image.Image, channels: int | None = None) -> Pixels:
-    """Turn an open Pillow image into upright (H, W, C) uint8; see :func:`pillow_pixels`."""
+    """Convert an open Pillow image to upright (H, W, C) uint8; see :func:`pillow_pixels`."""
     image.load()
     orientation = image_orientation(image)
     if image.mode.startswith("I") or image.mode == "F":
         image = _eight_bit(image)
     elif image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        colours = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours).convert("RGB")
+        colors = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", colors.size, "white"), colors).convert("RGB")
     if image.mode not in ("L", "RGB"):
         image = image.convert("L" if image.mode == "1" else "RGB")
     array = upright(np.array(image), orientation)
@@ -185,20 +192,20 @@ def image_pixels(image: Image.Image, channels: int | None = None) -> Pixels:
 
 
 def with_channels(array: Pixels, channels: int) -> Pixels:
-    """Give (H, W) or (H, W, 1|3) pixels 1 channel (ITU-R 601 luma) or 3 (grey repeated)."""
+    """Convert (H, W) or (H, W, 1|3) pixels to 1 channel (ITU-R 601 luma) or 3 channels (gray repeated)."""
     if array.ndim == 2:
         array = array[:, :, None]
     if array.shape[2] == channels:
         return array
     if array.shape[2] not in (1, 3) or channels not in (1, 3):
-        raise InputError(f"images have 1 or 3 channels: cannot turn {array.shape[2]} into {channels}")
+        raise InputError(f"images must have 1 or 3 channels: cannot convert {array.shape[2]} to {channels}")
     if channels == 3:
         return np.repeat(array, 3, axis=2)
     return np.array(Image.fromarray(np.ascontiguousarray(array)).convert("L"))[:, :, None]
 
 
 def kind_of_node(mode: int) -> str:
-    """What a path that is no regular file is."""
+    """The kind of a path that is not a regular file."""
     kinds = (
         (stat.S_ISDIR, "a folder"),
         (stat.S_ISFIFO, "a pipe"),
@@ -209,23 +216,23 @@ def kind_of_node(mode: int) -> str:
 
 
 def _by_pillow(data: bytes, channels: int | None, why: str, max_pixels: int) -> tuple[Pixels, str | None]:
-    """Pixels and damage of a JPEG that simplejpeg does not take: one of stray bytes between segments, above all."""
-    # With an end, what lies before it is shown as far as it goes; without, Pillow refuses a truncated file.
+    """Pixels and damage of a JPEG that simplejpeg rejects, usually because of stray bytes between segments."""
+    # Pillow rejects a truncated file. With an end marker, it decodes the part before it.
     array = pillow_pixels(data + _END_OF_JPEG, channels, max_pixels=max_pixels)
     lost = any(word in why.lower() for word in _LOST_DATA)
     return array, _damage(why, array, _BLOCK) if lost else None
 
 
 def _damage(why: str, array: Pixels, block: int) -> str:
-    """Say what was wrong. Where all is grey but the first block, which libjpeg makes up, no picture is left."""
+    """Describe the damage. If all is gray except the first block, which libjpeg makes up, nothing was decoded."""
     rest = [part for part in (array[block:], array[:block, block:]) if part.size] or [array]
     if all(part.min() >= 127 and part.max() <= 128 for part in rest):
-        raise BadImageError(f"damaged JPEG, of which nothing can be decoded ({why[:80]})")
+        raise BadImageError(f"damaged JPEG, nothing can be decoded ({why[:80]})")
     return f"decoded with damage ({why[:80]})"
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """Scale grey values of more than 8 bits to 0..255: 16 bits by their range, others by what they hold."""
+    """Scale gray values of more than 8 bits to 0..255: 16-bit values by their range, others by their largest value."""
     values = np.asarray(image, dtype=np.float64)
     if image.mode.startswith("I;16") or (image.mode == "I" and getattr(image, "format", "") in ("PNG", "PPM")):
         factor = 1 / 257  # 65535 / 255
@@ -247,4 +254,4 @@ def _check_pixel_count(height: int, width: int, most: int) -> None:
 
 
 def _too_large(what: str, most: int) -> str:
-    return f"{what} than the {most:,} pixels that are decoded; --max-pixels allows more"
+    return f"{what} than the limit of {most:,} pixels; raise --max-pixels to allow them"

@@ -1,4 +1,4 @@
-"""Which images a folder holds, of which classes; and how classes are split when the folder does not say."""
+"""The images and classes in a folder, and the split of each class if the folder has none."""
 
 import dataclasses
 import hashlib
@@ -23,7 +23,7 @@ log = logging.getLogger("senet.data")
 
 @dataclasses.dataclass
 class Listing:
-    """The files of one folder of class folders, in sorted order; ``left_out`` is no data (path → what it is)."""
+    """The files in a folder of class folders, sorted. ``left_out`` has what is not data (path → what it is)."""
 
     root: Path
     paths: list[str] = dataclasses.field(default_factory=list)
@@ -33,7 +33,7 @@ class Listing:
     left_out: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def image_set(self, classes: Sequence[str], names_from: Path, max_pixels: int = MAX_PIXELS) -> ImageSet:
-        """Make the image set, with the targets counted in ``classes`` and names relative to ``names_from``."""
+        """Make the image set. Targets are indices into ``classes``, and names are relative to ``names_from``."""
         number = {name: i for i, name in enumerate(classes)}
         return ImageSet(
             store=FileStore(self.paths, max_pixels),
@@ -45,12 +45,12 @@ class Listing:
         )
 
     def without(self) -> str:
-        """The end of a sentence on the images: what was left out, or nothing."""
+        """The end of a sentence about the images that lists what was left out, if anything."""
         return f"; left out: {few(self.left_out)}" if self.left_out else ""
 
 
 def list_classes(root: Path) -> Listing:
-    """List ``root/<class>/*``. Raises InputError for a folder without class folders or without images."""
+    """List ``root/<class>/*``. Raises InputError if there are no class folders or no images."""
     listing, walk = Listing(root), Walk()
     folders = class_folders(root, walk, listing.left_out)
     for folder in folders:
@@ -69,7 +69,7 @@ def list_classes(root: Path) -> Listing:
     if not listing.classes:
         loose = any(entry.is_file() and not entry.name.startswith(".") for entry in root.iterdir())
         has = "has files but no class folders" if loose else "has no class folders" if folders else "is empty"
-        raise InputError(f"{root} {has}: put the images of each class into a folder of its own, {root}/<class>/*")
+        raise InputError(f"{root} {has}: put the images of each class into its own folder, {root}/<class>/*")
     if not listing.paths:
         where = f"in the {len(listing.classes)} class folders of {root}"
         raise InputError(f"no images {where}: {unsupported(listing.non_images) or 'check the path'}")
@@ -77,7 +77,7 @@ def list_classes(root: Path) -> Listing:
 
 
 def class_folders(root: Path, walk: Walk, left_out: dict[str, str]) -> list[Path]:
-    """The folders in ``root`` that may be classes, each real folder once; what is none is put into ``left_out``."""
+    """The folders in ``root`` that may be classes, each real folder once. The others are added to ``left_out``."""
     candidates = visible_folders(root)
     walk.mark(root)
     names: dict[Path, Path] = {}
@@ -87,14 +87,14 @@ def class_folders(root: Path, walk: Walk, left_out: dict[str, str]) -> list[Path
         elif _marked(walk, folder):
             names[folder.resolve()] = folder
         elif folder.resolve() in names:
-            raise InputError(f"{folder} and {names[folder.resolve()].name} are one folder: remove the link")
+            raise InputError(f"{folder} and {names[folder.resolve()].name} are the same folder: remove the link")
         else:
             left_out[str(folder)] = "a link to the data folder itself"
     return list(names.values())
 
 
 def list_files(folder: Path) -> Found:
-    """List a folder that the user has named recursively."""
+    """List, recursively, a folder that the user has named."""
     walk = Walk()
     walk.mark(folder)
     found = walk.files(folder, chosen=True)
@@ -106,16 +106,16 @@ def list_files(folder: Path) -> Found:
 
 
 def report(found: Found) -> None:
-    """Name folders that nobody could look into: their images are missing without another word."""
+    """Log folders that could not be read, since nothing else tells that their images are missing."""
     if found.unreadable:
         count = len(found.unreadable)
         log.warning("cannot read %d folder%s: %s", count, "s" * (count > 1), few(found.unreadable))
 
 
 def say_left_out(left_out: Mapping[str, str]) -> None:
-    """Name once what lies among the data and is none."""
+    """Log, once, what is among the data but is not data."""
     if left_out:
-        log.warning("left out, as no data: %s", few(left_out))
+        log.warning("left out, not data: %s", few(left_out))
 
 
 def few(reasons: Mapping[str, str]) -> str:
@@ -125,7 +125,7 @@ def few(reasons: Mapping[str, str]) -> str:
 
 
 def unsupported(paths: Iterable[str]) -> str:
-    """What the files are that people take for images, and what to do; nothing where there are none."""
+    """A message about files in unsupported image formats, with the remedy, or "" if there are none."""
     kinds = Counter(kind for kind in map(stranger, paths) if kind not in (None, "system"))
     if not kinds:
         return ""
@@ -134,26 +134,26 @@ def unsupported(paths: Iterable[str]) -> str:
 
 
 def require_classes(listing: Listing) -> None:
-    """Raise InputError when there is one class alone, so nothing to tell apart; the data may lie a level deeper."""
+    """Raise InputError if there is only one class. The data may be one level deeper."""
     if len(listing.classes) > 1:
         return
     only = listing.root / listing.classes[0]
     inner = [folder.name for folder in visible_folders(only) if system_folder(folder.name) is None]
     if inner:
         names = ", ".join(inner[:_NAMED]) + (", ..." if len(inner) > _NAMED else "")
-        raise InputError(f"{listing.root} has one class folder, {only.name}, which holds {names}: give {only}?")
-    raise InputError(f"{listing.root} has one class folder, {only.name}: there must be two at least to tell apart")
+        raise InputError(f"{listing.root} has only one class folder, {only.name}, which has {names}: give {only}?")
+    raise InputError(f"{listing.root} has only one class folder, {only.name}: at least two are needed")
 
 
 def require_images_per_class(listing: Listing) -> None:
-    """Raise InputError when a class to train on has no image."""
+    """Raise InputError if a training class has no images."""
     empty = sorted(set(listing.classes) - set(listing.classes_of))
     if empty:
         raise InputError(f"no images in class folder {listing.root / empty[0]}: fill it or remove it{_more(empty)}")
 
 
 def check_classes(listing: Listing, classes: Sequence[str], of: str) -> None:
-    """Raise InputError when ``listing`` has images of a class that is not in ``classes``, which belong to ``of``."""
+    """Raise InputError if ``listing`` has images of a class that is not among ``classes``, the classes of ``of``."""
     foreign = sorted(set(listing.classes_of) - set(classes))
     if foreign:
         raise InputError(
@@ -163,7 +163,7 @@ def check_classes(listing: Listing, classes: Sequence[str], of: str) -> None:
 
 
 def visible_folders(root: Path) -> list[Path]:
-    """Return the sorted folders in ``root`` that are not hidden. Raises InputError when ``root`` is no folder."""
+    """Return the folders in ``root`` that are not hidden, sorted. Raises InputError if ``root`` is not a folder."""
     if not os.path.isdir(root):
         raise InputError(f"{root} is {'a file, not a folder' if os.path.exists(root) else 'missing'}: check the path")
     try:
@@ -171,15 +171,15 @@ def visible_folders(root: Path) -> list[Path]:
             folders = sorted(Path(entry.path) for entry in entries if asked(entry.is_dir))
     except OSError as error:
         raise InputError(f"{root} {_unreadable(error.strerror)}") from error
-    # Hidden ones are passed over in silence, except where a system is known to put images into them.
+    # Hidden folders are skipped silently, except those in which a system is known to store images.
     return [path for path in folders if not path.name.startswith(".") or system_folder(path.name) is not None]
 
 
 def halves(folder: Path) -> tuple[Path, Path | None]:
-    """Return the folder to train on and the one to validate on, which may be missing.
+    """Return the folder to train on and the folder to validate on, or None if there is none.
 
-    ``train`` is a half by its name. Another spelling (``Train``, ``Training``) may be a class, of vehicles say, and is
-    a half when it holds folders.
+    The name ``train`` is sufficient. Another spelling (``Train``, ``Training``) may be a class, such as the vehicle, so
+    it must contain folders.
     """
     present = visible_folders(folder)
     trains = [path for path in _named(present, TRAIN_FOLDERS) if path.name == "train" or _holds_folders(path)]
@@ -192,7 +192,7 @@ def halves(folder: Path) -> tuple[Path, Path | None]:
 
 
 def _named(present: Sequence[Path], names: Sequence[str]) -> list[Path]:
-    """The folders of these names, in the order of the names, the spelling with lower-case letters first."""
+    """The folders with these names, in the order of the names, lower-case spellings first."""
     rank = {name: place for place, name in enumerate(names)}
     chosen = [path for path in present if path.name.lower() in rank]
     return sorted(chosen, key=lambda path: (rank[path.name.lower()], path.name != path.name.lower()))
@@ -205,10 +205,10 @@ def _holds_folders(path: Path) -> bool:
 def stratified_split(
     names: Sequence[str], targets: Sequence[int], val_fraction: float, seed: int
 ) -> tuple[list[int], list[int]]:
-    """Split every class at random: indices to train on and to validate on, both in their old order.
+    """Split every class at random into indices for training and for validation, both in the original order.
 
-    The draw orders each class by a hash of (seed, name), so it is the same on every machine and with every library
-    version. Each class with two or more images gives at least one to either side; a single image is trained on.
+    Each class is ordered by a hash of (seed, name), so the split is the same on every machine and with every library
+    version. A class with two or more images has at least one on each side. A single image is used for training.
     """
     if not 0 < val_fraction < 1:
         raise InputError(f"val_fraction is {val_fraction}: give a value between 0 and 1")

@@ -1,7 +1,7 @@
-"""Which files are images: an allow-list of raster formats, known by a file's first bytes.
+"""The image formats: an allowlist of raster formats, recognized by the first bytes of a file.
 
-Only these formats are ever handed to Pillow. It knows others that start programs (Ghostscript for PostScript), hold no
-pixels (HDF5, GRIB) or no photographs.
+Pillow decodes only these formats. It supports others that start programs (Ghostscript for PostScript), contain no
+pixels (HDF5, GRIB), or are not used for photographs.
 """
 
 import functools
@@ -14,11 +14,11 @@ RASTER = (
     *("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000"),
     *("PPM", "QOI", "ICO", "PCX", "PSD", "SGI", "SUN", "TGA"),
 )
-HEAD_BYTES = 512  # enough to recognize a file, and to say what another one is
-_NO_SIGNATURE = "TGA"  # begins like anything: only its extension tells
+HEAD_BYTES = 512  # enough to recognize an image, and to describe another file
+_NO_SIGNATURE = "TGA"  # has no signature: only its extension tells
 
-# Files that people keep among images, or take for images: kind → extensions. They are left out unopened: a camera's
-# raw file begins like a TIFF and holds a thumbnail.
+# Files that are stored with images or mistaken for images: kind → extensions. They are skipped without being opened, as
+# a camera RAW file starts like a TIFF file and contains a thumbnail.
 _STRANGERS = {
     "HEIC": ".heic .heif .hif",
     "camera RAW": ".3fr .arw .cr2 .cr3 .crw .dng .iiq .nef .nrw .orf .pef .raf .raw .rw2 .sr2 .srf .srw .x3f",
@@ -49,20 +49,20 @@ _BEGINNINGS = (
 
 @functools.cache
 def formats() -> tuple[str, ...]:
-    """The allowed formats that this Pillow can open."""
+    """The allowed formats that this version of Pillow can open."""
     Image.init()
     return tuple(name for name in RASTER if name in Image.OPEN)
 
 
 @functools.cache
 def image_extensions() -> frozenset[str]:
-    """The file extensions of the allowed formats, lower case with the dot."""
-    allowed = {*formats(), "MPO"}  # MPO: a JPEG with further JPEGs behind it
+    """The file extensions of the allowed formats, in lower case with the dot."""
+    allowed = {*formats(), "MPO"}  # MPO: a JPEG followed by more JPEGs
     return frozenset(ext for ext, name in Image.registered_extensions().items() if name in allowed)
 
 
 def recognized(head: bytes, name: str = "") -> str | None:
-    """The format that the first bytes of a file are of, None for no image; ``name`` helps where bytes say nothing."""
+    """The image format of a file with these first bytes, or None. ``name`` decides for a format without signature."""
     for form in formats():
         accept = Image.OPEN[form][1]
         try:
@@ -75,12 +75,12 @@ def recognized(head: bytes, name: str = "") -> str | None:
 
 
 def stranger(name: str) -> str | None:
-    """The kind of a file that is known by its extension to be no image; None: its bytes must tell."""
+    """The kind of a file whose extension shows that it is not an image, or None if its bytes must decide."""
     return _KIND_OF.get(os.path.splitext(name)[1].lower())
 
 
 def what_it_is(head: bytes) -> str:
-    """Why a file that begins so is no image that can be read."""
+    """Why a file with these first bytes cannot be read as an image."""
     if head[4:8] == b"ftyp":
         heic = head[8:12] in _HEIC_BRANDS
         return "HEIC, which is not supported: convert it to JPEG" if heic else "not an image: a video"

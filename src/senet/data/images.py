@@ -1,4 +1,4 @@
-"""The image set: pixels by index, with augmentation that depends on (seed, epoch, index) and on nothing else."""
+"""The image set: pixels by index, with augmentation that depends only on (seed, epoch, index)."""
 
 import dataclasses
 import math
@@ -19,14 +19,14 @@ from senet.data.transforms import Transform
 from senet.errors import InputError
 
 TINY_SIDE = 96  # images up to this side count as tiny ...
-CACHE_BYTES = 512 * 2**20  # ... and are kept in memory, decoded, when all together stay below this
+CACHE_BYTES = 512 * 2**20  # ... and are kept decoded in memory if their total size is at most this
 _SIZE_SAMPLE = 64
 
 
 class Sample(NamedTuple):
-    """One image: uint8 (C, H, W) (ten crops: (10, C, H, W)), its class (-1: unknown) and its number in the set.
+    """One image, uint8 (C, H, W) (ten crops: (10, C, H, W)), with its class (-1: unknown) and its index in the set.
 
-    ``damage`` says what was wrong with a file that could be decoded all the same.
+    ``damage`` describes the damage of a file that could still be decoded.
     """
 
     image: Tensor
@@ -36,7 +36,7 @@ class Sample(NamedTuple):
 
 
 class Store(Protocol):
-    """Where pictures come from. Both methods work in any process."""
+    """A source of pictures. Both methods work in any process."""
 
     def __len__(self) -> int: ...
 
@@ -46,7 +46,7 @@ class Store(Protocol):
 
 
 class ArrayStore:
-    """Images that are in memory already: uint8 (N, H, W) or (N, H, W, C)."""
+    """Images in memory: uint8 (N, H, W) or (N, H, W, C)."""
 
     def __init__(self, arrays: Pixels) -> None:
         self.arrays = arrays
@@ -60,7 +60,7 @@ class ArrayStore:
 
 
 class FileStore:
-    """Image files. Tiny ones of one size are decoded once and then kept; above ``max_pixels``, an image is bad."""
+    """Image files. Tiny images of equal size are decoded once and cached. Images above ``max_pixels`` are bad."""
 
     def __init__(self, paths: Sequence[str | Path], max_pixels: int = MAX_PIXELS) -> None:
         self.paths = [str(path) for path in paths]
@@ -74,27 +74,27 @@ class FileStore:
         return len(self.paths)
 
     def picture(self, index: int) -> Picture:
-        """Read file ``index``; from memory when it is there."""
+        """Read file ``index``, from the cache if possible."""
         cached = self.cache.get(index) if self.cache else None
         if cached is not None:
             return ArrayPicture(cached)
         picture = read_picture(self.paths[index], self.max_pixels)
         if self.cache and (picture.height, picture.width) == self.tiny_size:
             pixels = picture.pixels(3)[0]
-            if picture.damage is None:  # which would be forgotten in the cache
+            if picture.damage is None:  # the cache does not store damage
                 self.cache.put(index, pixels)
             return ArrayPicture(pixels, picture.damage)
         return picture
 
     def _uniform_tiny_size(self) -> tuple[int, int] | None:
-        """Look at some files, evenly spread: (height, width) when all that open are tiny and of one size."""
+        """(height, width) if all readable files of an evenly spread sample are tiny and have the same size."""
         step = max(1, len(self.paths) // _SIZE_SAMPLE)
         sizes = set()
         for path in self.paths[::step]:
             try:
                 picture = read_picture(path, self.max_pixels)
             except BadImageError:
-                continue  # reported when it is its turn to be loaded
+                continue  # reported when it is loaded
             sizes.add((picture.height, picture.width))
             if len(sizes) > 1 or max(picture.height, picture.width) > TINY_SIDE:
                 return None
@@ -102,12 +102,11 @@ class FileStore:
 
 
 class PixelCache:
-    """Decoded uint8 (N, H, W, 3) in anonymous shared memory, filled by whichever process decodes an image first.
+    """Decoded uint8 (N, H, W, 3) in anonymous shared memory. The first process that decodes an image stores it.
 
-    Forked workers write into the same pages, so an image is decoded once in a run, not once a worker or an epoch.
-    Pages cost memory when they are first written. A process that was spawned instead starts with an empty cache of its
-    own.
-    (Not ``Tensor.share_memory_``: it lives in /dev/shm, which containers limit to 64 MB and kill the process beyond.)
+    Forked workers share the pages, so an image is decoded once per run, not once per worker or epoch. A page takes no
+    memory until it is written. A spawned process starts with its own empty cache.
+    (``Tensor.share_memory_`` uses /dev/shm, which containers limit to 64 MB; a process that exceeds it is killed.)
     """
 
     def __init__(self, count: int, height: int, width: int) -> None:
@@ -115,11 +114,11 @@ class PixelCache:
         self._allocate()
 
     def get(self, index: int) -> Pixels | None:
-        """Return the pixels of an image, or None when nobody has decoded it yet."""
+        """Return the pixels of an image, or None if it has not been decoded yet."""
         return self.pixels[index] if self.filled[index] else None
 
     def put(self, index: int, pixels: Pixels) -> None:
-        """Keep the pixels (H, W, 3) of an image."""
+        """Store the pixels (H, W, 3) of an image."""
         self.pixels[index] = pixels
         self.filled[index] = 1
 
@@ -138,17 +137,17 @@ class PixelCache:
 
 @dataclasses.dataclass(frozen=True)
 class ImageSet(Dataset[Sample]):
-    """Images with names and classes; ``images[i]`` or ``images[epoch, i]`` is a :class:`Sample`.
+    """Images with names and classes. ``images[i]`` or ``images[epoch, i]`` is a :class:`Sample`.
 
     Attributes:
-        store: where the pictures are.
-        positions: the place in the store of each image of this set.
-        classes: names of the classes, in the order of the targets.
-        targets: class of each image, -1 when unknown.
-        names: one name per image, for example its path below the data folder.
-        transform: from picture to uint8 tensor; None: all pixels, (C, H, W), as many channels as the file has.
-        seed: with the epoch and the index, all that augmentation depends on.
-        non_images: files of other kinds that lay among the images and are left out.
+        store: The source of the pictures.
+        positions: Index of each image in the store.
+        classes: Names of the classes, in the order of the targets.
+        targets: Class of each image, or -1 if unknown.
+        names: One name per image, such as its path below the data folder.
+        transform: Converts a picture to a uint8 tensor. None gives all pixels (C, H, W), with the channels of the file.
+        seed: Seed of the augmentation, which depends only on it, the epoch, and the index.
+        non_images: Other files among the images, which are skipped.
     """
 
     store: Store
@@ -172,7 +171,7 @@ class ImageSet(Dataset[Sample]):
         return len(self.positions)
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
-        """Load one image. Raises :class:`BadImageError` (its message is the reason) when it cannot be decoded."""
+        """Load one image. Raises :class:`BadImageError`, with the reason as its message, if it cannot be decoded."""
         epoch, index = key if isinstance(key, tuple) else (0, key)
         if not -len(self) <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
@@ -182,16 +181,16 @@ class ImageSet(Dataset[Sample]):
             array = picture.pixels(1 if isinstance(picture, ArrayPicture) and picture.array.ndim == 2 else 3)[0]
             image = torch.from_numpy(array.copy()).permute(2, 0, 1)
         else:
-            # Text seeds are hashed with SHA-512: neighbouring seeds, epochs and indices share nothing.
+            # String seeds are hashed with SHA-512, so neighboring seeds, epochs, and indices are independent.
             image = self.transform(picture, random.Random(f"{self.seed}/{epoch}/{index}"))
         return Sample(image, self.targets[index], index, picture.damage)
 
     def with_transform(self, transform: Transform | None, seed: int = 0) -> "ImageSet":
-        """Return the same images under another transform; pixels in memory are shared."""
+        """Return the same images with another transform. Pixels in memory are shared."""
         return dataclasses.replace(self, transform=transform, seed=seed)
 
     def subset(self, indices: Sequence[int]) -> "ImageSet":
-        """Return some of the images, in the order given; indices start at 0 again."""
+        """Return some of the images in the given order, with indices from 0."""
         return dataclasses.replace(
             self,
             positions=[self.positions[i] for i in indices],

@@ -1,4 +1,4 @@
-"""Batches: which images, in which order, and what happens to those that cannot be read."""
+"""Batches: the order of the images, and the handling of images that cannot be read."""
 
 import logging
 import random
@@ -15,9 +15,9 @@ from senet.errors import InputError
 from senet.text import shown
 
 log = logging.getLogger("senet.data")
-MAX_BAD_FRACTION = 0.01  # more unreadable images than this, and the data are not what they were taken for
-_LISTED = 20  # bad images named in an error message
-_CANDIDATES = 32  # images tried in place of a bad one
+MAX_BAD_FRACTION = 0.01  # with more unreadable images, something is wrong with the data
+_LISTED = 20  # bad images listed in an error message
+_CANDIDATES = 32  # images tried as replacement of a bad one
 
 
 class Batch(NamedTuple):
@@ -29,21 +29,21 @@ class Batch(NamedTuple):
 
 
 class BadImage(NamedTuple):
-    """An image that cannot be read: its number in the set and the reason."""
+    """An image that cannot be read: its index in the set, and the reason."""
 
     number: int
     reason: str
 
 
 class _Loaded(NamedTuple):
-    """What became of one place in a batch: the image (None: none could be read), and the bad ones met for it."""
+    """One entry of a batch: the image (None: none could be read), and the bad images tried for it."""
 
     sample: Sample | None
     bad: list[BadImage]
 
 
 class _Collated(NamedTuple):
-    """A batch, the bad images met for it, the number of its places, and those in it that are damaged."""
+    """A batch, the bad images tried for it, its nominal size, and the damaged images in it."""
 
     batch: Batch
     bad: list[BadImage]
@@ -52,12 +52,12 @@ class _Collated(NamedTuple):
 
 
 class EpochSampler(DistributedSampler[tuple[int, int]]):
-    """Yields (epoch, index), so that a worker knows the epoch that it augments for.
+    """Yields (epoch, index), so that a worker knows the epoch for the augmentation.
 
-    Shuffled (training): a new order for every (seed, epoch); processes get equally many images, a few of them twice if
-    need be, because gradients are averaged in step. Not shuffled (evaluation): every image exactly once over all
-    processes, never padded. ``start`` images of this process are skipped at the next iteration only, to resume within
-    an epoch; ``len`` is always that of a whole epoch.
+    If shuffled (training), every (seed, epoch) has a new order. All processes get the same number of images, if
+    necessary with a few repeated, because they average their gradients at every step. Otherwise (evaluation), every
+    image occurs exactly once over all processes, without padding. To resume within an epoch, the next iteration skips
+    ``start`` images of this process. ``len`` is always that of a full epoch.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
         start, self.start = self.start, 0
         indices = list(range(self.count))
         if self.shuffle:
-            # One number out of both, so that seed 0, epoch 1 is not the order of seed 1, epoch 0.
+            # Combined so that seed 0, epoch 1 and seed 1, epoch 0 have different orders.
             generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
             indices = torch.randperm(self.count, generator=generator).tolist()
             missing = self.total_size - self.count
@@ -92,16 +92,16 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
 
 
 class ImageLoader(DataLoader[Batch]):
-    """A DataLoader of :class:`Batch` that names and counts bad images; made by :func:`make_loader`.
+    """A DataLoader of :class:`Batch` that reports and counts bad images, created by :func:`make_loader`.
 
-    It always gives ``len`` batches, as many on every process. In training each has its full size, since bad images are
-    replaced; in evaluation they are left out, and a batch in which no image is left is empty.
+    It always yields ``len`` batches, the same number on every process. In training, bad images are replaced, so batches
+    keep their size. In evaluation, they are skipped, and a batch without readable images is empty.
 
     Attributes:
-        images: the image set.
-        sampler: the :class:`EpochSampler`; call ``sampler.set_epoch`` (or ``set_epoch`` here) before every epoch.
-        bad: name → reason, of every bad image met so far and of files among the images that are none.
-        damaged: name → what was wrong, of every image so far that could be decoded all the same.
+        images: The image set.
+        sampler: The :class:`EpochSampler`. Call ``sampler.set_epoch`` (or ``set_epoch`` here) before every epoch.
+        bad: Name → reason, for every bad image so far and for files that are not images.
+        damaged: Name → damage, for every damaged image so far that could still be decoded.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class ImageLoader(DataLoader[Batch]):
         self._add_non_images()
 
     def __len__(self) -> int:
-        """Batches of each process in an epoch; in evaluation, of the process that has the most images."""
+        """Batches per process in an epoch; in evaluation, those of the process with the most images."""
         if self._order.shuffle:
             return super().__len__()
         return -(-self._order.count // (self._order.num_replicas * (self.batch_size or 1)))
@@ -137,9 +137,7 @@ class ImageLoader(DataLoader[Batch]):
             for image in bad:
                 self._add_bad(self.images.names[image.number], image.reason)
             if self._order.shuffle and len(batch.targets) < places:
-                raise InputError(
-                    f"too few images can be read to fill a batch; repair or remove these: {self._listed()}"
-                )
+                raise InputError(f"too few readable images to fill a batch; repair or remove these: {self._listed()}")
             yield batch
             given += 1
         if len(self.damaged) > damaged_before:
@@ -150,21 +148,21 @@ class ImageLoader(DataLoader[Batch]):
     def _collated(self) -> Iterator[_Collated]:
         try:
             batches: Iterator[Any] = super().__iter__()
-        except OSError as error:  # there is no room for a process, or in /dev/shm for its locks
+        except OSError as error:  # no resources for a process, or no space in /dev/shm for its locks
             raise RuntimeError(f"DataLoader worker cannot be started: {error}") from error
         yield from batches
 
     @property
     def unreadable(self) -> dict[str, str]:
-        """``bad`` without the files that are no images."""
+        """``bad`` without the files that are not images."""
         return {name: reason for name, reason in self.bad.items() if name not in self.images.non_images}
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order and the augmentation of the next iteration."""
+        """Set the epoch, which determines order and augmentation, for the next iteration."""
         self._order.set_epoch(epoch)
 
     def skip_batches(self, count: int) -> None:
-        """Leave out the first ``count`` batches of the next iteration, to resume within an epoch."""
+        """Skip the first ``count`` batches of the next iteration, to resume within an epoch."""
         self._order.start = count * (self.batch_size or 1)
 
     def _add_bad(self, name: str, reason: str) -> None:
@@ -187,7 +185,7 @@ class ImageLoader(DataLoader[Batch]):
         self.damaged[name] = reason
         if self.on_bad_image == "fail":
             raise InputError(f"{name}: {reason}; repair or remove it, or use --on-bad-image skip")
-        if len(self.damaged) <= _LISTED:  # they are taken, so there may be any number of them
+        if len(self.damaged) <= _LISTED:  # they are used, so their number is not limited
             log.warning("%s: %s", shown(name), shown(reason))
 
     def _listed(self) -> str:
@@ -201,7 +199,7 @@ class ImageLoader(DataLoader[Batch]):
         self.bad.update(dict.fromkeys(names, "not an image"))
         few = ", ".join(map(shown, names[:5])) + (", ..." if len(names) > 5 else "")
         if self.on_bad_image == "fail":
-            raise InputError(f"{len(names)} files among the images are none; remove them: {few}")
+            raise InputError(f"{len(names)} files are not images; remove them: {few}")
         log.warning("left out %d files that are not images: %s", len(names), few)
 
 
@@ -218,32 +216,35 @@ def make_loader(
     max_bad_fraction: float = MAX_BAD_FRACTION,
     skip: int = 0,
 ) -> ImageLoader:
-    """Make the batches of an image set.
+    """Make a loader of batches of an image set.
 
-    Every batch depends on (seed, epoch) and the image set alone, never on ``workers`` or on what came before; the
-    global random generators are left untouched. The last, smaller batch is kept, except in training when it would hold
-    a single image, which batch normalisation cannot train on. Bad images are replaced in training, by others that
-    (seed, epoch, index) alone decide, and left out in evaluation.
+    Each batch depends only on (seed, epoch) and the image set, not on ``workers`` or on earlier batches. The global
+    random generators are not used. The last, smaller batch is kept, except in training if it has a single image, on
+    which batch norm cannot train. Bad images are skipped in evaluation. In training, they are replaced by images that
+    depend only on (seed, epoch, index).
 
     Args:
-        images: the set, with its transform.
-        batch_size: images per batch and process.
-        train: shuffle, and give every process equally many images.
-        workers: worker processes; 0 loads in this one.
-        seed: of the order. Augmentation has its own seed, in the image set.
-        rank: number of this process, from 0.
-        world_size: number of processes.
-        on_bad_image: "skip" replaces a bad image or leaves it out, and names it once in the log "senet.data"; one that
-            is decoded with damage is taken, named and counted. "fail" stops at the first of either.
-        max_bad_fraction: more bad images than this fraction of the set stop the run with the list.
-        skip: batches to leave out of the first iteration, to resume within an epoch.
+        images: The image set, with its transform.
+        batch_size: Images per batch and process.
+        train: Shuffle, and give every process the same number of images.
+        workers: Number of worker processes; 0 loads in this process.
+        seed: Seed of the order. The augmentation has its own seed, in the image set.
+        rank: Index of this process.
+        world_size: Number of processes.
+        on_bad_image: "skip" replaces or skips a bad image and logs it once in "senet.data". An image that is decoded
+            with damage is used, logged, and counted. "fail" stops at the first bad or damaged image.
+        max_bad_fraction: If the fraction of bad images is larger, loading stops and lists them.
+        skip: Number of batches that the first iteration skips, to resume within an epoch.
+
+    Raises:
+        InputError: An argument is not allowed, or the set is empty or has no transform.
     """
     if not len(images):
         raise InputError("the image set is empty: there is nothing to load")
     if images.transform is None:
         raise InputError("the image set has no transform: call with_transform(spec.train_transform()) first")
     if batch_size < 1 or workers < 0 or skip < 0:
-        raise InputError(f"batch size {batch_size}, workers {workers}, skip {skip}: give at least 1, 0 and 0")
+        raise InputError(f"batch size {batch_size}, workers {workers}, skip {skip}: give at least 1, 0, and 0")
     if on_bad_image not in ("skip", "fail"):
         raise InputError(f"on_bad_image is {on_bad_image!r}: choose skip or fail")
     sampler = EpochSampler(
@@ -259,14 +260,14 @@ def make_loader(
         persistent_workers=workers > 0,
         drop_last=train and len(sampler) > batch_size and len(sampler) % batch_size == 1,
         pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator().manual_seed(seed % 2**63),  # else DataLoader draws from the global one
+        generator=torch.Generator().manual_seed(seed % 2**63),  # otherwise, DataLoader uses the global one
     )
 
 
 class _Guarded(Dataset[_Loaded]):
-    """Turns the exception of a bad image into a value that travels from a worker to the main process.
+    """Turns the exception of a bad image into a value, which a worker can send to the main process.
 
-    With ``replace``, another image of the epoch takes the place of a bad one, so that every batch keeps its size.
+    With ``replace``, another image of the epoch replaces a bad one, so that every batch keeps its size.
     """
 
     def __init__(self, images: ImageSet, *, replace: bool) -> None:
@@ -288,7 +289,7 @@ class _Guarded(Dataset[_Loaded]):
     def _candidates(self, epoch: int, index: int) -> Iterator[int]:
         yield index
         if self.replace:
-            # Not what the image's augmentation draws from, and the same in every process and after a resume.
+            # Independent of the image's augmentation, and the same in every process and after a resume.
             draw = random.Random(f"{self.images.seed}/{epoch}/{index}/instead")
             yield from draw.sample(range(len(self)), min(_CANDIDATES, len(self)))
 
@@ -308,6 +309,6 @@ def _stacked(images: list[Tensor]) -> Tensor:
     first = images[0]
     if get_worker_info() is None:
         return torch.stack(images)
-    # Stacked straight into the shared memory in which the batch travels to the main process.
+    # Stacked directly in shared memory, which transfers the batch to the main process.
     shared = first.new(first.untyped_storage()._new_shared(first.numel() * len(images)))
     return torch.stack(images, out=shared.resize_(len(images), *first.shape))

@@ -1,8 +1,8 @@
-"""Which way up an image is: EXIF's orientation, or XMP's where EXIF has none, as Pillow reads them.
+"""The orientation of an image, from EXIF, or from XMP if EXIF has none, as in Pillow.
 
-``PIL.ImageOps.exif_transpose`` does the same to a Pillow image, and the tests compare with it. Most images here are
-arrays of libjpeg-turbo's: turning them by Pillow takes 1.4 to 3 times as long, and having Pillow open a JPEG for its
-orientation alone twice as long as reading it here.
+``PIL.ImageOps.exif_transpose`` does the same for a Pillow image, and the tests compare with it. Most images here are
+arrays from libjpeg-turbo. Rotating them with Pillow takes 1.4 to 3 times as long, and reading the orientation of a JPEG
+with Pillow takes twice as long.
 """
 
 import re
@@ -13,11 +13,11 @@ import numpy.typing as npt
 from PIL import Image
 
 _TAG = 0x0112
-_XMP_TAG = re.compile(rb'tiff:Orientation(="|>)([1-8])')  # as an attribute and as an element
+_XMP_TAG = re.compile(rb'tiff:Orientation(="|>)([1-8])')  # as an attribute or as an element
 _EXIF_START, _XMP_START = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 _APP1, _START_OF_SCAN, _END = 0xE1, 0xDA, 0xD9
 _LONE_MARKERS = frozenset({0x00, 0x01, *range(0xD0, 0xD9)})  # no length follows
-# How orientation k is undone on an (H, W, C) array; 5 to 8 exchange height and width.
+# Orientation → the operation that undoes it on an (H, W, C) array; 5 to 8 swap height and width.
 _UPRIGHT = {
     2: lambda a: a[:, ::-1],
     3: lambda a: a[::-1, ::-1],
@@ -30,20 +30,20 @@ _UPRIGHT = {
 
 
 def upright(array: npt.NDArray[np.uint8], orientation: int) -> npt.NDArray[np.uint8]:
-    """Turn (H, W) or (H, W, C) pixels the way they are meant to be seen."""
+    """Rotate or mirror (H, W) or (H, W, C) pixels so that the image is upright."""
     return np.ascontiguousarray(_UPRIGHT[orientation](array)) if orientation in _UPRIGHT else array
 
 
 def image_orientation(image: Image.Image) -> int:
-    """Orientation, 1 to 8, of an open Pillow image that has been loaded; 1 when its metadata are broken."""
+    """Orientation, 1 to 8, of an open and loaded Pillow image; 1 if its metadata are damaged."""
     try:
         return _known(image.getexif().get(_TAG, 1))
-    except Exception:  # of broken metadata, Pillow raises nearly anything; they must not cost the image
+    except Exception:  # on damaged metadata, Pillow raises almost any exception; the image is still usable
         return 1
 
 
 def jpeg_orientation(data: bytes) -> int:
-    """Orientation, 1 to 8, of the bytes of a JPEG file; 1 when there is none or when the metadata are broken."""
+    """Orientation, 1 to 8, from the bytes of a JPEG file; 1 if there is none or if the metadata are damaged."""
     exif, xmp = _metadata_segments(data)
     if exif:
         try:
@@ -60,7 +60,7 @@ def jpeg_orientation(data: bytes) -> int:
 
 
 def _metadata_segments(data: bytes) -> tuple[bytes, bytes]:
-    """EXIF (its segments joined) and XMP of a JPEG: APP1 segments before the first scan, and nothing that looks so."""
+    """EXIF (its segments joined) and XMP of a JPEG, from the APP1 segments before the first scan only."""
     exif, xmp, position = b"", b"", 2
     while True:
         position = data.find(b"\xff", position)

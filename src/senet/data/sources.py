@@ -1,4 +1,4 @@
-"""Open data by name or folder: what is trained on, what is validated on, and a sentence that says so."""
+"""Opens data by name or folder: images to train on, images to validate on, and a sentence that describes them."""
 
 import dataclasses
 import os
@@ -24,15 +24,15 @@ class DataSource:
     """A classification task.
 
     Attributes:
-        name: what the user asked for.
-        classes: names of the classes, sorted (folders) or in the dataset's own order.
-        train: the images to train on, without a transform.
-        val: the images to validate on, without a transform.
-        split: a sentence on what is train and what is validation.
-        in_chans: channels of the images, 1 or 3.
-        native_size: side of the images in pixels when all are of one tiny size (8, 32, ...), else None.
-        mean: per channel, on the 0..1 scale.
-        std: per channel, on the 0..1 scale.
+        name: The data, as the user named it.
+        classes: Names of the classes, sorted (folders) or in the order of the dataset.
+        train: The images to train on, without a transform.
+        val: The images to validate on, without a transform.
+        split: A sentence that describes the split.
+        in_chans: Channels of the images, 1 or 3.
+        native_size: Side of the images in pixels if all have the same tiny size (8, 32, ...), otherwise None.
+        mean: Mean per channel, on the 0..1 scale.
+        std: Standard deviation per channel, on the 0..1 scale.
     """
 
     name: str
@@ -57,14 +57,15 @@ def open_source(
     """Open data to train on.
 
     Args:
-        data: "digits" (scikit-learn's, embedded), a torchvision dataset such as "cifar10", or a folder:
-            ``train/<class>/*`` with ``val/`` or ``test/``, or without one, or just ``<class>/*``.
-        root: where torchvision datasets are, or are downloaded to; default ``data``.
-        val_fraction: share of each class that validates, where the data has no split of its own.
-        seed: of that split.
-        max_pixels: images of more pixels are bad images; they are not decoded.
+        data: "digits" (bundled with scikit-learn), a torchvision dataset such as "cifar10", or a folder:
+            ``train/<class>/*`` with or without ``val/`` or ``test/``, or only ``<class>/*``.
+        root: Folder of torchvision datasets, including downloads. Default: ``data``.
+        val_fraction: Fraction of each class to validate on, if the data has no split.
+        seed: Seed of that split.
+        max_pixels: Images with more pixels count as bad images and are not decoded.
 
-    Raises InputError, in one line, when there is nothing (or nothing sensible) to train on.
+    Raises:
+        InputError: There are no images, or the folder is not suitable for training.
     """
     name = str(data)
     if not _is_folder(name):
@@ -84,7 +85,7 @@ def open_source(
         split = f"{len(train)} images of {train_root} to train, {len(val)} of {val_root} to validate"
         listing.left_out |= val_listing.left_out
         return _source(name, train, val, shown(split) + listing.without())
-    why = f"{train_root} has no val/ or test/ beside it"
+    why = f"{train_root} has no val/ or test/ next to it"
     source = _own_split(name, train, why, val_fraction, seed)
     return dataclasses.replace(source, split=shown(source.split) + listing.without())
 
@@ -99,13 +100,13 @@ def open_eval(
     part: Literal["auto", "val"] = "auto",
     max_pixels: int = MAX_PIXELS,
 ) -> tuple[ImageSet, str]:
-    """Open data to evaluate on: the images and a sentence that says which they are.
+    """Open data to evaluate on. Returns the images and a sentence that describes them.
 
-    These are the validation images of :func:`open_source`. A folder of just ``<class>/*`` gives all of its images with
-    part="auto", for ``senet eval --data some/val``, and its held-out split with part="val".
+    These are the validation images of :func:`open_source`. For a folder with only ``<class>/*``, part="auto" gives all
+    images, for ``senet eval --data some/val``, and part="val" gives the held-out split.
 
-    ``classes`` are those of the model: targets are counted in them, and a class that the model does not know raises
-    InputError. A class of the model without images is fine.
+    ``classes`` are the classes of the model, which define the targets. A class that the model does not know raises
+    InputError. A class of the model may have no images.
     """
     folder = Path(data)
     if part == "auto" and _is_folder(str(data)) and folders.halves(folder) == (folder, None):
@@ -119,10 +120,10 @@ def open_eval(
 
 
 def open_files(paths: Sequence[str | Path], *, max_pixels: int = MAX_PIXELS) -> ImageSet:
-    """Open image files and folders of images (searched recursively) to predict on: no classes, all targets -1.
+    """Open image files and folders of images (searched recursively) for prediction, without classes (targets are -1).
 
-    A file named here is always taken, whatever its extension. Raises InputError for a path that does not exist or when
-    there is no image at all.
+    A file in ``paths`` is always included, with any extension. Raises InputError if a path does not exist or if there
+    are no images.
     """
     files: list[str] = []
     others: list[str] = []
@@ -152,12 +153,12 @@ def _source(name: str, train: ImageSet, val: ImageSet, split: str) -> DataSource
 def _own_split(name: str, images: ImageSet, why: str, val_fraction: float, seed: int) -> DataSource:
     train, val = folders.stratified_split(images.names, images.targets, val_fraction, seed)
     if not val:
-        raise InputError(f"{name}: every class has a single image, so none is left to validate on: add images")
+        raise InputError(f"{name}: every class has a single image, so there is none to validate on: add images")
     split = (
         f"{why}: {len(train)} images to train, {len(val)} to validate, drawn class by class "
         f"(val_fraction {val_fraction:g}, seed {seed})"
     )
-    val_images = dataclasses.replace(images.subset(val), non_images=())  # said once, with the training images
+    val_images = dataclasses.replace(images.subset(val), non_images=())  # reported once, with the training images
     return _source(name, images.subset(train), val_images, split)
 
 
@@ -176,7 +177,7 @@ def _digits(val_fraction: float, seed: int) -> DataSource:
 def _torchvision(key: str, root: Path, val_fraction: float, seed: int, max_pixels: int) -> DataSource:
     train, val = catalog.open_dataset(key, root, max_pixels)
     if val is None:
-        source = _own_split(key, train, f"{key} has no split of its own", val_fraction, seed)
+        source = _own_split(key, train, f"{key} has no split", val_fraction, seed)
     else:
         source = _source(key, train, val, f"{key}'s own split: {len(train)} images to train, {len(val)} to validate")
     entry = catalog.DATASETS[key]
@@ -186,7 +187,7 @@ def _torchvision(key: str, root: Path, val_fraction: float, seed: int, max_pixel
 def _with_statistics(
     source: DataSource, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None
 ) -> DataSource:
-    """Fill in size, channels, mean and std of images in memory; unless given, they are those of the training images."""
+    """Set size, channels, mean, and std for images in memory. By default, mean and std are of the training images."""
     store = source.train.store
     if not isinstance(store, ArrayStore):
         return source
@@ -201,7 +202,7 @@ def _with_statistics(
 
 
 def _in_classes(images: ImageSet, classes: Sequence[str] | None, name: str) -> ImageSet:
-    """Count the targets in the classes of the model instead of those of the data."""
+    """Convert targets from the classes of the data to the classes of the model."""
     if classes is None or tuple(classes) == images.classes:
         return images
     number = {label: i for i, label in enumerate(classes)}
@@ -214,9 +215,9 @@ def _in_classes(images: ImageSet, classes: Sequence[str] | None, name: str) -> I
 
 
 def _is_folder(name: str) -> bool:
-    """Tell a folder from a dataset's name: names never contain a separator, and win over a folder of the same name."""
+    """Whether ``name`` is a folder and not a dataset, whose name takes precedence and never contains a separator."""
     if not name.strip():
-        raise InputError("--data is empty: give a folder or the name of a data set")  # for Path(""), it is all of "."
+        raise InputError("--data is empty: give a folder or the name of a dataset")  # Path("") would be "."
     return _known(name) is None and (os.sep in name or "." in name or os.path.exists(name))
 
 

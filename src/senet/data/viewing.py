@@ -1,4 +1,4 @@
-"""How images are shown to a saved network: what evaluating, inspecting and folding have in common."""
+"""How images are prepared for a saved network, in evaluation, inspection, and folding."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,15 +8,16 @@ from senet.data import MAX_PIXELS
 
 @dataclass(frozen=True)
 class Viewing:
-    """Which view of the images, in what batches, and where.
+    """Options for loading and preparing images.
 
     Attributes:
-        size: side of the crop in pixels; None is the size of training. The ratio of resize to crop is kept.
-        batch_size, workers: of loading; ``workers`` None chooses.
-        device: "auto", "cpu", "cuda" or "mps".
-        root: where torchvision data sets are.
-        on_bad_image: "skip" leaves unreadable images out and names them, up to 1 % of them; "fail" stops at the first.
-        max_pixels: larger images count as unreadable and are not decoded.
+        size: Side of the crop in pixels. None is the size used in training. The ratio of resize to crop is kept.
+        batch_size: Images per batch.
+        workers: Number of processes that load images. None chooses a default.
+        device: "auto", "cpu", "cuda", or "mps".
+        root: Folder of torchvision datasets.
+        on_bad_image: "skip" skips and lists unreadable images, up to 1 % of all. "fail" stops at the first.
+        max_pixels: Images with more pixels count as unreadable and are not decoded.
     """
 
     size: int | None = None

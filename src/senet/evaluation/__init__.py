@@ -1,1 +1,1 @@
-"""Errors of trained networks, and their predictions."""
+"""Evaluation of and predictions with trained networks."""

@@ -1,4 +1,4 @@
-"""A saved network on images: its errors (``evaluate``), or its answers (``predict``). Needs no Lightning."""
+"""Runs a saved network on images and returns its errors (``evaluate``) or predictions (``predict``). No Lightning."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from senet.weights.load import build_from_checkpoint
 from senet.weights.metadata import check_fields
 
 _LOG = logging.getLogger("senet.evaluation")
-TOP5_CLASSES = 6  # below this many classes a top-5 error says nothing
+TOP5_CLASSES = 6  # with fewer classes, the top-5 error is meaningless
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Errors in percent with their 95 % Wilson intervals (over images); top-5 is None below six classes."""
+    """Errors in percent with 95 % Wilson intervals over images. Top-5 is None for fewer than six classes."""
 
     checkpoint: str
     model: str
@@ -44,7 +44,7 @@ class Evaluation:
     top5_error: float | None
     top5_interval: tuple[float, float] | None
     seconds: float
-    damaged: dict[str, str] = field(default_factory=dict)  # images that could be decoded all the same
+    damaged: dict[str, str] = field(default_factory=dict)  # images that could still be decoded
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -53,7 +53,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The likeliest classes of one image, best first, with their probabilities."""
+    """The most likely classes of one image, best first, with their probabilities."""
 
     name: str
     classes: tuple[str, ...]
@@ -62,7 +62,7 @@ class Prediction:
 
 @dataclass
 class Predictions:
-    """Iterate to predict; ``bad`` (name → reason) is complete when the iteration is over."""
+    """Iterate to predict. ``bad`` (name → reason) is complete at the end of the iteration."""
 
     rows: Iterator[Prediction]
     bad: dict[str, str] = field(default_factory=dict)
@@ -78,17 +78,17 @@ def evaluate(
     crops: Literal["center", "ten"] = "center",
     view: Viewing = AS_TRAINED,
 ) -> Evaluation:
-    """Top-1 and top-5 error of a checkpoint.
+    """Measure the top-1 and top-5 error of a checkpoint.
 
     Args:
-        checkpoint: a ``.safetensors`` file of ``senet train``.
-        data: a folder or data set. The folder that the run was trained on gives its validation images only.
-        crops: "center", or "ten": the class probabilities are averaged over four corners, centre, and their mirrors.
-        view: how the images are shown.
+        checkpoint: A ``.safetensors`` file from ``senet train``.
+        data: A folder or dataset. If the run was trained on this folder, only its validation images are used.
+        crops: "center", or "ten" to average class probabilities over the four corners, the center, and their mirrors.
+        view: How the images are prepared and loaded.
 
     Raises:
-        InputError: no such checkpoint or data, classes that the network does not know, or weights or outputs that are
-            NaN or infinite: it names the first.
+        InputError: No such checkpoint or data, classes that the network does not know, or weights or outputs that are
+            NaN or infinite (the message names the first).
     """
     network, metadata, spec = load_network(checkpoint, view.size)
     images, sentence = unseen_images(Path(checkpoint), data, view, metadata)
@@ -125,20 +125,20 @@ def predict(
     crops: Literal["center", "ten"] = "center",
     view: Viewing = AS_TRAINED,
 ) -> Predictions:
-    """The likeliest classes of image files, or of all images in folders; results come as batches are done.
+    """Predict the most likely classes of image files, or of all images in folders, batch by batch.
 
-    An image that cannot be read is named in ``bad`` and the rest is done.
+    An image that cannot be read is listed in ``bad`` and skipped.
 
     Raises:
-        InputError: no such checkpoint, a path that is missing, no images at all, or weights or outputs (while
-            iterating) that are NaN or infinite: it names the first.
+        InputError: No such checkpoint, a missing path, no images, or weights or (while iterating) outputs that are NaN
+            or infinite (the message names the first).
     """
     if top_k < 1:
         raise InputError(f"--top-k is {top_k}; give at least 1")
     network, metadata, spec = load_network(checkpoint, view.size)
     images = open_files(paths, max_pixels=view.max_pixels)
     target = pick_device(view.device)
-    # Each answer stands for itself: every bad image is named, however many there are.
+    # Predictions are independent, so any number of bad images is allowed, and each is listed.
     every = replace(view, on_bad_image="skip")
     loader = _loader(images.with_transform(spec.eval_transform(crops)), crops, every, 1.0)
     classes = metadata["classes"]
@@ -156,11 +156,11 @@ def predict(
 
 
 def load_network(checkpoint: str | Path, size: int | None) -> tuple[nn.Module, dict[str, Any], TransformSpec]:
-    """A checkpoint's network, metadata and transform (at ``size`` pixels where given)."""
+    """The network, metadata, and transform (at ``size`` pixels, if given) of a checkpoint."""
     network, metadata = build_from_checkpoint(checkpoint)
     missing = [key for key in ("classes", "transform") if not metadata.get(key)]
     if missing:
-        raise InputError(f"{checkpoint}: does not say its {missing[0]}; use a checkpoint written by `senet train`")
+        raise InputError(f"{checkpoint}: its metadata lack {missing[0]}; use a checkpoint written by `senet train`")
     classes, outputs = len(metadata["classes"]), metadata.get("num_classes", 1000)
     if classes != outputs:
         raise InputError(f"{checkpoint}: its metadata name {classes} classes, its network has {outputs}; save it again")
@@ -174,26 +174,26 @@ def load_network(checkpoint: str | Path, size: int | None) -> tuple[nn.Module, d
 
 
 def described_transform(values: dict[str, Any], label: object, size: int | None = None) -> TransformSpec:
-    """The transform in a weight file's metadata, at ``size`` pixels where given.
+    """The transform in the metadata of a weight file, at ``size`` pixels if given.
 
     Args:
-        values: the entry ``transform``.
-        label: what messages call the file.
-        size: side of the network's input instead of the file's.
+        values: The entry ``transform``.
+        label: Name of the file in messages.
+        size: Side of the network's input in pixels, instead of the file's.
 
     Raises:
-        InputError: a value is of a wrong type or not allowed, or the images would be too large.
+        InputError: A value has the wrong type or is not allowed, or the images would be too large.
     """
     check_fields(values, TransformSpec, f"{label}: its metadata are damaged: transform:")
     try:
         spec = TransformSpec.from_dict(values)
-    except (InputError, TypeError, ValueError) as error:  # three numbers where two belong, say
+    except (InputError, TypeError, ValueError) as error:  # for example, three numbers instead of two
         raise InputError(f"{label}: its metadata are damaged: transform: {error}") from error
     return spec if size is None else spec.with_size(size)
 
 
 def unseen_images(checkpoint: Path, data: str, view: Viewing, metadata: dict[str, Any]) -> tuple[ImageSet, str]:
-    """The images to evaluate on, without those that the network was trained on: they would flatter it."""
+    """The images to evaluate on, without those that the network was trained on, which would bias the result."""
     known = trained_on(checkpoint, metadata)
     seen = known if known is not None and Path(data).is_dir() and known.is_in(Path(data)) else None
     images, sentence = open_eval(
@@ -206,7 +206,7 @@ def unseen_images(checkpoint: Path, data: str, view: Viewing, metadata: dict[str
     )
     if seen and seen.differs(images):
         _LOG.warning(
-            "%s has other images now than when %s was trained on it, perhaps on some of those that it is judged on",
+            "%s has other images now than when %s was trained on it; some of them may have been training images",
             data,
             checkpoint,
         )
@@ -214,7 +214,7 @@ def unseen_images(checkpoint: Path, data: str, view: Viewing, metadata: dict[str
 
 
 def _count(answers: Iterator[tuple[Batch, Tensor]]) -> tuple[int, int, int]:
-    """Images, and those whose class is the likeliest, and among the five likeliest."""
+    """The numbers of images, of top-1 hits, and of top-5 hits."""
     counted, top1, top5 = 0, 0, 0
     for batch, probabilities in answers:
         hits = probabilities.topk(min(5, probabilities.shape[1])).indices == batch.targets[:, None]
@@ -225,7 +225,7 @@ def _count(answers: Iterator[tuple[Batch, Tensor]]) -> tuple[int, int, int]:
 
 
 def _loader(images: ImageSet, crops: str, view: Viewing, max_bad_fraction: float) -> ImageLoader:
-    """Batches of as many views as ``view`` says, whether an image has one or ten."""
+    """A loader with ``view.batch_size`` crops per batch, for one or ten crops per image."""
     from senet.evaluation.workers import default_workers
 
     return make_loader(
@@ -241,17 +241,17 @@ def _loader(images: ImageSet, crops: str, view: Viewing, max_bad_fraction: float
 def _forward(
     network: nn.Module, loader: ImageLoader, spec: TransformSpec, device: torch.device, label: str
 ) -> Iterator[tuple[Batch, Tensor]]:
-    """Batches with class probabilities (N, classes) on the CPU, averaged over crops where there are ten.
+    """Yield batches with class probabilities (N, classes) on the CPU, averaged over the crops of an image.
 
     Raises:
-        InputError: an output is NaN or infinite; ``label`` is what the message begins with.
+        InputError: An output is NaN or infinite. The message starts with ``label``.
     """
     for batch in loader:
-        if not len(batch.targets):  # none of its images could be read
+        if not len(batch.targets):  # none of its images can be read
             continue
         images = batch.images.to(device, non_blocking=True)
         crops = images.shape[1] if images.dim() == 5 else 1
-        # A context around `yield` would stay in force in the caller's code.
+        # A context manager around `yield` would stay active in the caller's code.
         with torch.inference_mode():
             x = spec.normalize(images.flatten(0, 1) if crops > 1 else images)
             logits = network(x).float()
@@ -266,7 +266,7 @@ def _percent(part: int, whole: int) -> float:
 
 
 def _percent_interval(part: int, whole: int) -> tuple[float, float]:
-    """The 95 % interval of a share, in percent: Wilson's (1927), which keeps its coverage near 0 % and 100 %."""
+    """Wilson's (1927) 95 % interval of a proportion, in percent, which keeps its coverage near 0 % and 100 %."""
     from scipy.stats import binomtest
 
     found = binomtest(part, whole).proportion_ci(0.95, method="wilson")

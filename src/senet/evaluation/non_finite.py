@@ -1,4 +1,4 @@
-"""Where numbers stop being numbers: the first layer of a network whose output is NaN or infinite."""
+"""Finds the first layer of a network whose output is NaN or infinite."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 
 def first_not_finite(network: nn.Module, x: Tensor) -> str:
-    """In words: which value is the first to be NaN or infinite when ``network`` is called with ``x``.
+    """Describe the first value that is NaN or infinite when ``network`` is called with ``x``.
 
-    The network is called once more, with a hook on every module; the innermost module is named.
+    Calls the network again with a hook on every module, and names the innermost module.
     """
     if not x.isfinite().all():
-        return "the normalized images hold NaN or infinity; look at mean and std of its transform"
+        return "the normalized images contain NaN or infinity; check mean and std of its transform"
     found: list[str] = []
 
     def look(name: str) -> Any:
@@ -31,5 +31,5 @@ def first_not_finite(network: nn.Module, x: Tensor) -> str:
     finally:
         for handle in handles:
             handle.remove()
-    layer = f"of {found[0]}, before that of all other layers, " if found else ""
-    return f"the output {layer}holds NaN or infinity; take another checkpoint"
+    layer = f"of {found[0]}, the first such layer, " if found else ""
+    return f"the output {layer}contains NaN or infinity; use another checkpoint"

@@ -1,1 +1,1 @@
-"""What a run is: its settings, its recipe, its data, and the folder that keeps them."""
+"""Runs: their settings, recipe, data, and folder."""

@@ -1,4 +1,4 @@
-"""What the data of a run were made of, kept beside its settings, so that a resume and an evaluation know them again."""
+"""A record of a run's data, stored with its settings, by which a resumed run or an evaluation recognizes the data."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from senet.runs.validation import CLOSED, Text, read
 from senet.text import shown
 
 _LOG = logging.getLogger("senet.runs")
-_SAMPLE = 32  # training files by which a folder is known wherever it lies
+_SAMPLE = 32  # training files that identify a folder, even if it has moved
 _LISTED = 5  # classes named in a message
 Number = Annotated[int, Field(strict=True, ge=0)]
 Sample = list[tuple[Text, Number]]
@@ -28,7 +28,7 @@ Sample = list[tuple[Text, Number]]
 
 @dataclass(frozen=True)
 class Part:
-    """The training or the validation images: how many of each class, and a digest of their names in order."""
+    """The training or validation images: the number of images per class, and a digest of their names in order."""
 
     __pydantic_config__ = CLOSED
 
@@ -38,10 +38,10 @@ class Part:
 
 @dataclass(frozen=True)
 class DataRecord:
-    """The data of a run, as ``data.json`` keeps them.
+    """The data of a run, as stored in ``data.json``.
 
-    Names are relative to the data folder, so that a folder may move. ``sample`` has some of the training files with
-    their sizes in bytes; it is empty for data that are no folder.
+    Names are relative to the data folder, so the folder may move. ``sample`` has some of the training files with their
+    sizes in bytes. It is empty if the data is not a folder.
     """
 
     __pydantic_config__ = CLOSED
@@ -52,16 +52,16 @@ class DataRecord:
     sample: Sample
 
     def counted(self) -> str:
-        """The number of images in words."""
+        """The numbers of images, as text."""
         return f"{sum(self.train.counts)} images to train and {sum(self.val.counts)} to validate"
 
     def same_images(self, other: DataRecord) -> bool:
-        """Whether the parts have the same images by name and class."""
+        """Whether both records have the same images, by name and class."""
         return (self.classes, self.train, self.val) == (other.classes, other.train, other.val)
 
 
 def record_of(source: DataSource) -> DataRecord:
-    """The record of opened data."""
+    """The record of ``source``."""
     folder = Path(source.name).is_dir()
     start = 0 if folder else len(_common_folder([*source.train.names, *source.val.names]))
     train, val = (_part(images, start) for images in (source.train, source.val))
@@ -69,62 +69,68 @@ def record_of(source: DataSource) -> DataRecord:
 
 
 def save_record(folder: Path, record: DataRecord) -> None:
-    """Write ``data.json`` into a run's folder."""
+    """Write ``data.json`` to a run folder."""
     folders.write_json(folder / folders.DATA, asdict(record))
 
 
 def load_record(folder: Path) -> DataRecord | None:
-    """The record in a run's folder; None for a run of a version that kept none."""
+    """The record in a run folder, or None for a run of an earlier version, which stored none."""
     path = folder / folders.DATA
     return read(path, DataRecord) if path.is_file() else None
 
 
 def check_data(folder: Path, now: DataRecord, data: str, *, moved: bool, allow_changed: bool) -> None:
-    """Refuse to resume the run in ``folder`` on other data than it was begun on.
+    """Reject a resume of the run in ``folder`` on data that differs from the original data.
 
     Args:
-        folder: the run's.
-        now: what ``data`` is made of today.
-        data: as the user names it.
-        moved: whether the run knew its data under another name.
-        allow_changed: take other images (of the same classes), with a warning.
+        folder: The run folder.
+        now: The record of ``data`` at present.
+        data: The data, as the user names it.
+        moved: Whether the run started with a different name of the data.
+        allow_changed: Accept different images (of the same classes), with a warning.
+
+    Raises:
+        InputError: The data differs.
     """
     saved = load_record(folder)
     if moved and not (Path(data).is_dir() and (saved is None or saved.sample)):
-        raise InputError(f"{folder} was begun on other data than {data}; name them as they were, or their new folder")
+        raise InputError(
+            f"{folder} was started on other data than {data}; give its original data, or the new folder of it"
+        )
     if saved is None:
         if moved and not allow_changed:
             raise InputError(
-                f"{folder} is of a version that kept no record of its data, so nobody can tell whether {data} has the "
-                "same; name the data as it was, or give --allow-changed-data"
+                f"{folder} is from a version that kept no record of its data, so {data} cannot be verified; "
+                "give the original data, or --allow-changed-data"
             )
         return
     check_classes(saved, now, folder, data)
     if saved.same_images(now):
         return
     what = (
-        f"{folder} was begun on other images ({saved.counted()}; now {data} has {now.counted()}{_renamed(saved, now)})"
+        f"{folder} was started on other images ({saved.counted()}; "
+        f"now {data} has {now.counted()}{_renamed(saved, now)})"
     )
     if not allow_changed:
-        raise InputError(f"{what}; bring them back, or give --allow-changed-data to go on with another split")
-    _LOG.warning("%s; images that it was trained on may now be among those it is validated on", what)
+        raise InputError(f"{what}; restore them, or give --allow-changed-data to continue with a different split")
+    _LOG.warning("%s; images that were used for training may now be used for validation", what)
 
 
 def check_classes(saved: DataRecord, now: DataRecord, folder: Path, data: str) -> None:
-    """Refuse other classes, or another order of them: the outputs of the network would mean something else."""
+    """Reject different classes, or a different order, as the network's outputs would change their meaning."""
     if saved.classes == now.classes:
         return
     gone = [name for name in saved.classes if name not in now.classes]
     new = [name for name in now.classes if name not in saved.classes]
     changes = [f"{word} {_listed(names)}" for word, names in (("without", gone), ("with the new", new)) if names]
     raise InputError(
-        f"{folder} was begun on the classes {_listed(saved.classes)}; {data} is now "
-        f"{' and '.join(changes) or 'in another order'}: bring the classes back, or begin anew in another --output"
+        f"{folder} was started on the classes {_listed(saved.classes)}; {data} is now "
+        f"{' and '.join(changes) or 'in another order'}: restore the classes, or start again in another --output"
     )
 
 
 def digest_of(images: ImageSet, start: int = 0) -> str:
-    """The digest of names, from character ``start`` on, and classes, in order."""
+    """The digest of all names (from character ``start`` on) and classes, in order."""
     digest = hashlib.sha256()
     for name, target in zip(images.names, images.targets, strict=True):
         digest.update(f"{target}/{name[start:].replace(os.sep, '/')}\0".encode(errors="surrogateescape"))
@@ -139,7 +145,7 @@ def _part(images: ImageSet, start: int) -> Part:
 
 
 def _common_folder(names: Sequence[str]) -> str:
-    """What all names begin with: torchvision's data sets name files from the folder that they were downloaded to."""
+    """The common start of all names. In torchvision's datasets, names start with the download folder."""
     return os.path.join(os.path.commonpath([min(names), max(names)]), "")
 
 
@@ -153,7 +159,7 @@ def _sample(source: DataSource) -> list[tuple[str, int]]:
 
 
 def size_of(path: Path) -> int | None:
-    """A file's size in bytes; None where there is none to be had."""
+    """The size of a file in bytes, or None if it cannot be read."""
     try:
         return path.stat().st_size
     except OSError:
@@ -161,7 +167,7 @@ def size_of(path: Path) -> int | None:
 
 
 def _utf8(name: str) -> str:
-    """The same bytes as text, whatever encoding the terminal's language has them read in."""
+    """Decode the bytes of a file name as UTF-8, independently of the locale."""
     return name.encode(errors="surrogateescape").decode(errors="surrogateescape")
 
 

@@ -1,4 +1,4 @@
-"""The folder of one run: its settings, its environment, its log, its results."""
+"""The files of a run folder: settings, environment, log, results."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ _LIBRARIES = ("torch", "torchvision", "lightning", "torchmetrics", "numpy", "pil
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Write JSON for people and programs, atomically."""
+    """Write indented JSON atomically."""
     write_atomically(path, (json_text(values, indent=2) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON; a damaged file is the user's to know about."""
+    """Read JSON. Raises InputError if the file is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, thousands of digits; thousands of brackets
-        raise InputError(f"{path} is damaged ({error}); give another folder, or --overwrite to begin anew") from None
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, thousands of digits; thousands of brackets
+        raise InputError(f"{path} is damaged ({error}); give another folder, or --overwrite to start again") from None
 
 
 def environment(device: str) -> dict[str, Any]:
-    """What a number from this run may depend on."""
+    """Everything outside the settings that may affect the results: versions, hardware, threads."""
     import torch
 
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
@@ -60,7 +60,7 @@ def environment(device: str) -> dict[str, Any]:
 
 class _LogFile(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
-        """A full disk ends the run in one line, as it does everywhere else; logging's own way is a traceback a line."""
+        """Raise the error, so that a full disk ends the run with one line instead of one traceback per log line."""
         error = sys.exception()
         if isinstance(error, OSError):
             error.filename = error.filename or self.baseFilename
@@ -70,7 +70,7 @@ class _LogFile(logging.FileHandler):
 
 @contextmanager
 def log_file() -> Iterator[Callable[[Path], None]]:
-    """Keep what the package logs; called with a path, it is appended to that file, with all that follows."""
+    """Buffer the package's log. Call the result with a path to append the buffer and all later lines to that file."""
     logger = logging.getLogger("senet")
     kept = MemoryHandler(capacity=sys.maxsize, flushLevel=sys.maxsize, flushOnClose=False)
     kept.setLevel(logging.INFO)

@@ -1,8 +1,8 @@
-"""One command at a time in an output folder.
+"""A lock on an output folder: only one command at a time may write there.
 
-The lock is the kernel's (``flock``), so it ends with its process, however that ends; the file only says who holds it.
-On a network file system it holds between machines where the server supports locks, as NFS usually does; where it does
-not, a warning says so and the command goes on without.
+The kernel holds the lock (``flock``), so it always ends with its process. The file only tells who holds it. On a
+network file system, the lock works across machines if the server supports locks, as NFS usually does. Otherwise, the
+command logs a warning and continues without a lock.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _held: dict[int, Path] = {}
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder, which is made if it is not there; InputError names the process that holds it already."""
+    """Lock a folder, which is created if needed. If a process holds it already, raises InputError with its name."""
     is_new = not folder.is_dir()
     folder.mkdir(parents=True, exist_ok=True)
     handle = _take(folder)
@@ -34,7 +34,7 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        (folder / LOCK).unlink(missing_ok=True)  # while it is held, so that it is nobody else's
+        (folder / LOCK).unlink(missing_ok=True)  # while we hold it, so that it is not another's
         if is_new:
             with suppress(OSError):
                 folder.rmdir()  # nothing was written
@@ -43,7 +43,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def refuse_held(folder: Path) -> None:
-    """InputError where another living process holds the folder; changes nothing."""
+    """Raise InputError if another living process holds the folder. Changes nothing."""
     if folder.resolve() in _held.values():
         return
     try:
@@ -55,7 +55,7 @@ def refuse_held(folder: Path) -> None:
     except BlockingIOError:
         raise _in_use(folder, handle) from None
     except OSError:
-        pass  # no locks here: ``locked`` says so
+        pass  # no locks on this file system; ``locked`` warns about it
     finally:
         os.close(handle)
 
@@ -73,13 +73,15 @@ def _take(folder: Path) -> int:
             patience -= 1
             if not patience:
                 raise error from None
-            time.sleep(0.02)  # it may be another's ``refuse_held``, which takes no time
+            time.sleep(0.02)  # it may be the ``refuse_held`` of another process, which is short
             continue
         except OSError as reason:
-            _LOG.warning("%s cannot be locked (%s); let no other command write there", folder, reason.strerror)
+            _LOG.warning(
+                "%s cannot be locked (%s); make sure that no other command writes there", folder, reason.strerror
+            )
         if _is_still(handle, path):
             break
-        os.close(handle)  # its holder has removed it meanwhile
+        os.close(handle)  # the previous holder has removed the file
     os.ftruncate(handle, 0)
     os.pwrite(handle, json.dumps({"process": os.getpid(), "host": socket.gethostname()}).encode(), 0)
     return handle
@@ -97,12 +99,12 @@ def _in_use(folder: Path, handle: int) -> InputError:
         holder = json.loads(os.pread(handle, 1000, 0))
         who = f"process {holder['process']} on {holder['host']}"
     except (ValueError, KeyError, TypeError):
-        who = "another process"  # that has only just taken it
-    return InputError(f"{folder} is in use by {who}; wait for its end, or give another --output")
+        who = "another process"  # which has just taken the lock
+    return InputError(f"{folder} is in use by {who}; wait until it ends, or give another --output")
 
 
 def _let_go_in_child() -> None:
-    """A loader's process that outlives a killed run must not hold its folder."""
+    """Release the folders, as a loader process that outlives a killed run must not hold its folder."""
     for handle in _held:
         os.close(handle)
     _held.clear()

@@ -1,4 +1,4 @@
-"""Output folders: what of ours is in them, and how they are taken without losing anything of the user's."""
+"""Output folders: which files in them are ours, and how a command takes over a folder without losing user files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _OLD_TEMPORARY = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}")
 
 @dataclass(frozen=True)
 class Kind:
-    """What a command leaves in its output folder: glob patterns of all its files, and the file by which it is known."""
+    """The output of a command: glob patterns of all its files, and the marker file that identifies its folder."""
 
     marker: str
     files: tuple[str, ...]
@@ -46,18 +46,18 @@ _FIRST = {LOCK, "recipe.yaml", "data.json"}  # written before the marker
 
 
 def examine(folder: Path, kind: Kind, *, resume: bool, overwrite: bool) -> bool:
-    """Whether ``folder`` holds something of ours to resume; changes nothing.
+    """Whether ``folder`` has an output of ours to resume. Changes nothing.
 
-    A folder that a killed command had only begun, without its marker yet, may be begun again.
+    A folder that a killed command left before it wrote the marker may be used again.
 
     Args:
-        folder: the output that the user names.
-        kind: of folder.
-        resume: continuing what is there is allowed.
-        overwrite: replacing what is there is allowed, if it is ours.
+        folder: The output folder that the user names.
+        kind: The kind of output.
+        resume: Whether an existing output may be continued.
+        overwrite: Whether an existing output of ours may be replaced.
 
     Raises:
-        InputError: the folder has content that must not be touched, or another process is at work there.
+        InputError: The folder has content that must not be touched, or another process is using it.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; give a folder as --output")
@@ -71,9 +71,9 @@ def examine(folder: Path, kind: Kind, *, resume: bool, overwrite: bool) -> bool:
     if resume:
         return True
     if not overwrite:
-        raise InputError(f"{folder} exists already; continue it with --resume, or replace it with --overwrite")
+        raise InputError(f"{folder} already exists; continue it with --resume, or replace it with --overwrite")
     if folder.resolve() in (Path.cwd(), *Path.cwd().parents) or folder.is_symlink():
-        raise InputError(f"{folder} is the working folder or a link and will not be removed; give another --output")
+        raise InputError(f"{folder} is the working directory or a link and will not be removed; give another --output")
     return False
 
 
@@ -81,15 +81,15 @@ def examine(folder: Path, kind: Kind, *, resume: bool, overwrite: bool) -> bool:
 def taken(
     folder: Path, kind: Kind, examined: Callable[[], bool], resuming: bool, inputs: Mapping[str, str | Path | None]
 ) -> Iterator[None]:
-    """Hold a folder that was ``examined``, as it was then; unless ``resuming``, without our files in it.
+    """Lock a folder that was ``examined`` and has not changed since. Unless ``resuming``, our files in it are removed.
 
-    ``inputs`` are options and what they name, which must not lie in a folder that is to be overwritten.
+    ``inputs`` maps options to the paths that they name, which must not be in a folder that will be overwritten.
     """
     if not resuming:
         refuse_inside(folder, inputs)
     with locked(folder):
-        if examined() != resuming:  # another process was quicker
-            raise InputError(f"{folder} has changed meanwhile; look at it and try again")
+        if examined() != resuming:  # another process was faster
+            raise InputError(f"{folder} has changed in the meantime; look at it and try again")
         _remove_remains(folder)
         if not resuming:
             _renew(folder, kind)
@@ -97,22 +97,22 @@ def taken(
 
 
 def tidy(folder: Path) -> None:
-    """Remove what a process left that was killed when all was done."""
+    """Remove leftovers of a process that was killed after it had finished its work."""
     if (folder / LOCK).exists():
         with locked(folder):
             _remove_remains(folder)
 
 
 def refuse_inside(folder: Path, inputs: Mapping[str, str | Path | None]) -> None:
-    """InputError where an input of the command lies in a folder that is to be overwritten."""
+    """Raise InputError if an input of the command is in a folder that will be overwritten."""
     home = folder.resolve()
     for option, named in inputs.items():
         if named and Path(named).exists() and Path(named).resolve().is_relative_to(home):
-            raise InputError(f"{option} {named} lies in {folder}, which is to be overwritten; give another --output")
+            raise InputError(f"{option} {named} is in {folder}, which would be overwritten; give another --output")
 
 
 def _is_begun(folder: Path, kind: Kind) -> bool:
-    """Whether a command of ours was killed while it made the folder: only that leaves a lock, and nothing to lose."""
+    """Whether a command of ours was killed while it created the folder, which leaves a lock and nothing of value."""
     there = {path.name for path in folder.iterdir()}
     if there & {RUN.marker, COMPARISON.marker} or not {path.name for path in _own(folder, kind)} <= _FIRST:
         return False
@@ -121,14 +121,14 @@ def _is_begun(folder: Path, kind: Kind) -> bool:
 
 
 def _renew(folder: Path, kind: Kind) -> None:
-    """Remove the files of ours in a folder, so that it can be begun anew; ``examine`` must have allowed it.
+    """Remove our files from a folder, so that it can be used again. ``examine`` must have allowed it.
 
-    Whatever else is there stays and is named in a warning. The marker goes last: a command that is killed before can
-    be repeated.
+    All other files are kept, and a warning lists them. The marker is removed last, so that a command that is killed
+    before can be repeated.
     """
     runs = [] if kind is RUN else [run for run in folder.glob("runs/*-seed[0-9]*/") if not run.is_symlink()]
     for run in runs:
-        refuse_held(run)  # resumed by itself
+        refuse_held(run)  # if it is being resumed separately
     for run in runs:
         _remove_remains(run)
     found = [path for path in _own(folder, kind) if path != folder / LOCK]
@@ -138,14 +138,14 @@ def _renew(folder: Path, kind: Kind) -> None:
     for home in sorted(homes, key=lambda home: len(home.parts), reverse=True):
         if any((folder / home).iterdir()):
             if home.parent.name == "runs":
-                (folder / home / LOCK).touch()  # with somebody's files in it, it is a folder of ours nevertheless
+                (folder / home / LOCK).touch()  # it has other files, but it is still our folder
         else:
             (folder / home).rmdir()
     _name_what_stays(folder)
 
 
 def _remove_remains(folder: Path) -> None:
-    """Remove what killed processes had begun to write in a folder of ours, which must be locked."""
+    """Remove incomplete files of killed processes from a folder of ours, which must be locked."""
     remove_leftovers(folder)
     for path in folder.iterdir():
         if _is_old_temporary(path):
@@ -153,7 +153,7 @@ def _remove_remains(folder: Path) -> None:
 
 
 def _own(folder: Path, kind: Kind) -> list[Path]:
-    """Our files in a folder, the marker last. What lies behind a link is not ours."""
+    """Our files in a folder, with the marker last. Files behind a link are not ours."""
     found = [path for pattern in kind.files for path in folder.glob(pattern) if path.is_symlink() or path.is_file()]
     return [path for path in found if not any(home.is_symlink() for home in _between(folder, path))]
 
@@ -174,7 +174,7 @@ def _name_what_stays(folder: Path) -> None:
 
 
 def _is_old_temporary(path: Path) -> bool:
-    """Whether it is what version 0.1 left when it was killed while it wrote a file of ours."""
+    """Whether this is a temporary file that version 0.1 left when it was killed while writing one of our files."""
     if path.name == f".{CHECKPOINT}.new":
         return True
     known = _OLD_TEMPORARY.fullmatch(path.name)

@@ -1,8 +1,8 @@
 """Recipes: how a network is trained, as validated YAML.
 
-A recipe says everything about training that is not the data, the model or the seed. It is a file beside this
-module (``load_recipe("cifar")``) or the user's own (``load_recipe("my.yaml")``); single values are overridden with
-``key=value`` (nested keys with dots: ``schedule.milestones=[0.5,0.75]``).
+A recipe has all settings of a training run except the data, the model, and the seed. It is a file of this package
+(``load_recipe("cifar")``) or the user's own (``load_recipe("my.yaml")``). ``key=value`` overrides a single value, with
+dots in nested keys: ``schedule.milestones=[0.5,0.75]``.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from senet.system.yaml_text import parse, write
 from senet.text import brief, did_you_mean
 
 MAX_COUNT = 1_000_000  # epochs, or images in a batch
-_MAX_RATE = 1e30  # float32 ends at 3e38
+_MAX_RATE = 1e30  # the largest float32 is 3e38
 _MAX_BYTES = 2**20  # of a recipe file
-_LEAST_MIX = 1e-3  # below it float32 draws no share of an image but 0 and 1, and in the end NaN
+_LEAST_MIX = 1e-3  # below it, float32 samples only the mixing ratios 0 and 1, and finally NaN
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Name = Annotated[str, Field(coerce_numbers_to_str=True)]
 
 
 class _Section(BaseModel):
-    # A typing mistake in a recipe must be an error, never a setting silently left at its default.
+    # A typo in a recipe must be an error, not a setting that silently keeps its default.
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
@@ -44,7 +44,7 @@ class _Section(BaseModel):
 
 
 class OptimizerRecipe(_Section):
-    """``weight_decay`` covers every parameter, as in the papers, unless ``decay_norm_and_bias`` is false."""
+    """The optimizer. ``weight_decay`` covers all parameters, as in the papers, if ``decay_norm_and_bias`` is true."""
 
     name: Literal["sgd", "adamw"] = "sgd"
     momentum: float = Field(default=0.9, ge=0, lt=1)
@@ -55,12 +55,12 @@ class OptimizerRecipe(_Section):
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> OptimizerRecipe:
         if self.nesterov and self.momentum == 0:
-            raise ValueError("nesterov needs a momentum above 0")
+            raise ValueError("nesterov needs momentum above 0")
         return self
 
 
 class ScheduleRecipe(_Section):
-    """The learning rate over the run. ``milestones`` are fractions of the run, so a short run keeps the shape."""
+    """The learning rate schedule. ``milestones`` are fractions of the run, so a short run keeps the shape."""
 
     name: Literal["step", "cosine", "constant"] = "cosine"
     milestones: tuple[Fraction, ...] = ()
@@ -70,7 +70,7 @@ class ScheduleRecipe(_Section):
     @model_validator(mode="after")
     def _milestones_in_order(self) -> ScheduleRecipe:
         if list(self.milestones) != sorted(set(self.milestones)):
-            raise ValueError("milestones must rise")
+            raise ValueError("milestones must be in rising order")
         if self.name == "step" and not self.milestones:
             raise ValueError("a step schedule needs milestones, as fractions of the run: [0.5, 0.75]")
         if self.name != "step" and self.milestones:
@@ -79,9 +79,9 @@ class ScheduleRecipe(_Section):
 
 
 class TransformRecipe(_Section):
-    """Image size and augmentation; None means "what fits the data and the model".
+    """Image size and augmentation. None means a value that fits the data and the model.
 
-    ``mean`` and ``std`` are on the 0..1 scale, one value a channel, or one for all.
+    ``mean`` and ``std`` are on the 0..1 scale, with one value per channel or one for all channels.
     """
 
     augment: Literal["imagenet", "cifar", "shift", "none"] = "imagenet"
@@ -97,9 +97,9 @@ class TransformRecipe(_Section):
 
 
 class Recipe(_Section):
-    """One way of training. ``batch_size`` counts all devices together; ``lr`` belongs to that batch.
+    """All settings of a training run. ``batch_size`` is the total over all devices, and ``lr`` is for that batch.
 
-    The gates that ``--attach`` puts in learn with ``attached_lr`` times that.
+    The learning rate of gates attached by ``--attach`` is ``attached_lr`` times ``lr``.
     """
 
     name: Name = "custom"
@@ -126,7 +126,7 @@ class Recipe(_Section):
     @model_validator(mode="before")
     @classmethod
     def _precision_as_text(cls, values: Any) -> Any:
-        # YAML reads `precision: 32` as a number.
+        # YAML parses `precision: 32` as a number.
         if isinstance(values, dict) and type(values.get("precision")) is int:
             return {**values, "precision": str(values["precision"])}
         return values
@@ -147,12 +147,12 @@ class Recipe(_Section):
         return self
 
     def to_yaml(self) -> str:
-        """The whole recipe as YAML that :func:`load_recipe` reads back to an equal recipe."""
+        """The complete recipe as YAML, which :func:`load_recipe` reads back as an equal recipe."""
         return write(self.model_dump(mode="json"))
 
 
 def list_recipes() -> list[str]:
-    """Names of the recipes that come with the package."""
+    """Names of the packaged recipes."""
     folder = resources.files("senet.runs") / "recipes"
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
@@ -161,8 +161,8 @@ def load_recipe(source: str | Path | Recipe, overrides: Iterable[str] = ()) -> R
     """A packaged recipe by name, or a YAML file, with ``key=value`` overrides applied in order.
 
     Raises:
-        InputError: no such recipe, unreadable YAML, an unknown key (the nearest one is named) or a bad value
-            (the field is named).
+        InputError: No such recipe, invalid YAML, an unknown key (the message suggests the closest one), or a bad value
+            (the message names the field).
     """
     if isinstance(source, Recipe):
         where, values = f"recipe {source.name!r}", source.model_dump(mode="json")
@@ -177,12 +177,12 @@ def _read(source: str | Path) -> tuple[str, dict[str, Any]]:
     path = Path(source)
     if path.suffix in (".yaml", ".yml"):
         where, text = f"recipe {path}", _file_text(path)
-        default_name = path.stem.encode(errors="replace").decode()  # a file's name need not be UTF-8
+        default_name = path.stem.encode(errors="replace").decode()  # a file name may not be UTF-8
     else:
         if str(source) not in list_recipes():
             hint = did_you_mean(str(source), list_recipes())
             raise InputError(
-                f"no recipe {str(source)!r}; {hint + ' ' if hint else ''}There are {', '.join(list_recipes())}, "
+                f"no recipe {str(source)!r}; {hint + ' ' if hint else ''}The recipes are {', '.join(list_recipes())}; "
                 "or give a .yaml file"
             )
         where, default_name = f"recipe {source!r}", str(source)
@@ -202,7 +202,7 @@ def _file_text(path: Path) -> str:
     except OSError as error:
         raise InputError(f"recipe {path} cannot be read: {error.strerror or error}") from None
     if len(content) > _MAX_BYTES:
-        raise InputError(f"recipe {path} is larger than {_MAX_BYTES} bytes, so it is no recipe")
+        raise InputError(f"recipe {path} is larger than {_MAX_BYTES} bytes, so it is not a recipe")
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError:
@@ -222,7 +222,7 @@ def _set(values: dict[str, Any], override: str) -> None:
             raise InputError(f"--set {brief(override)}: the recipe's own {part} is a single value, not a section")
     node[path[-1]] = parse(text, f"--set {brief(override)}: the value")
     if path == ["schedule", "name"] and text != "step":
-        # Changing the kind of schedule leaves the old one's milestones without a meaning.
+        # The milestones of the old schedule have no meaning for another kind of schedule.
         values["schedule"].pop("milestones", None)
 
 
@@ -247,7 +247,7 @@ def _section_of(model: type[BaseModel], field: str) -> type[BaseModel] | None:
 
 
 def recipe_keys() -> list[str]:
-    """Every key that can be set, nested ones with dots."""
+    """All keys that can be set, with dots in nested keys."""
     keys: list[str] = []
     for name in Recipe.model_fields:
         section = _section_of(Recipe, name)

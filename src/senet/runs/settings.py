@@ -1,4 +1,4 @@
-"""What defines a run and what comes out of it, as they are kept in the run's folder."""
+"""The settings and the result of a run, as stored in the run folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from senet.system.device import pick_device
 
 MAX_WORKERS = 256
 MAX_DEVICES = 65536
-# What may differ between the parts of a run without changing what it computes. Of the data, `data_record` decides.
+# Settings that may change when a run is resumed, as they do not affect its result. `data_record` checks the data.
 _PLACE = ("data", "device", "devices", "num_nodes", "workers", "root")
 OnBadImage = Literal["skip", "fail"]
 Percent = Annotated[float, Field(strict=True, ge=0, le=100)]
@@ -29,11 +29,11 @@ Percent = Annotated[float, Field(strict=True, ge=0, le=100)]
 
 @dataclass(frozen=True)
 class RunSettings:
-    """All that defines a run besides its recipe; kept as ``run.json`` in the run's folder.
+    """The settings of a run besides its recipe, stored as ``run.json`` in the run folder.
 
-    ``se`` are values that replace those of the model's own SE configuration. ``limit_batches`` cuts every epoch short,
-    for a dry run. A ``model`` that ends in ``+se`` is a plain network to which gates are attached at ``sites``: a
-    policy's name, or module paths with commas.
+    ``se`` overrides values of the model's SE configuration. ``limit_batches`` shortens every epoch, for a dry run. A
+    ``model`` that ends in ``+se`` is a plain network with gates attached at ``sites``: the name of a policy, or
+    comma-separated module paths.
     """
 
     __pydantic_config__ = CLOSED
@@ -61,7 +61,7 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What came out: errors in percent, of the last epoch unless it says best."""
+    """The result of a run. Errors are in percent, from the last epoch unless the name says best."""
 
     __pydantic_config__ = CLOSED
 
@@ -80,12 +80,12 @@ class RunResult:
 
 
 def default_recipe(data: str, model: str) -> str:
-    """The recipe to take when the user names none."""
+    """The recipe to use if the user gives none."""
     return "digits" if data == "digits" else model_spec(model).recipe
 
 
 def se_config(model: str, values: Sequence[tuple[str, Any]]) -> SEConfig | None:
-    """The model's own SE configuration with some values replaced; None for a plain network."""
+    """The SE configuration of the model with some values replaced, or None for a plain network."""
     own = model_spec(model).se
     if own is None:
         if values:
@@ -109,21 +109,21 @@ def load_run(folder: str | Path) -> tuple[RunSettings, Recipe]:
     folder = Path(folder)
     if not (folder / folders.SETTINGS).is_file():
         raise InputError(
-            f"{folder} holds no run; give the folder that was the --output of `senet train`, or where that was killed "
-            "before it began, the whole command again"
+            f"{folder} holds no run; give the --output folder of `senet train`, or, if that was killed before it "
+            "started, repeat the whole command"
         )
     return load_settings(folder), load_recipe(folder / "recipe.yaml")
 
 
 def pairs_of_se(values: Any) -> Any:
-    """Undo ``to_dict``, as far as the values are what it wrote."""
+    """Undo ``to_dict``, if the values have the form that it writes."""
     if isinstance(values, dict) and isinstance(values.get("se"), dict):
         return values | {"se": tuple(values["se"].items())}
     return values
 
 
 def resumed(settings: RunSettings, recipe: Recipe, output: Path) -> tuple[RunSettings, Recipe]:
-    """The saved run, in today's place; another model, seed or recipe would be another run."""
+    """The saved run with the current data and devices. A different model, seed, or recipe raises InputError."""
     saved, saved_recipe = load_run(output)
     same_run(settings, recipe, saved, saved_recipe, output)
     return replace(saved, **{name: getattr(settings, name) for name in _PLACE}), saved_recipe
@@ -137,24 +137,24 @@ def same_run(
     output: Path,
     ignore: Sequence[str] = (),
 ) -> None:
-    """Refuse to go on in ``output`` with other settings, besides the place and ``ignore``, or another recipe."""
+    """Reject settings (except data, devices, and ``ignore``) or a recipe that differ from those in ``output``."""
     for field in fields(RunSettings):
         if field.name in (*_PLACE, *ignore) or getattr(saved, field.name) == getattr(settings, field.name):
             continue
         raise InputError(
             f"{output} was started with {field.name}={getattr(saved, field.name)!r}, not "
-            f"{getattr(settings, field.name)!r}; resume it as it was, or give another --output"
+            f"{getattr(settings, field.name)!r}; use the original value, or give another --output"
         )
     for key, value in recipe.model_dump(exclude={"name", "about"}).items():
         if saved_recipe.model_dump()[key] != value:
             raise InputError(
                 f"{output} was started with another recipe ({key}: {saved_recipe.model_dump()[key]}); "
-                "resume it as it was, or give another --output"
+                "use the original recipe, or give another --output"
             )
 
 
 def check(settings: RunSettings, recipe: Recipe) -> None:
-    """Find what is wrong with the settings before a folder is touched; raises InputError."""
+    """Check the settings before a folder is touched. Raises InputError."""
     checked(RunSettings, {field.name: getattr(settings, field.name) for field in fields(RunSettings)})
     model_spec(settings.model)
     se_config(settings.model, settings.se)
@@ -163,7 +163,7 @@ def check(settings: RunSettings, recipe: Recipe) -> None:
         raise InputError("precision 16-mixed needs a CUDA device; use bf16-mixed or 32 on the CPU")
     there = {"cuda": torch.cuda.device_count(), "mps": 1}.get(device.type, settings.devices)
     if settings.devices > there:
-        raise InputError(f"devices={settings.devices}, but there are {there} {device.type} devices here")
+        raise InputError(f"devices={settings.devices}, but this machine has {there} {device.type} devices")
     processes = settings.devices * settings.num_nodes
     if recipe.batch_size // recipe.accumulate % processes:
         raise InputError(

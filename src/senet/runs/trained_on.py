@@ -1,4 +1,4 @@
-"""Which images a network was trained on: an evaluation on them would flatter it."""
+"""The images that a network was trained on, which an evaluation must exclude."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from senet.runs.validation import CLOSED, Text, checked
 
 @dataclass(frozen=True)
 class TrainedOn:
-    """The data of a run, and by what they are known where they have moved: see ``DataRecord``."""
+    """The data of a run, and how to recognize it if it has moved: see ``DataRecord``."""
 
     __pydantic_config__ = CLOSED
 
@@ -28,18 +28,18 @@ class TrainedOn:
     val_names: Text | None = None
 
     def is_in(self, folder: Path) -> bool:
-        """Whether the training images are in this folder: it is the one of the run, or has most of a sample of them."""
+        """Whether the training images are in this folder: it is the run's own, or has most of the sample files."""
         if Path(self.data) == folder.resolve():
             return True
         return 2 * sum(size_of(folder / name) == size for name, size in self.sample) > len(self.sample)
 
     def differs(self, val: ImageSet) -> bool:
-        """Whether the split of today is known to be another than that of the run."""
+        """Whether the validation images are known to differ from those of the run."""
         return self.val_names is not None and digest_of(val) != self.val_names
 
 
 def trained_on(checkpoint: Path, metadata: dict[str, Any]) -> TrainedOn | None:
-    """What a network was trained on, as its run or its own file says; None: not known."""
+    """The data that a network was trained on, from its run folder or its own file. None if unknown."""
     folder = checkpoint.parent
     if (folder / folders.SETTINGS).is_file():
         settings, record = load_settings(folder), load_record(folder)

@@ -1,4 +1,4 @@
-"""Values from outside, checked against dataclasses and pydantic models: one line says which value is wrong."""
+"""Validation of external values against dataclasses and pydantic models, with a one-line message for a wrong value."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from senet.runs import folder as folders
 from senet.text import brief
 
 T = TypeVar("T")
-# For ``__pydantic_config__`` of a dataclass: an unknown name is a mistake. What its fields take says their types; with
-# ``strict=True`` a number is one, and neither a true nor a text.
+# For ``__pydantic_config__`` of a dataclass: an unknown name is an error. The types of the fields define what they
+# accept; with ``strict=True``, a number field accepts no booleans and no text.
 CLOSED = ConfigDict(extra="forbid", allow_inf_nan=False)
 _SIDES = (("gt", "above"), ("ge", "at least"), ("lt", "below"), ("le", "at most"))
 
@@ -27,12 +27,12 @@ def _text(value: Any) -> str:
     return value
 
 
-# Names of files need not be UTF-8, and pydantic's own text does.
+# File names may not be UTF-8, which pydantic's own text type requires.
 Text = Annotated[str, PlainValidator(_text)]
 
 
 def checked(kind: type[T], values: Any) -> T:
-    """``values`` as a ``kind``; raises InputError that names the field (and no file: the caller knows which)."""
+    """``values`` as a ``kind``. Raises InputError that names the field, but not the file, which the caller knows."""
     adapters: Callable[[Any], TypeAdapter[T]] = _adapter
     try:
         return adapters(kind).validate_python(values)
@@ -41,21 +41,23 @@ def checked(kind: type[T], values: Any) -> T:
 
 
 def read(path: Path, kind: type[T], prepare: Callable[[Any], Any] = lambda values: values) -> T:
-    """A JSON file of ours as a ``kind``, ``prepare`` first; raises InputError that names file and field."""
+    """Read a JSON file of ours as a ``kind``, after ``prepare``. Raises InputError that names file and field."""
     values = folders.read_json(path)
     try:
         return checked(kind, prepare(values))
     except InputError as error:
         raise InputError(
-            f"{path} is damaged or of another version ({error}); give another folder, or begin anew with --overwrite"
+            f"{path} is damaged or from another version ({error}); give another folder, or start again with --overwrite"
         ) from None
 
 
 def first_problem(error: ValidationError, kind: type[Any]) -> str:
-    """The first thing that is wrong, in one line: the field, what was given, and what is allowed."""
+    """The first error as one line: the field, the given value, and the allowed values."""
     first = error.errors()[0]
     place = first["loc"]
-    own = first.get("ctx", {}).get("error") if first["type"] == "value_error" else None  # a model's, as it was raised
+    own = (
+        first.get("ctx", {}).get("error") if first["type"] == "value_error" else None
+    )  # raised by a validator of the model
     message = str(own or first["msg"])
     message = message[:1].lower() + message[1:]
     if first["type"] in ("dataclass_type", "model_type", "model_attributes_type"):
@@ -68,7 +70,7 @@ def first_problem(error: ValidationError, kind: type[Any]) -> str:
 
 
 def bounds(kind: Any, place: Sequence[int | str]) -> str:
-    """What a number at this place may be ("at least 1, at most 64"); empty where nothing is said."""
+    """The allowed range of the number at this place ("at least 1, at most 64"), or "" if there is none."""
     found: dict[str, Any] = {}
     for part in place:
         hints = get_type_hints(kind, include_extras=True) if isinstance(kind, type) and isinstance(part, str) else {}

@@ -55,7 +55,7 @@ def checked_state(path: Path) -> Path | None:
         raise
     except pickle.UnpicklingError:
         raise InputError(
-            f"{path}: rejected, since it is damaged or has more than tensors, so loading it could run code; {_REMEDY}"
+            f"{path}: refused, since it is damaged or has more than tensors, so loading it could run code; {_REMEDY}"
         ) from None
     except Exception as error:  # the file may have been replaced by anything
         if "not enough memory" in str(error):  # no entry is larger than the file, so this machine is short of memory
@@ -81,7 +81,7 @@ def restoring(path: Path | None, is_restored: Callable[[], bool]) -> Iterator[No
         )  # from a device or a loader
         if path is None or is_restored() or is_other or isinstance(error, InputError):
             raise
-        raise InputError(f"{path} is damaged or of another version ({first_line(error)}); {_REMEDY}") from None
+        raise InputError(f"{path} is damaged or from another version ({first_line(error)}); {_REMEDY}") from None
 
 
 def _is_whole(path: Path) -> bool:
