@@ -46,7 +46,7 @@ def did_you_mean(
 
 def first_line(error: BaseException | None) -> str:
     """The first line of an error's message, at most 200 characters, or its class if the message is empty."""
-    return str(error).strip().partition("\n")[0][:200] or type(error).__name__
+    return str(error).strip().partition("\n")[0].strip()[:200] or type(error).__name__
 
 
 def json_text(values: Any, **options: Any) -> str:

@@ -143,9 +143,9 @@ class Folder:
         for name in list(self.plans):
             if not wide.agrees(self, [name]):
                 del self.plans[name]
-                self.reasons[name] = "it was tried, and the output was another, or none"
+                self.reasons[name] = "it was tried, and the output changed, or there was none"
         if not wide.agrees(self, self.plans):
-            self.reasons |= dict.fromkeys(self.plans, "the folds do not go together")
+            self.reasons |= dict.fromkeys(self.plans, "the folds do not work together")
             self.plans.clear()
 
 

@@ -114,7 +114,7 @@ class Planner:
         last = [node for node in inside if gate.name in node.returned_by]
         leaks = [node for node in inside if node not in last and any(user not in inside for user in node.users)]
         if entry is None or len(last) != 1 or leaks:
-            raise CannotFold("its module does more than to rescale one map")
+            raise CannotFold("its module does more than rescale one feature map")
         if len(entry.shape) < 2 or entry.shape[1] != gate.channels or entry.shape != last[0].shape:
             raise CannotFold(f"it rescales {entry.shape}, where {gate.channels} channels are expected")
         return entry, last[0]
@@ -133,17 +133,17 @@ class Planner:
         try:
             return self._forward(last, 1, by, 0)
         except CannotFold as behind:
-            raise CannotFold(f"before it, {before}; behind it, {behind}") from None
+            raise CannotFold(f"before it, {before}; after it, {behind}") from None
 
     def _backward(self, node: Node, axis: int, by: Tensor, readers: list[Node], steps: int) -> list[Factor]:
         """Scale the output of ``node``, which only ``readers`` may read."""
         if any(user not in readers for user in node.users):
-            raise CannotFold("the map is read elsewhere too")
+            raise CannotFold("the feature map is also read elsewhere")
         for path in self._makers(node):
             if self._scales(path, "output", by):
                 return [Factor(path, "output", by)]
         if steps > _STEPS or not node.inputs:
-            raise CannotFold("there is no weight")
+            raise CannotFold("no weight was found")
         if node.op == "cat" and all(len(each.shape) == len(node.shape) for each in node.inputs):
             sizes = [each.shape[axis] for each in node.inputs]
             if sum(sizes) == len(by):
@@ -151,10 +151,10 @@ class Planner:
                 return [f for each, part in parts for f in self._backward(each, axis, part, [node], steps + 1)]
         passes = node.op in _SUMS and len(node.inputs) > 1
         if not passes and not self._lets_through(node, by):
-            raise CannotFold(f"it follows {_name(node)}, through which factors do not move")
+            raise CannotFold(f"it follows {_name(node)}, which blocks the factors")
         for each in node.inputs:
             if each.shape[axis : axis + 1] != (len(by),) or len(each.shape) != len(node.shape):
-                raise CannotFold(f"it follows {_name(node)}, where channels are not one to one")
+                raise CannotFold(f"it follows {_name(node)}, which mixes channels")
         return [factor for each in node.inputs for factor in self._backward(each, axis, by, [node], steps + 1)]
 
     def _makers(self, node: Node) -> list[str]:
@@ -166,12 +166,12 @@ class Planner:
     def _forward(self, node: Node, axis: int, by: Tensor, steps: int) -> list[Factor]:
         """Move the factors into every operation that reads ``node``."""
         if not node.users:
-            raise CannotFold("the map is the network's output")
+            raise CannotFold("the feature map is the network's output")
         return [factor for user in node.users for factor in self._reader(node, user, axis, by, steps)]
 
     def _reader(self, node: Node, user: Node, axis: int, by: Tensor, steps: int) -> list[Factor]:
         if steps > _STEPS:
-            raise CannotFold("there is no weight")
+            raise CannotFold("no weight was found")
         if user.op == "convolution" or user.op in PRODUCTS:
             if user.inputs == (node,) and self._scales(user.owner, "input", by):
                 return [Factor(user.owner, "input", by)]
@@ -182,10 +182,10 @@ class Planner:
             if user.shape[axis] == sum(map(len, parts)):
                 return self._forward(user, axis, torch.cat(parts), steps + 1)
         if user.op in _SUMS and len(user.inputs) > 1:
-            raise CannotFold("the map is added to another")
+            raise CannotFold("the feature map is added to another")
         moved = _moved(node, user, axis, by) if self._lets_through(user, by) else None
         if moved is None:
-            raise CannotFold(f"it is read by {_name(user)}, through which factors do not move")
+            raise CannotFold(f"it is read by {_name(user)}, which blocks the factors")
         return self._forward(user, *moved, steps + 1)
 
     def _lets_through(self, node: Node, by: Tensor) -> bool:

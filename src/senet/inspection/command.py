@@ -69,7 +69,7 @@ def open_model(model: str, pretrained: str | None, data: str, view: Viewing = AS
     network = create_model(model, classes, pretrained=pretrained).eval()
     spec = _prepared_for(network, model, pretrained)
     spec = spec if view.size is None else spec.with_size(view.size)
-    about = {"model": model, "data": data, "images": sentence, "weights": pretrained or "none: as initialised"}
+    about = {"model": model, "data": data, "images": sentence, "weights": pretrained or "none: as initialized"}
     return _subject(network, images, spec, about)
 
 

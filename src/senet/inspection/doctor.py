@@ -153,14 +153,14 @@ def _is_untrained(site: SiteExcitations, numbers: Numbers, lines: Thresholds) ->
 def _untrained(site: SiteExcitations, numbers: Numbers, lines: Thresholds) -> Finding | None:
     if not _is_untrained(site, numbers, lines):
         return None
-    effect = {0.0: "closes its map", 1.0: "leaves its map as it is"}.get(site.neutral, "shrinks its map")
+    effect = {0.0: "zeroes its feature map", 1.0: "does nothing"}.get(site.neutral, "shrinks its feature map")
     return Finding(
         "untrained",
         tuple(range(site.channels)),
         numbers["offset"],
-        f"All {site.channels} channels stand at {site.neutral:g}, as in a gate that has learnt nothing: it only "
-        f"{effect}. Train it, with a higher learning rate than the rest if the network was trained before, or take it "
-        "out.",
+        f"All {site.channels} channels stay at {site.neutral:g}, as in a gate that has learned nothing: it only "
+        f"{effect}. Train it, with a higher learning rate than the rest if the network was trained before, or remove "
+        "it.",
     )
 
 
@@ -172,9 +172,9 @@ def _dead(site: SiteExcitations, numbers: Numbers, lines: Thresholds) -> Finding
         "dead",
         tuple(channels.tolist()),
         len(channels) / site.channels,
-        f"{len(channels)} of {site.channels} channels stay at 0 whatever the image (|mean| + 2 std ≤ "
-        f"{lines.dead * numbers['unit']:g}): what is computed there is thrown away. Prune these channels and their "
-        "filters; if they closed early in training, lower the learning rate.",
+        f"{len(channels)} of {site.channels} channels stay at 0 for every image (|mean| + 2 std ≤ "
+        f"{lines.dead * numbers['unit']:g}), so their computation is wasted. Prune these channels and their filters; "
+        "if they closed early in training, lower the learning rate.",
     )
 
 
@@ -183,12 +183,12 @@ def _saturated(site: SiteExcitations, numbers: Numbers, lines: Thresholds) -> Fi
     if not len(channels):
         return None
     most = len(channels) > site.channels / 2
-    advice = "The gate does little here: try `senet fold`." if most else "Nothing to repair: these channels are kept."
+    advice = "The gate does little here: try `senet fold`." if most else "No action needed: these channels are kept."
     return Finding(
         "saturated",
         tuple(channels.tolist()),
         len(channels) / site.channels,
-        f"{len(channels)} of {site.channels} channels stay at the end of the range, {site.high:g}, whatever the image. "
+        f"{len(channels)} of {site.channels} channels stay at the end of the range, {site.high:g}, for every image. "
         + advice,
     )
 
@@ -201,7 +201,7 @@ def _independent(site: SiteExcitations, numbers: Numbers, lines: Thresholds) -> 
         tuple(numbers["constant"].tolist()),
         numbers["variation"],
         f"The gate moves by {100 * numbers['variation']:.2g} % of its size from image to image, so it is nearly a "
-        "fixed factor a channel. Fold it: `senet fold` puts the factors into the weights before it.",
+        "fixed factor per channel. Fold it: `senet fold` moves the factors into neighboring weights.",
     )
 
 
@@ -214,8 +214,8 @@ def _selective(site: SiteExcitations, numbers: Numbers, lines: Thresholds) -> Fi
         "class-selective",
         tuple(numbers["selective"].tolist()),
         share,
-        f"The class explains {100 * share:.0f} % of the gate's movement, in {count} of {site.channels} channels at "
-        f"least {100 * lines.selective:g} %. Keep this gate: it treats classes differently.",
+        f"The class explains {100 * share:.0f} % of the gate's variance, and at least {100 * lines.selective:g} % in "
+        f"{count} of {site.channels} channels. Keep this gate: it treats classes differently.",
     )
 
 
