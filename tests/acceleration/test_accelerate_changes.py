@@ -338,7 +338,7 @@ def replaced():
         (lambda: nn.DataParallel(made()), "DataParallel … model.module"),
         (lambda: torch.compile(made()), "compiled … ordinary"),
         (replaced, "forward of 'first.conv' … replaced"),
-        (lambda: "resnet50", "network … not str"),
+        (lambda: "resnet50", "network … got str"),
     ],
 )
 def test_networks_that_cannot_be_accelerated_are_refused_at_once(make, message):

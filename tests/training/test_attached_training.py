@@ -25,7 +25,7 @@ def test_names():
     assert twins("timm:resnet10t") == ("timm:resnet10t", "timm:resnet10t+se")
     with pytest.raises(senet.InputError, match=one_line("'se_resnet8' has SE … 'resnet8'")):
         twins("se_resnet8+se")
-    with pytest.raises(senet.InputError, match=r"make 'resnet8', then senet\.attach"):
+    with pytest.raises(senet.InputError, match=r"create 'resnet8', then call senet\.attach"):
         senet.create_model("resnet8+se")
 
 

@@ -55,7 +55,7 @@ def accelerate(model: nn.Module, backend: str = "auto") -> nn.Module:
             traced, has hooks on its modules, or is wrapped for several devices, compiled, or TorchScript.
     """
     if backend != "auto" and backend not in early_gate.BACKENDS:
-        raise InputError(f"accelerate: {backend!r} is not a backend; use auto or {', '.join(early_gate.BACKENDS)}")
+        raise InputError(f"accelerate: {backend!r} is not a backend; use one of auto, {', '.join(early_gate.BACKENDS)}")
     _check(model)
     fast = _accelerated(_copy(model, {}), backend, {})
     if model.training:
@@ -107,7 +107,7 @@ class _Form:
         self.graph: Any
         devices = _devices(watched)
         if len(devices) > 1:
-            self.graph, self.left = None, {"the network": f"its tensors are on several devices: {', '.join(devices)}"}
+            self.graph, self.left = None, {"the network": f"its tensors are on several devices, {' and '.join(devices)}"}
             return
         network, names = in_line(model), own_names(model)
         known, left = known_gates(network)
