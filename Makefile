@@ -1,13 +1,13 @@
-# Two commands do everything on a fresh machine: `make demo` and `make test`.
-# Other places: make VENV=/tmp/venv DEMO=/tmp/demo, for a checkout that cannot be written.
+# On a fresh machine, `make demo` and `make test` install everything they need.
+# For a read-only checkout: make VENV=/tmp/venv DEMO=/tmp/demo demo
 PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= demo
-$(if $(filter-out 1,$(words $(VENV))),$(error senet: VENV="$(VENV)" has a space, which make cannot take))
+$(if $(filter-out 1,$(words $(VENV))),$(error senet: VENV="$(VENV)" contains a space, which make does not support; choose another path))
 BIN := $(VENV)/bin
 COMPILE = $(BIN)/python -m uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-annotate \
 	--custom-compile-command "make lock"
-# a process per core, but not more than memory is sure to hold; files stay together for their fixtures
+# One process per core, but no more than memory safely allows. Tests of a file run together, to share its fixtures.
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 INSTALLED := $(VENV)/.installed
 TRAINS := $(VENV)/.trains
@@ -15,7 +15,8 @@ COMPILER := command -v "$${CXX:-g++}" >/dev/null || command -v clang++ >/dev/nul
 BROWSER := command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null
 EVERY = not gpu$$({ $(BROWSER); } || echo " and not browser")
 QUICK = $(EVERY) and not slow
-# $(call debian,test for it,package,what is said where it cannot be installed); that is an error where CI runs
+# $(call debian,test,package,message): installs the package if the test fails. If that fails too, it prints the message,
+# which is an error in CI.
 debian = @{ $(1); } || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
 	&& { apt-get update -qq && apt-get install -qq -y --no-install-recommends $(2); } >/dev/null 2>&1; } \
 	|| { echo "senet: $(3)" >&2; test -z "$$CI"; }
@@ -24,28 +25,28 @@ FUZZ_SECONDS ?= 60
 
 .PHONY: demo test test-all test-latest test-oldest fuzz sanitize compiler browser lint types docs bench lock clean
 
-demo: $(TRAINS) compiler  ## the main job on the embedded digits: table, curves.png, results.json, results.csv in demo/
+demo: $(TRAINS) compiler  ## compare on the bundled digits: table, curves.png, results.json, results.csv in demo/
 	$(BIN)/senet compare --output "$(DEMO)" --overwrite
 
-test: $(INSTALLED) compiler browser lint types docs  ## lint, types, docs and the quick tests
+test: $(INSTALLED) compiler browser lint types docs  ## lint, types, docs, and the quick tests
 	$(BIN)/pytest $(PARALLEL) -m "$(QUICK)"
 
-test-all: $(INSTALLED) compiler browser lint types docs  ## every network × every property as well
+test-all: $(INSTALLED) compiler browser lint types docs  ## the slow tests too: every network × every property
 	$(BIN)/pytest $(PARALLEL) -m "$(EVERY)" --durations=10
 
-test-latest: compiler browser  ## the quick tests with the newest release of everything, whatever the lock says
+test-latest: compiler browser  ## the quick tests with the newest releases, ignoring the lock
 	sh requirements/install.sh "$(PYTHON)" .venv-latest dev
 	.venv-latest/bin/pytest $(PARALLEL) -m "$(QUICK)"
 
-test-oldest: compiler browser  ## the quick tests with the lower bounds of pyproject.toml; python3.11 has wheels for them all
+test-oldest: compiler browser  ## the quick tests with the lower bounds in pyproject.toml; python3.11 has wheels for all of them
 	sh requirements/install.sh python3.11 .venv-oldest dev requirements/oldest.lock
 	.venv-oldest/bin/pytest $(PARALLEL) -m "$(QUICK)"
 
-fuzz: $(INSTALLED) compiler  ## damaged files of every kind, FUZZ_SECONDS each; what fails is kept in fuzz-failures/
+fuzz: $(INSTALLED) compiler  ## damaged files of every kind, FUZZ_SECONDS each; failures are kept in fuzz-failures/
 	SENET_FUZZ_SECONDS=$(FUZZ_SECONDS) SENET_FUZZ_SEED=$${SEED:-$$(date +%s)} $(BIN)/pytest tests/fuzz -k mutants
 
-# The C++ code compiled with checks; Python itself has none, so their libraries are loaded before it. What the allocator
-# refuses ends a process under AddressSanitizer: the tests of failures are left out, and those of compilers and processes.
+# Compiles the C++ code with sanitizers and preloads their libraries, which Python itself does not link. AddressSanitizer
+# aborts when an allocation fails, so tests of such failures are deselected, as are those of compilers and processes.
 LIBRARY = $$(g++ -print-file-name=$(1))
 sanitize: $(INSTALLED) compiler  ## the native tests under AddressSanitizer and UndefinedBehaviorSanitizer; needs g++, minutes
 	CXX="$(CURDIR)/tests/ops/csrc/sanitized-g++" SENET_CACHE="$(CURDIR)/.sanitized" SENET_NATIVE=build OMP_NUM_THREADS=2 \
@@ -55,7 +56,7 @@ sanitize: $(INSTALLED) compiler  ## the native tests under AddressSanitizer and 
 		tests/ops/csrc/test_calls.py tests/ops/tail/test_native.py tests/ops/conv/test_native_convolutions.py \
 		tests/ops/test_border.py tests/ops/tail/test_autograd.py tests/acceleration/test_executor.py
 
-lock: $(INSTALLED)  ## pin again after a change of pyproject.toml; the newest of everything: make lock UPGRADE=--upgrade
+lock: $(INSTALLED)  ## pin again after a change to pyproject.toml; UPGRADE=--upgrade takes the newest releases
 	$(BIN)/python -m pip install --quiet "uv>=0.9"
 	$(COMPILE) $(UPGRADE) --extra dev pyproject.toml --output-file requirements/dev.lock
 	$(COMPILE) --upgrade --extra train --extra report --constraint requirements/dev.lock pyproject.toml \
@@ -74,7 +75,7 @@ types: $(INSTALLED)
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-bench: $(INSTALLED)  ## the measurements behind the README's tables; appends to benchmarks/results/ and fills the tables
+bench: $(INSTALLED)  ## the measurements behind the tables; appends to benchmarks/results/ and updates the tables
 	$(BIN)/python benchmarks/against_timm.py
 	$(BIN)/python benchmarks/loader.py
 	$(BIN)/python benchmarks/tax.py --processes 3
@@ -91,24 +92,24 @@ $(TRAINS): pyproject.toml requirements/train.lock requirements/build.lock
 	@sh requirements/install.sh "$(PYTHON)" "$(VENV)" train requirements/train.lock
 	@touch $(TRAINS)
 
-compiler:  # the fast CPU code is compiled at first use; without a compiler everything works, slower
-	$(call debian,$(COMPILER),g++,no C++ compiler: the fast CPU code cannot be built here and is not tested; install g++ or clang++)
+compiler:  # the CPU kernels are compiled at first use; without a compiler, everything works, but slower
+	$(call debian,$(COMPILER),g++,no C++ compiler: the CPU kernels cannot be built and are not tested; install g++ or clang++)
 
 browser:  # the report page is tested in a real browser
 	$(call debian,$(BROWSER),chromium,no Chromium: the report page is not tested in a browser; install chromium)
 
-# ---- what is published (packaging/release.py); test-all needs the cross compilers for the same tests
+# ---- Release (packaging/release.py). test-all needs the cross-compilers for the same tests.
 .PHONY: wheel sbom release-check cross
 RELEASE := .venv-release
 
-wheel: $(INSTALLED) $(RELEASE)/.installed cross  ## dist/: wheels with compiled code for x86-64 and aarch64, checked and tested
+wheel: $(INSTALLED) $(RELEASE)/.installed cross  ## dist/: wheels with prebuilt kernels for x86-64 and aarch64, checked and tested
 	$(RELEASE)/bin/python packaging/release.py wheels
 	SENET_DIST="$$PWD/dist" $(BIN)/pytest tests/test_wheel.py -m slow
 
 sbom: $(RELEASE)/.installed  ## dist/: the bill of materials (CycloneDX)
 	$(RELEASE)/bin/python packaging/release.py sbom
 
-release-check: wheel  ## all of dist/, and that version, tag and change log agree
+release-check: wheel  ## builds and checks all of dist/; version, tag, and changelog must agree
 	$(RELEASE)/bin/python packaging/release.py sdist sbom version
 
 $(RELEASE)/.installed: pyproject.toml requirements/release.lock
@@ -122,7 +123,7 @@ cross:
 	@command -v aarch64-linux-gnu-g++ >/dev/null && command -v x86_64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64 >/dev/null \
 		|| { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq \
 		&& apt-get install -qq -y --no-install-recommends g++ g++-aarch64-linux-gnu qemu-user; } >/dev/null 2>&1 \
-		|| echo "senet: the wheel for aarch64 cannot be built and tested here: install g++-aarch64-linux-gnu and qemu-user" >&2
+		|| echo "senet: cannot build and test the aarch64 wheel; install g++-aarch64-linux-gnu and qemu-user" >&2
 
 clean:
 	rm -rf "$(VENV)" .venv-latest .venv-oldest .venv-release .sanitized "$(DEMO)" dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis

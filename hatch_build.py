@@ -1,10 +1,11 @@
-"""Compiles the prebuilt forms of the C++ library into a wheel (Hatchling's build hook).
+"""Hatchling build hook: compiles the prebuilt forms of the C++ library into a wheel.
 
-- ``pip install senet-….tar.gz``: the forms for this machine's architecture, where g++ is; else a wheel without any, and
-  the library is compiled at its first use.
-- ``pip install --editable .``: none; what is compiled at the first use follows the sources.
-- ``SENET_WHEEL=manylinux_2_28_x86_64 python -m build --wheel``: a wheel for others (``make wheel``); no form may fail.
-- ``SENET_WHEEL=none``: a wheel without any.
+- ``pip install senet-….tar.gz``: the forms for this machine's architecture if g++ is present. Otherwise, the wheel has
+  none, and the library is compiled at first use.
+- ``pip install --editable .``: none; the library is compiled at first use, so that it follows the sources.
+- ``SENET_WHEEL=manylinux_2_28_x86_64 python -m build --wheel``: a wheel for release (``make wheel``); every form must
+  compile.
+- ``SENET_WHEEL=none``: a wheel without prebuilt forms.
 """
 
 import importlib.util
@@ -17,16 +18,16 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-# Symbols of the C library that glibc 2.28 has too. The compilers are those of `make wheel`.
+# Prefix of the platform tags: the code uses only symbols that glibc 2.28 has. `make wheel` installs the compilers.
 GLIBC = "manylinux_2_28_"
 COMPILERS = {"x86_64": "x86_64-linux-gnu-g++", "aarch64": "aarch64-linux-gnu-g++"}
 
 
 class CompiledForms(BuildHookInterface):
-    """See above."""
+    """The build hook."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Compile the forms to a temporary folder and put them into the wheel."""
+        """Compile the forms in a temporary folder, and add them to the wheel."""
         if version == "editable":
             return
         tag = os.environ.get("SENET_WHEEL", "")
@@ -37,7 +38,7 @@ class CompiledForms(BuildHookInterface):
         wanted = [form for form in forms.FORMS if form.machine == machine]
         if tag and (not wanted or not tag.startswith(GLIBC)):
             known = ", ".join(GLIBC + name for name in COMPILERS)
-            raise SystemExit(f"SENET_WHEEL={tag!r} is none of {known}, none")
+            raise SystemExit(f"SENET_WHEEL={tag!r} is unknown; use {known}, or none")
         compiler = COMPILERS[machine] if tag else forms.compiler()
         if not wanted or compiler is None:
             return
@@ -52,7 +53,7 @@ class CompiledForms(BuildHookInterface):
         except (forms.BuildError, OSError) as error:
             if tag:
                 raise SystemExit(str(error)) from error
-            self.app.display_warning(f"no compiled code in this wheel: {error}")
+            self.app.display_warning(f"this wheel has no prebuilt kernels: {error}")
             return
         build_data["force_include"].update(files)
         build_data["pure_python"] = False
@@ -64,12 +65,12 @@ class CompiledForms(BuildHookInterface):
             self._folder.cleanup()
 
     def _forms(self) -> Any:
-        """The module that says which forms there are; PyTorch, which the package imports, need not be here."""
+        """The module that defines the forms, loaded by path because the package itself needs PyTorch."""
         file = Path(self.root, "src", "senet", "ops", "csrc", "forms.py")
         spec = importlib.util.spec_from_file_location("senet_forms", file)
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module  # dataclasses look their module up
+        sys.modules[spec.name] = module  # dataclasses look up their module
         spec.loader.exec_module(module)
         return module

@@ -1,6 +1,6 @@
-"""The networks for ``torch.hub``: ``torch.hub.load("owner/senet", "se_resnet50", pretrained=False, num_classes=10)``.
+"""Entry points for ``torch.hub``: ``torch.hub.load("owner/senet", "se_resnet50", pretrained=False, num_classes=10)``.
 
-There is one entry point for each registered network, with the arguments of ``senet.create_model``.
+There is one for each registered network, with the arguments of ``senet.create_model``.
 """
 
 import importlib
@@ -11,7 +11,7 @@ dependencies = ["torch", "safetensors"]
 
 
 def _import_senet():
-    """The package of this checkout, which need not be installed; one that is loaded already stays."""
+    """Import the package of this checkout, without installing it. An already imported one is used as it is."""
     source = str(pathlib.Path(__file__).parent / "src")
     sys.path.insert(0, source)
     try:
@@ -22,7 +22,7 @@ def _import_senet():
 
 def _entry_point(name):
     def create(pretrained=False, **kwargs):
-        # torch.hub's True and False, beside a source as `create_model` takes it
+        # torch.hub passes True or False; a source works as in `create_model`
         source = {True: "default", False: None}.get(pretrained, pretrained)
         return senet.create_model(name, pretrained=source, **kwargs)
 
@@ -32,8 +32,8 @@ def _entry_point(name):
     create.__doc__ = f"""{name}: family {spec.family}, {kind}, for images of {spec.input_size} pixels.
 
     Args:
-        pretrained: True for the default weights where there are some, or a source such as a file's path.
-        **kwargs: of ``senet.create_model``: ``num_classes``, ``in_chans``, ``se``, ``features_only``, …
+        pretrained: True for the default weights, if any are known, or a source such as a file.
+        **kwargs: arguments of ``senet.create_model``: ``num_classes``, ``in_chans``, ``se``, ``features_only``, …
     """
     return create
 

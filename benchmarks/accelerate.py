@@ -1,9 +1,9 @@
-"""Other people's SE networks before and after `senet.accelerate`, in one interleaved run for each row.
+"""SE networks of other libraries before and after `senet.accelerate`, in one interleaved run per row.
 
-Inference before is the ordinary network in the faster of PyTorch's two layouts, eager or under `torch.compile` with
-inductor's freezing; after is the accelerated one on the same engine. Training is a whole step of SGD. Correctness comes
-first: the logits must agree, or nothing is timed. `--projections` times the two ways to apply a gate that stands before
-a 1×1 convolution: to the map, or to the convolution's weights.
+For inference, "before" is the ordinary network in the faster of PyTorch's two layouts, eager or under `torch.compile`
+with Inductor's freezing; "after" is the accelerated network on the same engine. Training is a complete step of SGD.
+Correctness comes first: the logits must agree, or nothing is timed. `--projections` times both ways to apply a gate
+before a 1×1 convolution: to the feature map, or to the weights of the convolution.
 """
 
 import argparse
@@ -38,13 +38,13 @@ MODELS = (
     "torchvision:regnet_y_1_6gf",
     "attached:resnet50",
 )
-DISTURBED = 1.25  # upper ÷ lower quartile from which a row is not kept: something else was running
-AGREE = 1e-4  # of untrained networks in float32, which amplify rounding; tests/gates/ hold 1e-5 and float64
+DISTURBED = 1.25  # rows with a larger upper ÷ lower quartile are discarded: something else was running
+AGREE = 1e-4  # for untrained networks in float32, which amplify rounding; the tests require 1e-5 and use float64
 Step = Callable[[], object]
 
 
 def network(name: str) -> nn.Module:
-    """``timm:…``, ``torchvision:…``, or ``attached:…``: torchvision's with gates of this package attached."""
+    """``timm:…``, ``torchvision:…``, or ``attached:…``, which is torchvision's with our gates attached."""
     source, _, model = name.partition(":")
     torch.manual_seed(0)
     if source == "timm":
@@ -102,7 +102,7 @@ def train_steps(model: nn.Module, x: Tensor) -> dict[str, Step]:
 def agree(steps: dict[str, Step]) -> bool:
     outputs: list[Any] = []
     for step in steps.values():
-        torch.manual_seed(0)  # the same units drop out in training
+        torch.manual_seed(0)  # the same dropout masks in training
         outputs.append(step())
     return all(((out - outputs[0]).abs().max() / outputs[0].abs().max()).item() < AGREE for out in outputs)
 
@@ -113,7 +113,7 @@ def record(name: str, what: str, engine: str, batch: int, times: dict[str, Timin
     milliseconds = {n: f"{1e3 * t.median:.2f}" for n, t in times.items()}
     print(f"{name} {what} {engine} batch {batch}: {r.median:.3f} ({r.q25:.3f}–{r.q75:.3f}) {milliseconds}", flush=True)
     if r.q75 / r.q25 > DISTURBED:
-        print("too disturbed to be recorded: run it again", file=sys.stderr)
+        print("too noisy to record; run it again", file=sys.stderr)
         return
     values = {"model": name, "what": what, "engine": engine, "batch": batch, "size": size, "rounds": rounds}
     spread = {"ratio": f"{r.median:.4f}", "q25": f"{r.q25:.4f}", "q75": f"{r.q75:.4f}"}
@@ -122,7 +122,7 @@ def record(name: str, what: str, engine: str, batch: int, times: dict[str, Timin
 
 
 def projections(rounds: int) -> None:
-    """A gate before a 1×1 convolution C → O: scale the map in place, or the columns of the weights of each image."""
+    """A gate before a 1×1 convolution C → O: scale the feature map in place, or the weights for each image."""
     shapes = ((32, 16, 112), (96, 24, 56), (144, 40, 28), (480, 112, 14), (784, 784, 7), (1152, 320, 7))
     for batch in (1, 8):
         for c, o, side in shapes:
@@ -140,7 +140,7 @@ def projections(rounds: int) -> None:
 
 
 def projection_steps(x: Tensor, weight: Tensor, bias: Tensor, gate: Tensor, conv: Any) -> dict[str, Step]:
-    own = x.clone()  # scaled again and again; only the time counts
+    own = x.clone()  # scaled repeatedly; only the time matters
 
     def by_map() -> Tensor:
         return conv(native.gated_sum_(own, gate, None, False))  # type: ignore[no-any-return]
@@ -162,7 +162,7 @@ def main() -> int:
     parser.add_argument("--batch", nargs="*", type=int, default=[1, 8])
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--dry-run", action="store_true", help="run each candidate once: fills the compiler's cache")
+    parser.add_argument("--dry-run", action="store_true", help="run each candidate once, to fill the compiler's cache")
     parser.add_argument("--projections", action="store_true")
     args = parser.parse_args()
     if args.projections:
@@ -175,7 +175,7 @@ def main() -> int:
                     model, x = network(name), torch.randn(batch, 3, args.size, args.size)
                     steps = inference_steps(model, x, engine) if what == "inference" else train_steps(model, x)
                     if not agree(steps):
-                        print(f"{name}: the networks do not agree: nothing is timed", file=sys.stderr)
+                        print(f"{name}: the outputs before and after do not agree; nothing is timed", file=sys.stderr)
                         return 1
                     if not args.dry_run:
                         times = interleaved(steps, args.rounds)

@@ -1,7 +1,7 @@
-"""`se_resnet50` here against timm's `seresnet50`: the same weights, interleaved, train step and inference.
+"""Our `se_resnet50` against timm's `seresnet50` with the same weights: training step and inference, interleaved.
 
-The plain `resnet50` of each runs along, so that the SE tax on the reference maths is seen too. Correctness comes first:
-the logits must agree to 1e-5, or nothing is timed. Target: at most 1.03 of timm's time.
+Both plain `resnet50` networks are timed, too, to show the SE tax of each library. Correctness comes first: the logits
+must agree to 1e-5, or nothing is timed. Target: at most 1.03 of timm's time.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--contiguous", action="store_true", help="NCHW instead of channels_last")
+    parser.add_argument("--contiguous", action="store_true", help="use NCHW instead of channels_last")
     args = parser.parse_args()
     torch.manual_seed(0)
     layout = torch.contiguous_format if args.contiguous else torch.channels_last
@@ -63,7 +63,7 @@ def main() -> int:
         difference = ((a - b).abs().max() / b.abs().max()).item()
         print(f"{ours}: logits differ from {theirs} by {difference:.1e} relative")
         if not difference < 1e-5:
-            print("the networks do not agree: nothing is timed", file=sys.stderr)
+            print("the networks do not agree; nothing is timed", file=sys.stderr)
             return 1
     for mode in ("inference", "train step"):
         for model in models.values():

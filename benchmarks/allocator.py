@@ -1,9 +1,10 @@
-"""What freed memory does to a train step in a process with one network, as users run it: rows of allocator.csv.
+"""The effect of freed memory on a training step in a process with one network: rows of results/allocator.csv.
 
     python benchmarks/allocator.py [--rounds 8] [--repeats 7]
 
-`se_resnet50` and plain eager `resnet50`, channels_last, 224×224, a batch of 8; each in a process that keeps freed
-memory (`senet.keep_freed_memory`) and in an ordinary one. The four make their steps turn by turn; then four new ones.
+`se_resnet50` and plain eager `resnet50`, channels_last, 224×224, batch size 8; each in a process that keeps freed
+memory (`senet.keep_freed_memory`) and in an ordinary one. The steps of the four processes are interleaved. Each repeat
+starts four new processes.
 """
 
 import argparse
@@ -30,10 +31,10 @@ PAIRS = (
 
 
 def work(name: str, batch: int) -> None:
-    """A train step for each line of standard input: its seconds and page faults, and the peak of memory so far."""
+    """Run a training step per line of standard input; print its seconds, page faults, and the peak memory so far."""
     network, memory = name.split("-")
     if memory == "keeps" and not senet.keep_freed_memory():
-        sys.exit("no glibc here, or the environment has settled its memory: nothing to compare")
+        sys.exit("nothing to compare: there is no glibc, or the environment configures its allocator")
     model_name, backend = NETWORKS[network]
     torch.manual_seed(0)
     model = senet.create_model(model_name).to(memory_format=torch.channels_last)
@@ -51,7 +52,7 @@ def work(name: str, batch: int) -> None:
 
 
 def turn_by_turn(rounds: int, batch: int) -> dict[str, list[tuple[float, float, float]]]:
-    """Steps of each worker: seconds, page faults, peak of memory in MB."""
+    """The steps of each worker: seconds, page faults, peak memory in MB."""
     command = [sys.executable, __file__, "--batch", str(batch), "--worker"]
     pipe = subprocess.PIPE
     workers = {name: subprocess.Popen([*command, name], stdin=pipe, stdout=pipe, text=True) for name in WORKERS}
@@ -64,7 +65,7 @@ def turn_by_turn(rounds: int, batch: int) -> dict[str, list[tuple[float, float, 
             print(file=into, flush=True)
             line = out.readline()
             if not line:
-                sys.exit(1)  # it has said why
+                sys.exit(1)  # the worker has printed the reason
             if turn >= 3:
                 seen[name].append(json.loads(line))
     for process in workers.values():

@@ -1,4 +1,4 @@
-"""A CIFAR ResNet with and without SE on the JPEG copy of CIFAR-10: the table and the figure of docs/results.md.
+"""A CIFAR ResNet with and without SE on the JPEG copy of CIFAR-10: the table and the figure in docs/results.md.
 
     python benchmarks/cifar10.py --data cifar10-jpeg --epochs 8 --seeds 3
 
@@ -28,16 +28,16 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--output", default="runs/cifar10")
-    parser.add_argument("--commit", help="the commit that trained, when the runs are older than this checkout")
+    parser.add_argument("--commit", help="the commit of the training code, if the runs are older than this checkout")
     args = parser.parse_args()
     recipe = load_recipe(default_recipe(args.data, args.model), [f"epochs={args.epochs}", "channels_last=true"])
     settings = RunSettings(data=args.data, model=args.model)
     compare(settings, recipe, args.output, seeds=args.seeds, resume=True, console=Console(stderr=True))
     with (Path(args.output) / "results.csv").open(newline="") as handle:
         rows = list(csv.DictReader(handle))
-    (RESULTS / FILE).unlink(missing_ok=True)  # one comparison is one table: rows of two would be mixed up
+    (RESULTS / FILE).unlink(missing_ok=True)  # the table shows one comparison; rows are not appended to older ones
     for row in rows:
-        row.pop("train_step_ms")  # an absolute time of a processor means nothing elsewhere
+        row.pop("train_step_ms")  # an absolute time means nothing on another processor
         append_row(FILE, args.commit, data="CIFAR-10 (JPEG copy)", recipe=recipe.name, **row)
     shutil.copyfile(Path(args.output) / "curves.png", FIGURE)
 

@@ -1,4 +1,4 @@
-"""What every benchmark shares: the machine in words, and CSV rows keyed by commit, hardware and versions."""
+"""Shared by all benchmarks: a description of the machine, and CSV rows keyed by commit, hardware, and versions."""
 
 import datetime
 import shlex
@@ -14,13 +14,13 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def hardware(here: dict[str, Any]) -> str:
-    """The processor (and accelerator), and how many cores PyTorch uses."""
+    """The processor (and accelerator), and the number of threads that PyTorch uses."""
     gpu = f" + {here['gpu']}" if here["gpu"] else ""
     return f"{here['processor']}, {here['threads']} threads{gpu}"
 
 
 def commit() -> str:
-    """The checkout's commit; ``+`` marks one with uncommitted changes in the code that was measured."""
+    """The commit of the checkout, with a ``+`` if the measured code has uncommitted changes."""
 
     def git(*args: str) -> str:
         return subprocess.run(["git", *args], capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
@@ -30,9 +30,9 @@ def commit() -> str:
 
 
 def append_row(file: str, at_commit: str | None = None, **values: object) -> None:
-    """Add one measurement to ``results/<file>``, with when, where and by which command it was taken.
+    """Append one measurement to ``results/<file>``, with its date, commit, machine, and command.
 
-    ``at_commit`` names the commit that was measured, when it is older than this checkout.
+    ``at_commit`` is the measured commit, if it is older than this checkout.
     """
     here = machine()
     row = {
@@ -51,7 +51,7 @@ def append_row(file: str, at_commit: str | None = None, **values: object) -> Non
 
 
 def _words() -> list[str]:
-    """The command's words, without where the rows went: that is a path of one machine."""
+    """The arguments of the command without ``--output``, which is specific to the machine."""
     words = sys.argv[1:]
     at = words.index("--output") if "--output" in words else len(words)
     return words[:at] + words[at + 2 :]

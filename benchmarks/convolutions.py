@@ -1,10 +1,10 @@
-"""Our convolutions and FCs of inference ÷ PyTorch's (oneDNN's with packed weights, F.linear), one by one.
+"""Our convolutions and FC layers for inference ÷ PyTorch's (oneDNN with packed weights, F.linear), one by one.
 
     python benchmarks/convolutions.py [--rounds 60]
 
-Both compute bias and ReLU, on weights that lie in no cache, as in a network, and maps that do. Correctness first: they
-must agree, or nothing is timed. Each becomes a row of results/convolutions.csv; which convolution is whose
-(`src/senet/ops/conv/native.py`) was decided by them. `--all` measures ours also where oneDNN's is used.
+Both include bias and ReLU. As in a network, weights are not in the cache, and feature maps are. Correctness comes
+first: the results must agree, or nothing is timed. Each ratio becomes a row of results/convolutions.csv, from which the
+rules in `src/senet/ops/conv/native.py` were chosen. With `--all`, ours are also measured where oneDNN is used.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from senet.ops.conv import native as convolutions
 from senet.ops.conv.native import OwnConv2d, PackedConv2d, PackedLinear
 from senet.system.timing import interleaved, ratio
 
-# kernel, stride, channels, output channels, side of the map: ResNet-50's, then what others have.
+# kernel, stride, channels, output channels, side of the feature map: those of ResNet-50, then those of other networks.
 SHAPES = (
     (3, 1, 64, 64, 56), (3, 1, 128, 128, 28), (3, 1, 256, 256, 14), (3, 1, 512, 512, 7),
     (3, 2, 128, 128, 56), (3, 2, 256, 256, 28), (3, 2, 512, 512, 14),
@@ -31,12 +31,12 @@ SHAPES = (
     (1, 1, 64, 64, 224), (5, 1, 64, 96, 28),
 )  # fmt: skip
 LINEAR = ((2048, 1000), (512, 1000), (25088, 4096), (4096, 4096), (64, 10))
-COPIES = 6  # of the weights, used in turn
-COLD = 24 * 2**20  # bytes that are read in between
+COPIES = 6  # copies of the weights, used in rotation
+COLD = 24 * 2**20  # bytes that are read in between, to evict the weights
 
 
 def time_pair(mine: list[Any], theirs: list[Any], x: torch.Tensor, rounds: int) -> Any:
-    """The ratio of the medians of two lists of equal functions of x, called in turn."""
+    """The ratio of the times of two lists of equivalent functions of x, called in rotation."""
     other, turn = torch.randn(COLD // 4), 0
 
     def step(functions: list[Any]) -> Any:
@@ -53,7 +53,7 @@ def time_pair(mine: list[Any], theirs: list[Any], x: torch.Tensor, rounds: int) 
 
     want = theirs[0](x)
     if not torch.allclose(mine[0](x), want, rtol=1e-4, atol=1e-4 * want.abs().max().item()):
-        raise SystemExit("ours and PyTorch's differ: nothing is timed")
+        raise SystemExit("our result differs from PyTorch's; nothing is timed")
     times = interleaved({"own": step(mine), "theirs": step(theirs)}, rounds, warmup=3, before=cool)
     return ratio(times["own"], times["theirs"])
 
@@ -98,7 +98,7 @@ def record(what: str, method: str, batch: int, used: bool, r: Any, rounds: int) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=60)
-    parser.add_argument("--all", action="store_true", help="ours also where oneDNN's is used")
+    parser.add_argument("--all", action="store_true", help="measure ours also where oneDNN is used")
     args = parser.parse_args()
     torch.manual_seed(0)
     with torch.no_grad():

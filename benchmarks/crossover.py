@@ -1,10 +1,10 @@
-"""From which size of map the C++ form is faster than PyTorch's own operations: rows of results/crossover.csv.
+"""The feature-map size from which the C++ form is faster than PyTorch's operations: rows of results/crossover.csv.
 
     python benchmarks/crossover.py [--rounds 15]
 
-Forward and backward of batch norm (+ SE) + shortcut + ReLU and of batch norm + ReLU alone, float32, 64 channels, a
-batch of 4, maps of 2^12 to 2^23 elements in both layouts. The caches are emptied before each pass, as a network's
-convolutions do. `senet.ops.dispatch.SMALLEST_NATIVE` and `SMALLEST_NATIVE_BARE` are chosen by these rows.
+Forward and backward passes of batch norm (+ SE) + shortcut + ReLU, and of batch norm + ReLU alone: float32, 64
+channels, batch size 4, 2^12 to 2^23 elements, both layouts. The caches are evicted before each pass, as convolutions do
+in a network. `senet.ops.dispatch.SMALLEST_NATIVE` and `SMALLEST_NATIVE_BARE` are chosen from these rows.
 """
 
 import argparse
@@ -21,11 +21,11 @@ from senet.system.timing import Timing, ratio
 BATCH, CHANNELS = 4, 64
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 KINDS = ("se", "plain", "norm+relu")
-OTHER = torch.empty(2**24)  # 64 MB, more than the caches that a core has to itself
+OTHER = torch.empty(2**24)  # 64 MB, more than the private caches of a core
 
 
 def one_pass(backend: str, elements: int, layout: str, kind: str) -> Callable[[], float]:
-    """Seconds of one form, forward and backward, each with cold caches."""
+    """A function that returns the seconds of one form, forward and backward, each with cold caches."""
     shape = (BATCH, CHANNELS, elements // (BATCH * CHANNELS * 4), 4)
     u, shortcut, dout = (torch.randn(shape).to(memory_format=LAYOUTS[layout]) for _ in range(3))
     tail, norm = senet.ResidualTail(), nn.BatchNorm2d(CHANNELS)

@@ -1,10 +1,11 @@
-"""Everything that is measured on one GPU, in under nine minutes: correctness, bandwidth, the SE tax, peak memory.
+"""All measurements on one GPU, in less than nine minutes: correctness, bandwidth, the SE tax, and peak memory.
 
     python benchmarks/gpu.py [--minutes 9] [--only checks sweeps train inference] [--batch 256] [--output FOLDER]
-    python benchmarks/gpu.py --draw --output FOLDER     draws the figures from the rows, measures nothing
+    python benchmarks/gpu.py --draw --output FOLDER     draws the figures from the rows, without measuring
 
-The most telling comes first; what does not fit into --minutes is dropped, and said. Rows go to gpu_checks.csv,
-gpu_bandwidth.csv and gpu_tax.csv in --output. bfloat16, channels_last, ResNet-50 at 224 pixels.
+The most informative measurements come first; those that do not fit into --minutes are dropped and listed. Rows are
+written to gpu_checks.csv, gpu_bandwidth.csv, and gpu_tax.csv in --output. bfloat16, channels_last, ResNet-50 at 224
+pixels.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from senet.errors import InputError
 from senet.ops.dispatch import sweeps_of
 from senet.system.figures import new_figure, save_png
 
-SHARE_OF_COPY = 0.85  # the target for every sweep
+SHARE_OF_COPY = 0.85  # the target for each sweep
 PLAIN_BEST, SE_BEST = (BASE, "plain-compiled", "plain-tail"), ("se-fast", "se-fast-compiled")
 GPU_TARGETS = (
     Target("train step, SE ÷ plain, both at their fastest", "train", SE_BEST, PLAIN_BEST, 1.02),
@@ -39,10 +40,10 @@ GPU_TARGETS = (
     Target("saved for backward, SE ÷ plain eager", "train", ("se-fast",), (BASE,), 1.01, of="saved"),
 )
 OWN = "plain-*,se-fast*,se-accelerated*"
-# What is measured, the most telling first: (mode, batch, candidates).
+# The settings, the most informative first: (mode, batch, candidates).
 EAGER = "plain-tail,plain-accelerated,se-fast,se-accelerated"
 TAXES = (
-    ("train", 256, EAGER),  # what needs no minutes of torch.compile leaves its rows first
+    ("train", 256, EAGER),  # first, because torch.compile takes minutes
     ("inference", 256, EAGER),
     ("train", 256, OWN),
     ("inference", 256, OWN),
@@ -62,11 +63,11 @@ NETWORKS = "gpu_networks"  # .csv, .json and .png: every candidate's times, as `
 
 
 class Budget:
-    """Minutes that a run may take; what is expected to overrun is dropped and named."""
+    """The time limit of a run. Measurements that are expected to exceed it are dropped and listed."""
 
     def __init__(self, minutes: float, on_gpu: bool) -> None:
         self._end = time.monotonic() + 60 * minutes
-        # Seconds, mostly of torch.compile; replaced by what the last one of the kind took.
+        # Seconds, mostly for torch.compile; replaced by the time of the last measurement of the kind.
         self._guess = (
             {"checks": 50.0, "sweeps": 15.0, "train": 75.0, "inference": 45.0} if on_gpu else dict.fromkeys(PARTS, 0.0)
         )
@@ -101,7 +102,7 @@ def run_checks(options: argparse.Namespace, budget: Budget) -> int:
 
 
 def run_sweeps(options: argparse.Namespace, budget: Budget) -> int:
-    """Time the sweeps beside a copy."""
+    """Time the sweeps relative to a copy."""
     if not budget.allows("sweeps", "sweeps"):
         return 0
     dtype, run = getattr(torch, options.dtype), sweeps_of(options.backend)
@@ -112,7 +113,7 @@ def run_sweeps(options: argparse.Namespace, budget: Budget) -> int:
 
 
 def run_taxes(options: argparse.Namespace, budget: Budget) -> int:
-    """The tax of each setting that fits; returns how many failed their checks."""
+    """Measure the tax of each setting that fits into the time; returns how many failed."""
     failed, everything = 0, list[Measured]()
     for mode, batch, patterns in TAXES:
         what = f"{mode}, batch {batch}, {patterns}"
@@ -128,7 +129,7 @@ def run_taxes(options: argparse.Namespace, budget: Budget) -> int:
         except InputError as error:
             print(f"  {error}", flush=True)
             failed += 1
-        except Exception:  # what one setting meets on a new machine must not cost the rows of the others
+        except Exception:  # a failure on a new machine must not lose the rows of the other settings
             traceback.print_exc()
             failed += 1
         if options.device == "cuda":
@@ -146,14 +147,14 @@ def _rounded(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def draw_bandwidth(rows: list[dict[str, str]], path: Path) -> None:
-    """Share of a copy's bandwidth: a group of bars a stage, a bar a sweep, the target as a line."""
+    """Fraction of a copy's bandwidth: a group of bars per stage, a bar per sweep, the target as a line."""
     latest = {(row["sweep"], row["shape"]): float(row["share_of_copy"]) for row in rows}
     shapes, names = list(dict.fromkeys(row["shape"] for row in rows)), list(gpu_sweeps.TRAFFIC)
     figure = new_figure(7.2, 4.2)
     axes = figure.add_subplot()
-    for index, (name, colour) in enumerate(zip(names, ("#0072B2", "#56B4E9", "#D55E00", "#E69F00"), strict=True)):
+    for index, (name, color) in enumerate(zip(names, ("#0072B2", "#56B4E9", "#D55E00", "#E69F00"), strict=True)):
         places = [group + 0.2 * (index - 1.5) for group in range(len(shapes))]
-        bars = axes.bar(places, [latest.get((name, s), 0.0) for s in shapes], 0.19, color=colour, label=name)
+        bars = axes.bar(places, [latest.get((name, s), 0.0) for s in shapes], 0.19, color=color, label=name)
         axes.bar_label(bars, fmt="%.2f", fontsize=6.5, padding=1)
     axes.axhline(SHARE_OF_COPY, color="0.15", linewidth=1.0, linestyle="--")
     axes.set_ylim(0, max(1.05, 1.1 * max(latest.values())))
@@ -166,7 +167,7 @@ def draw_bandwidth(rows: list[dict[str, str]], path: Path) -> None:
 
 
 def draw(options: argparse.Namespace) -> None:
-    """Both figures, from the rows of this folder; without matplotlib, how to draw them elsewhere."""
+    """Draw both figures from the rows in this folder; without matplotlib, print how to draw them elsewhere."""
     bandwidth, networks = options.output / "gpu_bandwidth.csv", options.output / f"{NETWORKS}.json"
     try:
         if bandwidth.exists():
@@ -179,22 +180,22 @@ def draw(options: argparse.Namespace) -> None:
             )
             plot_tax(networks.with_suffix(".png"), [setting["rows"] for setting in content["settings"]], title)
     except ModuleNotFoundError as error:
-        print(f"no figures: {error.name} is not installed; elsewhere: gpu.py --draw --output {options.output}")
+        print(f"no figures: {error.name} is not installed; draw them with: gpu.py --draw --output {options.output}")
 
 
 def arguments(words: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--batch", type=int, nargs="+", default=[256, 32, 1], help="of the networks")
+    parser.add_argument("--batch", type=int, nargs="+", default=[256, 32, 1], help="batch sizes of the networks")
     parser.add_argument("--sweep-batch", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--model", default="se_resnet50")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--backend", default="triton", help="whose sweeps are measured")
-    parser.add_argument("--commit", help="the commit that is measured, where there is no git")
+    parser.add_argument("--backend", default="triton", help="the backend of the measured sweeps")
+    parser.add_argument("--commit", help="the measured commit, if git is not available")
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--draw", action="store_true")
     options = parser.parse_args(words)
@@ -209,21 +210,21 @@ def main(words: list[str] | None = None) -> int:
         draw(options)
         return 0
     if options.device == "cuda" and not torch.cuda.is_available():
-        print("no CUDA device was found: nothing is measured", file=sys.stderr)
+        print("no CUDA device was found; nothing is measured", file=sys.stderr)
         return 2
     budget = Budget(options.minutes, options.device == "cuda")
     failed = 0
     for part, measure_it in (("checks", run_checks), ("sweeps", run_sweeps)):
-        if part in options.only and not failed:  # nothing wrong is timed
+        if part in options.only and not failed:  # wrong kernels are not timed
             try:
                 failed = measure_it(options, budget)
-            except Exception:  # what one part meets on a new machine must not cost the rows of the others
+            except Exception:  # a failure on a new machine must not lose the rows of the other parts
                 traceback.print_exc()
                 failed = 1
     failed += run_taxes(options, budget)
     draw(options)
     for what in budget.dropped:
-        print(f"dropped, out of time: {what}")
+        print(f"dropped for lack of time: {what}")
     return int(failed > 0)
 
 

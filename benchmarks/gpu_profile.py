@@ -1,8 +1,8 @@
-"""Where the time of a step on a GPU goes: kernels, launches and idle time of a few candidates.
+"""Where the time of a step on a GPU goes: kernels, launches, and idle time of a few candidates.
 
     python benchmarks/gpu_profile.py [--batch 256] [--mode train] [--candidates plain-eager se-fast] [--output FOLDER]
 
-Prints one line a candidate (wall-clock time, time in kernels, launches) and writes the table of its kernels as
+Prints one line per candidate (wall-clock time, time in kernels, launches) and writes the table of its kernels to
 gpu_profile_<mode>_<batch>_<candidate>.txt.
 """
 

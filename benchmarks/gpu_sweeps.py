@@ -1,4 +1,4 @@
-"""The kernels on a GPU: right to rounding against float64, and their share of a device copy's bandwidth."""
+"""The kernels on a GPU: their error relative to float64, and their fraction of the bandwidth of a device copy."""
 
 import copy
 import math
@@ -16,15 +16,15 @@ from senet import ResidualTail, SqueezeExcite
 from senet.ops.dispatch import Sweeps, sweeps_of, use_backend
 from senet.ops.tail import definitions
 
-# The maps at the end of ResNet-50's stages.
+# The feature maps at the end of ResNet-50's stages: channels, side.
 STAGES = ((256, 56), (512, 28), (1024, 14), (2048, 7))
-# Odd channels, one pixel, one image, three and five images, and two of the stages.
+# Odd numbers of channels, one pixel, one image, three and five images, and two of the stages.
 CHECKED = ((3, 5, 7, 9), (2, 64, 1, 1), (1, 257, 14, 14), (5, 2048, 7, 7), (16, 256, 56, 56))
-# Relative to the largest value: what float32 sums lose, and for maps the one rounding to the map's type.
+# Allowed errors relative to the largest value: those of float32 sums and, for maps, of one rounding to their dtype.
 TABLES_ALLOWED = 1e-5
 _HALVES = {dtype: 0.51 * torch.finfo(dtype).eps for dtype in (torch.bfloat16, torch.float16)}
 MAPS_ALLOWED = {torch.float64: 1e-12, torch.float32: 1e-5, **_HALVES}
-# Maps read and written: u; u, shortcut → out; dout, out, u → g; g, u → du. Eleven in all.
+# Feature maps read and written: u; u, shortcut → out; dout, out, u → g; g, u → du. Eleven in total.
 TRAFFIC = {"moments": 1, "affine": 3, "affine_backward": 4, "moments_backward": 3}
 COPY_BYTES = 2**30
 
@@ -32,7 +32,7 @@ Bench = Callable[[Callable[[], object]], float]
 
 
 def arguments(shape: tuple[int, ...], dtype: torch.dtype, last: bool, device: str) -> dict[str, tuple[Any, ...]]:
-    """What each sweep is called with: maps of mean 3 and deviation 2, tables of about 1."""
+    """Arguments for each sweep: u with mean 3 and standard deviation 2, tables of magnitude about 1."""
     generator = torch.Generator(device).manual_seed(0)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
 
@@ -55,14 +55,14 @@ def arguments(shape: tuple[int, ...], dtype: torch.dtype, last: bool, device: st
 
 
 def errors(run: Sweeps, shape: tuple[int, ...], dtype: torch.dtype, last: bool, device: str) -> dict[str, float]:
-    """Each sweep's largest error against its definition in float64, as a share of what is allowed; above 1 is wrong."""
+    """Each sweep's largest error relative to its definition in float64, divided by the allowed error."""
     calls = arguments(shape, dtype, last, device)
     calls["mean"] = calls["moments"]
     return {name: _error(getattr(run, name), getattr(definitions, name), args) for name, args in calls.items()}
 
 
 def product_error(shape: tuple[int, ...], dtype: torch.dtype, last: bool, device: str) -> dict[str, float]:
-    """The same of the 1×1 convolution with gate, shortcut and ReLU, which inference uses; it knows no float64."""
+    """The same for the 1×1 convolution with gate, shortcut, and ReLU of inference; it does not support float64."""
     if dtype == torch.float64:
         return {}
     from senet.ops.conv.triton import gated_pointwise
@@ -81,8 +81,8 @@ def _product(h: Tensor, weight: Tensor, bias: Tensor, gate: Tensor, shortcut: Te
 
 
 def tail_error(shape: tuple[int, ...], dtype: torch.dtype, last: bool, device: str) -> dict[str, float]:
-    """The same of the whole tail with batch norm, in one autograd node: output and gradients, by their norms."""
-    if dtype == torch.float64 or shape[0] * math.prod(shape[2:]) < 8:  # of two values a norm leaves only rounding
+    """The same for the whole tail with batch norm as one autograd node: output and gradients, in the L2 norm."""
+    if dtype == torch.float64 or shape[0] * math.prod(shape[2:]) < 8:  # normalizing two values leaves only rounding
         return {}
     u, _, _, _, shortcut, _ = arguments(shape, dtype, last, device)["affine"]
     allowed = 5e-5 if dtype == torch.float32 else 2.0 * torch.finfo(dtype).eps
@@ -91,7 +91,7 @@ def tail_error(shape: tuple[int, ...], dtype: torch.dtype, last: bool, device: s
         torch.manual_seed(0)
         parts = nn.ModuleList([nn.BatchNorm2d(shape[1]), SqueezeExcite(shape[1])][: 1 + gated]).to(device)
         with torch.no_grad():
-            parts[0].bias.normal_()  # of a single image the squeeze is the bias alone
+            parts[0].bias.normal_()  # for a single image, the squeeze is the bias
         exact = copy.deepcopy(parts).double()
         got = _step(parts, u, shortcut if gated else None, "triton")
         truth = _step(exact, u.double(), shortcut.double() if gated else None, "reference")
@@ -117,7 +117,7 @@ def _error(call: Callable[..., Any], definition: Callable[..., Any], args: tuple
 
 
 def _share(found: Tensor, exact: Tensor, dtype: torch.dtype) -> float:
-    """Error over allowed error. A NaN counts as infinitely wrong, and a map in another type than it came in as well."""
+    """Error divided by allowed error; infinite for NaN and for a map whose dtype differs from that of the input."""
     is_map = found.ndim > 2
     if is_map and found.dtype != dtype:
         return float("inf")
@@ -127,7 +127,7 @@ def _share(found: Tensor, exact: Tensor, dtype: torch.dtype) -> float:
 
 
 def check(run: Sweeps, device: str, shapes: tuple[tuple[int, ...], ...] = CHECKED) -> list[dict[str, Any]]:
-    """One row a kernel and type, with its worst shape and layout; ``share_of_allowed`` above 1 is an error."""
+    """One row per kernel and dtype, for the worst shape and layout; ``share_of_allowed`` above 1 is a failure."""
     return _worst(
         _where(name, shape, dtype, last) | {"share_of_allowed": share}
         for shape in shapes
@@ -138,9 +138,9 @@ def check(run: Sweeps, device: str, shapes: tuple[tuple[int, ...], ...] = CHECKE
 
 
 def check_every_tile(device: str, shapes: tuple[tuple[int, ...], ...] = CHECKED) -> list[dict[str, Any]]:
-    """The same for each tile that the Triton kernels may choose, in as many processes as there are cores.
+    """The same for each tile configuration of the Triton kernels, in parallel processes.
 
-    Nearly all of the time is the compiler's, and what it has made is kept on disk for what is timed afterwards.
+    Almost all of the time is compilation. The compiled kernels are cached on disk for the timings that follow.
     """
     work = [(shape, str(dtype), last, device) for shape in shapes for dtype in MAPS_ALLOWED for last in (True, False)]
     with multiprocessing.get_context("spawn").Pool(min(len(work), max(1, (os.cpu_count() or 1) * 3 // 4))) as pool:
@@ -163,7 +163,7 @@ def _check_tiles(work: tuple[tuple[int, ...], str, bool, str]) -> list[dict[str,
     ]
     tiles = {id(kernel): kernel.configs for kernel in kernels}
     for number in range(max(map(len, tiles.values()))):
-        for kernel in kernels:  # one tile to choose from: nothing is timed while others compile
+        for kernel in kernels:  # a single configuration: nothing is autotuned while other processes compile
             kernel.configs = [tiles[id(kernel)][number % len(tiles[id(kernel)])]]
         found = errors(run, shape, dtype, last, device) | product_error(shape, dtype, last, device)
         found |= tail_error(shape, dtype, last, device)
@@ -190,7 +190,7 @@ def _where(name: str, shape: tuple[int, ...], dtype: torch.dtype, last: bool) ->
 
 
 def milliseconds(device: str) -> Bench:
-    """Median time of a call in milliseconds: on a GPU by events, with an emptied cache; else by the clock."""
+    """A function that measures the median time of a call in ms: by CUDA events with a cold cache, or on the CPU."""
     if device.startswith("cuda"):
         return _by_events
 
@@ -206,8 +206,8 @@ def milliseconds(device: str) -> Bench:
 
 
 def _by_events(call: Callable[[], object]) -> float:
-    """Each time an emptied cache, and a device that is still busy emptying it while Python asks for the call."""
-    flushed = torch.empty(2**30, dtype=torch.uint8, device="cuda")  # some 250 µs
+    """Flush the cache before each call; this also keeps the device busy while Python launches the call."""
+    flushed = torch.empty(2**30, dtype=torch.uint8, device="cuda")  # about 250 µs
     events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(25)]
     for start, end in events:
         flushed.zero_()
@@ -219,7 +219,7 @@ def _by_events(call: Callable[[], object]) -> float:
 
 
 def copy_gb_per_s(device: str, bench: Bench) -> float:
-    """Bytes read and written by a copy of 1 GiB (4 MiB on a CPU) over its time."""
+    """Bandwidth of a copy of 1 GiB (4 MiB on a CPU): bytes read and written, divided by its time."""
     source = torch.zeros(COPY_BYTES if device.startswith("cuda") else 2**22, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return 2 * source.nbytes / bench(lambda: target.copy_(source)) / 1e6
@@ -228,7 +228,7 @@ def copy_gb_per_s(device: str, bench: Bench) -> float:
 def bandwidth(
     run: Sweeps, device: str, batch: int, dtype: torch.dtype, stages: tuple[tuple[int, int], ...] = STAGES
 ) -> Iterator[dict[str, Any]]:
-    """One row a sweep and stage: GB/s (maps read and written over time), beside a copy of 1 GiB on the same device."""
+    """One row per sweep and stage: GB/s (maps read and written), also relative to a copy on the same device."""
     bench = milliseconds(device)
     copy = copy_gb_per_s(device, bench)
     for channels, side in stages:

@@ -1,8 +1,8 @@
-"""Images per second and core: senet's loader against torchvision's ImageFolder + DataLoader with v2 transforms.
+"""Images per second per core: senet's loader against torchvision's ImageFolder + DataLoader with v2 transforms.
 
-Both read the same JPEG files (drawn here: noise at many scales, gradients and sharp edges, about 55 KiB at 500x375) and
-deliver the same normalised float32 batches. One process, one thread, no workers; rounds are interleaved, and time is
-CPU time, so a busy machine disturbs little. Before anything is timed, the pixels of both are compared.
+Both read the same JPEG files (generated: noise at many scales, gradients, and sharp edges, about 55 KiB at 500x375) and
+return the same normalized float32 batches. One process, one thread, no workers. Rounds are interleaved, and time is CPU
+time, which a busy machine affects little. Before anything is timed, the pixels of both are compared.
 
     python benchmarks/loader.py [--images 192] [--rounds 15] [--no-csv]
 """
@@ -37,9 +37,9 @@ from senet.data.sources import open_eval
 from senet.data.transforms import TransformSpec, random_area_box, reduction, snapped
 
 BATCH = 64
-GATE = 2.0  # largest mean absolute difference that is accepted, in 1/255
+GATE = 2.0  # the largest accepted mean absolute difference, in units of 1/255
 
-# name → (spec, training, file size); "peer" orders are the two that torchvision users write
+# name → (spec, training, file size)
 CASES: dict[str, tuple[TransformSpec, bool, tuple[int, int]]] = {
     "train 224": (TransformSpec(size=224), True, (500, 375)),
     "eval 224": (TransformSpec(size=224), False, (500, 375)),
@@ -50,7 +50,7 @@ CASES: dict[str, tuple[TransformSpec, bool, tuple[int, int]]] = {
 
 
 def draw(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
-    """A picture with detail at every scale, soft and hard edges: what a photograph costs to decode."""
+    """An image with detail at every scale and soft and hard edges, which costs as much to decode as a photograph."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     slope = x / width * rng.uniform(-80, 80) + y / height * rng.uniform(-80, 80)
     image = slope[:, :, None] + rng.uniform(60, 190, 3)
@@ -58,11 +58,11 @@ def draw(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
         noise = rng.standard_normal((height // cell + 2, width // cell + 2, 3)).astype(np.float32)
         planes = [Image.fromarray(noise[:, :, c]).resize((width, height), Image.Resampling.BICUBIC) for c in range(3)]
         detail = np.stack([np.asarray(plane) for plane in planes], axis=2)
-        grey = detail.mean(axis=2, keepdims=True)
-        image = image + amplitude * (grey + 0.4 * (detail - grey))
+        gray = detail.mean(axis=2, keepdims=True)
+        image = image + amplitude * (gray + 0.4 * (detail - gray))
     for _ in range(12):
-        centre_x, centre_y, radius = rng.uniform(0, width), rng.uniform(0, height), rng.uniform(0.02, 0.2) * width
-        inside = (x - centre_x) ** 2 + ((y - centre_y) * rng.uniform(0.5, 2)) ** 2 < radius**2
+        center_x, center_y, radius = rng.uniform(0, width), rng.uniform(0, height), rng.uniform(0.02, 0.2) * width
+        inside = (x - center_x) ** 2 + ((y - center_y) * rng.uniform(0.5, 2)) ** 2 < radius**2
         image[inside] += rng.uniform(-70, 70, 3)
     return image.clip(0, 255).astype(np.uint8)
 
@@ -134,7 +134,7 @@ def cpu_seconds(batches: Callable[[], Iterator[Tensor]]) -> float:
 
 
 def measure(folder: Path, spec: TransformSpec, train: bool, rounds: int) -> dict[str, dict[str, float]]:
-    """Interleave all contenders; returns images per CPU second and the ratio to each peer with its quartiles."""
+    """Interleave all contenders. Returns images per CPU second and, for each peer, the ratio with its quartiles."""
     data, _ = open_eval(folder)
     images = data.with_transform(spec.train_transform() if train else spec.eval_transform())
     loader = make_loader(images, BATCH, train=train)
@@ -148,7 +148,7 @@ def measure(folder: Path, spec: TransformSpec, train: bool, rounds: int) -> dict
         order_now = list(contenders) if number % 2 else list(contenders)[::-1]
         for name in order_now:
             seconds = cpu_seconds(contenders[name])
-            if number:  # round 0 warms caches up
+            if number:  # round 0 warms the caches
                 times[name].append(seconds)
     own = np.array(times["senet"])
     table = {}
@@ -164,7 +164,7 @@ def measure(folder: Path, spec: TransformSpec, train: bool, rounds: int) -> dict
 
 
 def run_case(name: str, count: int, rounds: int, save: bool) -> None:
-    """Draw the files, compare the pixels, time everybody, print and save."""
+    """Generate the files, compare the pixels, time all contenders, print, and save."""
     spec, train, size = CASES[name]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

@@ -1,9 +1,9 @@
-"""The passes over feature maps at the end of a residual block in training: counted, and drawn.
+"""The passes over feature maps in the tail of a residual block in training: counted and drawn.
 
     python benchmarks/passes.py     draws docs/images/passes.svg
 
-A *transfer* is one map read or written. What is listed here is compared with what PyTorch does by
-tests/bench/test_passes.py; batch norm's own second look at its map is inside one of PyTorch's operations.
+A *transfer* is one feature map read or written. tests/bench/test_passes.py compares this list with PyTorch's
+operations. The second read by batch norm is inside a single operation of PyTorch.
 """
 
 import io
@@ -19,7 +19,7 @@ INK, PALE = "#1f2328", "#57606a"
 
 
 class Pass(NamedTuple):
-    """One pass: what it is for, the maps that it reads, the maps that it writes; without maps, work on tables."""
+    """One pass: its purpose, and the feature maps that it reads and writes. Without any, it works on tables."""
 
     what: str
     reads: tuple[str, ...]
@@ -71,20 +71,20 @@ Passes = tuple[tuple[Pass, ...], tuple[Pass, ...]]
 
 
 def transfers(passes: Passes) -> tuple[int, int]:
-    """Forward and backward."""
+    """The numbers of transfers forward and backward."""
     forward, backward = (sum(each.transfers for each in direction) for direction in passes)
     return forward, backward
 
 
 def draw(path: Path) -> None:
-    """Both forms side by side: one line per pass, one box per feature map."""
+    """Draw both forms side by side: one line per pass, one box per feature map."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
     lines = sum(map(len, EAGER)) + 2
-    with rc_context({"svg.hashsalt": "senet"}):  # the same file every time
+    with rc_context({"svg.hashsalt": "senet"}):  # reproducible output
         figure = Figure(figsize=(10.4, 0.36 * lines + 1.0), facecolor="white", layout="constrained")
         FigureCanvasSVG(figure)
         left, right = figure.subplots(1, 2, sharey=True)
@@ -113,8 +113,8 @@ def _column(axes, passes: Passes, title: str, lines: int) -> None:  # type: igno
             style = {"color": INK} if each.transfers else {"color": PALE, "style": "italic"}
             axes.text(-3.4, line, each.what, fontsize=10, va="center", **style)
             boxes = [(name, READ) for name in each.reads] + [(name, WRITTEN) for name in each.writes]
-            for place, (text, colour) in enumerate(boxes):
-                axes.barh(line, 0.94, left=place, height=0.78, color=colour)
+            for place, (text, color) in enumerate(boxes):
+                axes.barh(line, 0.94, left=place, height=0.78, color=color)
                 axes.text(place + 0.47, line, text, fontsize=9, color="white", va="center", ha="center", weight="bold")
         line += 1
 

@@ -1,11 +1,11 @@
-"""The prebuilt C++ of a wheel ÷ the same code compiled on this machine, each in processes of its own.
+"""The prebuilt C++ code of a wheel ÷ the same code compiled on this machine, in separate processes.
 
     make wheel && python benchmarks/prebuilt.py [--wheel dist/senet-….whl] [--rounds 40] [--processes 3]
 
-Both run the wheel's Python code; `SENET_NATIVE` chooses the library. Rounds go in turn, one process at a time. The
-control is a second process with the built code ÷ the first: what the measurement itself can tell. Each work becomes a
-row of results/prebuilt.csv: median and quartiles over all rounds, the lowest and highest median of a process, and the
-ratio of the fastest rounds, which others on the machine disturbed least.
+Both run the wheel's Python code; `SENET_NATIVE` selects the library. Rounds are interleaved, one process at a time. The
+control is a second process with the compiled code ÷ the first, which shows the noise of the measurement. Each workload
+becomes a row of results/prebuilt.csv: median and quartiles over all rounds, the lowest and highest median of a process,
+and the ratio of the fastest rounds, which other processes on the machine affected least.
 """
 
 import argparse
@@ -23,7 +23,7 @@ import torch
 import senet
 from senet.system.timing import Timing, ratio
 
-PAUSE = 0.02  # seconds before each call: the other process's threads fall asleep
+PAUSE = 0.02  # seconds before each call, in which the threads of the other process go to sleep
 WAYS = {"prebuilt": "prebuilt", "built": "build", "control": "build"}  # name of a process → SENET_NATIVE
 WORKS = ("train step's tail, 16x256x56x56", "accelerated se_resnet50, batch 1", "accelerated se_resnet50, batch 8")
 
@@ -54,7 +54,7 @@ def inference(batch: int) -> Callable[[], object]:
 
 
 def work(name: str) -> None:
-    """A process: answers each line of its input by the seconds of one step."""
+    """The worker process: run one step per line of standard input, and print its seconds."""
     from senet.ops.csrc import build
 
     torch.manual_seed(0)
@@ -76,7 +76,7 @@ def start(name: str, native: str, packages: Path) -> tuple[subprocess.Popen[str]
 
 
 def measured(name: str, rounds: int, packages: Path) -> tuple[dict[str, Timing], str]:
-    """Times of the three processes, round by round, and the prebuilt file's name."""
+    """The times of the three processes, round by round, and the name of the prebuilt file."""
     started = {way: start(name, native, packages) for way, native in WAYS.items()}
     times: dict[str, list[float]] = {way: [] for way in WAYS}
     for index in range(rounds + 3):
@@ -116,9 +116,9 @@ def row(name: str, rounds: int, processes: int, packages: Path) -> dict[str, obj
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--wheel", type=Path, help="default: the one for this machine in dist/")
-    parser.add_argument("--rounds", type=int, default=40, help="of each process")
-    parser.add_argument("--processes", type=int, default=3, help="that each way gets, one after the other")
+    parser.add_argument("--wheel", type=Path, help="default: the wheel for this machine in dist/")
+    parser.add_argument("--rounds", type=int, default=40, help="rounds per process")
+    parser.add_argument("--processes", type=int, default=3, help="successive processes per variant")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.work:

@@ -1,6 +1,6 @@
-"""Writes the generated tables of README and docs from the registry and from `benchmarks/results/*.csv`.
+"""Generates the tables in README and docs from the registry and from `benchmarks/results/*.csv`.
 
-A table stands between `<!-- begin: NAME -->` and `<!-- end: NAME -->`. `--check` only looks, and fails on a stale one.
+A table is between `<!-- begin: NAME -->` and `<!-- end: NAME -->`. `--check` writes nothing, and fails on stale tables.
 """
 
 import argparse
@@ -26,7 +26,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 
 def rows_of(file: str) -> list[dict[str, str]]:
-    """The rows of a results file; none where nothing has been measured."""
+    """The rows of a results file; empty if nothing has been measured."""
     if not (RESULTS / file).exists():
         return []
     with (RESULTS / file).open(newline="") as handle:
@@ -34,7 +34,7 @@ def rows_of(file: str) -> list[dict[str, str]]:
 
 
 def latest(rows: list[dict[str, str]], *keys: str) -> list[dict[str, str]]:
-    """The last row of each combination of ``keys``: results are appended, the newest counts."""
+    """The last row for each combination of ``keys``: results are appended, so the last one is the newest."""
     return list({tuple(row[key] for key in keys): row for row in rows}.values())
 
 
@@ -64,7 +64,7 @@ def zoo() -> str:
 
 
 def published_costs() -> str:
-    """Every complexity that the paper prints beside ours; the reasons of what cannot be reproduced follow the table."""
+    """Every complexity in the paper next to ours, followed by the reasons for those that cannot be reproduced."""
     figures = compared()
     notes = numbered_notes(figures)
     rows = []
@@ -97,7 +97,7 @@ def against_timm() -> str:
 
 
 def slowest_loads() -> dict[str, dict[str, str]]:
-    """Transform → its row with the lower ratio: that against the faster of torchvision's two orders."""
+    """Transform → its row with the lower ratio, which compares with the faster of torchvision's two variants."""
     slowest: dict[str, dict[str, str]] = {}
     for row in latest(rows_of("loader.csv"), "transform", "torchvision_on"):
         name = row["transform"]
@@ -155,13 +155,13 @@ TAX_KEYS = ("mode", "batch", "of", "numerator", "denominator")
 
 
 def spread(row: dict[str, str]) -> str:
-    """The ratio with its quartiles; bytes have none."""
+    """The ratio, with its quartiles for times; bytes have none."""
     quartiles = f" ({float(row['q25']):.3f}–{float(row['q75']):.3f})" if row["of"] == "time" else ""
     return f"{float(row['ratio']):.3f}{quartiles}"
 
 
 def tax() -> str:
-    """The targets of the zero tax and what was measured, CPU and GPU."""
+    """The targets of the zero tax and the measurements, on CPU and GPU."""
     lines = []
     for where, file, targets in (("CPU", "tax.csv", CPU_TARGETS), ("GPU", "gpu_tax.csv", GPU_TARGETS)):
         rows = rows_of(file)
@@ -172,7 +172,7 @@ def tax() -> str:
 
 def target_lines(where: str, target: Target, rows: list[dict[str, str]]) -> list[list[str]]:
     limit, what = f"≤ {target.limit:.2f}", f"{where}, {target.what}"
-    newest = latest(rows, "batch")  # by batch alone: the fastest engine of an earlier run may have been another
+    newest = latest(rows, "batch")  # only by batch, because the fastest engine may differ between runs
     return [
         [what, row["batch"], spread(row), limit, f"`{row['numerator']}` ÷ `{row['denominator']}`"]
         for row in sorted(newest, key=lambda row: int(row["batch"]))
@@ -180,7 +180,7 @@ def target_lines(where: str, target: Target, rows: list[dict[str, str]]) -> list
 
 
 def headline() -> str:
-    """The five rows of the README, one for each thing that is measured."""
+    """The five rows of the table in the README."""
     tax_rows = {(row["what"], row["batch"]): row for row in latest(rows_of("tax.csv"), "what", "batch")}
     accelerated_rows = {
         (row["model"], row["what"], row["engine"], row["batch"]): row
@@ -210,7 +210,7 @@ def headline() -> str:
 
 
 def pass_counts() -> str:
-    """Maps read and written by the end of a residual block in training."""
+    """Feature maps read and written by the tail of a residual block in training."""
     forms = {
         "without SE, one operation at a time": passes.PLAIN,
         "with SE, one operation at a time": passes.EAGER,
@@ -224,7 +224,7 @@ def pass_counts() -> str:
 
 
 def engines(file: str) -> str:
-    """What SE costs on each engine: its time with SE over its time without."""
+    """The cost of SE on each engine: time with SE ÷ time without."""
     rows = [row for row in rows_of(file) if (row["of"], row["layout"]) == ("time", "channels_last")]
     rows = latest(rows, *TAX_KEYS)
     settings = list(dict.fromkeys((row["mode"], row["batch"]) for row in rows))
@@ -241,7 +241,7 @@ def engines(file: str) -> str:
 
 
 def gpu_bandwidth() -> str:
-    """Share of a copy's bandwidth of each sweep at the maps of ResNet-50's stages."""
+    """Each sweep's fraction of a copy's bandwidth, for the feature maps of ResNet-50's stages."""
     rows = latest(rows_of("gpu_bandwidth.csv"), "sweep", "shape")
     shapes = list(dict.fromkeys(row["shape"] for row in rows))
     found = {(row["sweep"], row["shape"]): row["share_of_copy"] for row in rows}
@@ -254,12 +254,12 @@ def gpu_bandwidth() -> str:
 
 
 def ratio_of(row: dict[str, str] | None) -> str:
-    """A time ratio with its quartiles; a dash where it was not measured."""
+    """A time ratio with its quartiles, or a dash if it was not measured."""
     return f"{float(row['ratio']):.2f} ({float(row['q25']):.2f}–{float(row['q75']):.2f})" if row else "—"
 
 
 def accelerated() -> str:
-    """Other people's networks after `senet.accelerate` ÷ before."""
+    """Networks of other libraries after `senet.accelerate` ÷ before."""
     rows = latest(rows_of("accelerate.csv"), "model", "what", "engine", "batch")
     found = {(row["model"], row["what"], row["engine"], row["batch"]): row for row in rows}
     columns = [(*key, batch) for key in (("inference", "eager"), ("inference", "compiled")) for batch in ("1", "8")]
@@ -273,7 +273,7 @@ def accelerated() -> str:
 
 
 def projections() -> str:
-    """A gate before a 1×1 convolution: applied to the weights ÷ applied to the map."""
+    """A gate before a 1×1 convolution: applied to the weights ÷ applied to the feature map."""
     rows = latest(rows_of("projections.csv"), "channels", "outputs", "side", "batch")
     found = {(row["channels"], row["outputs"], row["side"], row["batch"]): row for row in rows}
     lines = [
@@ -285,7 +285,7 @@ def projections() -> str:
 
 
 def convolutions() -> str:
-    """Our convolutions and FCs of inference ÷ PyTorch's, where ours are used."""
+    """Our convolutions and FC layers for inference ÷ PyTorch's, where ours are used."""
     rows = [row for row in latest(rows_of("convolutions.csv"), "what", "batch") if row["used"] == "1"]
     found = {(row["what"], row["batch"]): row for row in rows}
     lines = [
@@ -296,7 +296,7 @@ def convolutions() -> str:
 
 
 def allocator() -> str:
-    """Train steps of networks in processes of their own, which keep freed memory or do not."""
+    """Training steps of networks in separate processes that keep freed memory or do not."""
     rows = latest(rows_of("allocator.csv"), "numerator", "denominator")
     lines = [
         [
@@ -333,7 +333,7 @@ def fill(text: str) -> str:
     def replace(match: re.Match[str]) -> str:
         name = match[1]
         if name not in TABLES:
-            raise SystemExit(f"there is no table {name!r}; there are {', '.join(TABLES)}")
+            raise SystemExit(f"there is no table {name!r}; the tables are {', '.join(TABLES)}")
         return f"<!-- begin: {name} -->\n{TABLES[name]()}\n<!-- end: {name} -->"
 
     return re.sub(r"<!-- begin: (\w+) -->\n.*?<!-- end: \1 -->", replace, text, flags=re.DOTALL)

@@ -1,13 +1,13 @@
-"""The SE tax on the CPU, `se_resnet50` against `resnet50`: the targets and what is measured, side by side.
+"""The SE tax on the CPU, `se_resnet50` against `resnet50`: targets and measurements.
 
     python benchmarks/tax.py [--rounds 15] [--only train] [--processes 9]
 
-Float32, 224×224, channels_last unless ``--layout`` says otherwise; a train step of 8, inference of 1 and of 8. It is
-what `senet bench` measures (senet.bench.tax): correctness first, everybody in turn in one run. Every ratio becomes a
-row of results/tax.csv.
+Float32, 224×224, channels_last unless ``--layout`` says otherwise; a training step at batch size 8, inference at 1 and
+8. The measurement is that of `senet bench` (senet.bench.tax): correctness first, then all candidates interleaved. Each
+ratio becomes a row of results/tax.csv.
 
-Where the allocator puts weights and maps stays for a whole process, and is worth some per cent of a train step
-(NOTES.md). With ``--processes`` each of so many gives its median ratios, and the row has their median and quartiles.
+The addresses that the allocator chooses stay the same for a whole process and change a training step by a few percent
+(NOTES.md). With ``--processes``, the row has the median and quartiles of the median ratios of that many processes.
 """
 
 import argparse
@@ -33,7 +33,7 @@ SHOWN = ("model", "mode", "batch", "size", "dtype", "layout", "device")
 
 @dataclass(frozen=True)
 class Target:
-    """The fastest of ``numerators`` over the fastest of ``denominators`` is to be at most ``limit``."""
+    """The fastest of ``numerators`` divided by the fastest of ``denominators`` must be at most ``limit``."""
 
     what: str
     mode: str
@@ -51,7 +51,7 @@ CPU_TARGETS = (
     Target("saved for backward, SE ÷ plain eager", "train", ("se-fast",), (BASE,), 1.01, of="saved"),
     Target("train step, contiguous maps, SE ÷ plain eager", "train", ("se-fast",), (BASE,), 1.00, layout="contiguous"),
     Target("inference, SE ÷ plain compiled", "inference", OURS, ("plain-compiled",), 1.05),
-    # The fair twin: accelerate makes the plain network faster too.
+    # The fair comparison, because accelerate makes the plain network faster, too.
     Target("inference, SE ÷ plain, both accelerated", "inference", ("se-accelerated",), ("plain-accelerated",), 1.05),
     Target(
         "inference, SE here ÷ the fastest peer's SE",
@@ -64,7 +64,7 @@ CPU_TARGETS = (
 
 
 def pairs(measured: Measured, targets: tuple[Target, ...]) -> Iterator[dict[str, Any]]:
-    """Every ratio of one setting: each candidate to plain eager and to its twin, and those with a target."""
+    """Every ratio of one setting: each candidate ÷ plain eager and ÷ its twin, and the ratios with a target."""
     names = [name for name in measured.timings if name != BASE]
     plain = {(name, BASE, "time"): ("", None) for name in names}
     twins = {(name, CANDIDATES[name].twin or BASE, "time"): ("", None) for name in names}
@@ -116,14 +116,14 @@ def save(measured: Measured, targets: tuple[Target, ...], file: str, **more: Any
         append_row(file, **more, **shown, rounds=rounds, **row | numbers | {"target": target})
 
 
-# What a row adds to its setting and pair: the numbers, the target that the pair stood for, and what `append_row` knows.
+# The columns of a row besides its setting and pair: the numbers, the target of the pair, and what `append_row` adds.
 ADDED = ("ratio", "q25", "q75", "target", "what", "date", "commit", "hardware", "python", "torch", "command")
 
 
 def over_processes(count: int, options: list[str], file: str) -> int:
-    """Measure in ``count`` processes, one after the other; append the median of each ratio's medians to ``file``.
+    """Measure in ``count`` successive processes, and append the median of each ratio's medians to ``file``.
 
-    Which engine is the fastest, and stands for a target, may differ between processes: what most of them have is kept.
+    The fastest engine, which represents a target, may differ between processes: ratios of the majority are kept.
     """
     found: dict[tuple[tuple[str, str], ...], list[dict[str, str]]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -160,8 +160,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", choices=("train", "inference"))
     parser.add_argument("--layout", choices=("channels_last", "contiguous"), default="channels_last")
     parser.add_argument("--candidates", default="*")
-    parser.add_argument("--file", default=FILE, help="in benchmarks/results, or a path")
-    parser.add_argument("--processes", type=int, default=1, help="the median over so many processes")
+    parser.add_argument("--file", default=FILE, help="a file in benchmarks/results, or a path")
+    parser.add_argument("--processes", type=int, default=1, help="report the median over this many processes")
     args = parser.parse_args(arguments)
     if args.processes > 1:
         passed = ("rounds", "model", "size", "layout", "candidates", *(["only"] if args.only else []))

@@ -1,10 +1,10 @@
-"""The SE tax against batch, resolution and width: where does it grow? Rows of results/tax_sweep.csv, and a figure.
+"""The SE tax as a function of batch size, resolution, and width: rows of results/tax_sweep.csv, and a figure.
 
     python benchmarks/tax_sweep.py [--only batch|size|width] [--mode train|inference] [--rounds 9]
-    python benchmarks/tax_sweep.py --draw      draws docs/images/tax-sweep.png from the rows, measures nothing
+    python benchmarks/tax_sweep.py --draw      draws docs/images/tax-sweep.png from the rows, without measuring
 
-One thing changes at a time: batch at 224 pixels, size at a batch of 4, and the width of the bottleneck (`base_width`)
-at both. Float32, channels_last, CPU; each point is one interleaved run of senet.bench.tax.
+One parameter changes at a time: batch size at 224 pixels, image size at batch size 4, and the width of the bottleneck
+(`base_width`) at both. Float32, channels_last, CPU. Each point is one interleaved run of senet.bench.tax.
 """
 
 import argparse
@@ -29,17 +29,17 @@ FILE = RESULTS / "tax_sweep.csv"
 FIGURE = Path(__file__).parent.parent / "docs" / "images" / "tax-sweep.png"
 POINTS = {"batch": (1, 2, 4, 8, 16), "size": (96, 160, 224, 288), "width": (32, 64, 128)}
 LABELS = {"batch": "batch, 224×224", "size": "side of the image, batch 4", "width": "width at the first stage, batch 4"}
-# mode → (numerator, denominator): ours, and what a user has without it, each ÷ plain on the same engine
+# mode → (numerator, denominator): ours, and PyTorch alone, each ÷ plain on the same engine
 LINES = {
     "train": (("se-fast", "plain-eager"), ("se-reference", "plain-eager")),
     "inference": (("se-accelerated", "plain-accelerated"), ("se-compiled", "plain-compiled")),
 }
-GREY = "#666666"
+GRAY = "#666666"
 KEYS = ("mode", "swept", "of", "numerator", "denominator")
 
 
 def register_widths() -> None:
-    """ResNet-50 with bottlenecks of half and of double width; 64 is the ordinary one."""
+    """Register ResNet-50 with bottlenecks of half and double width; 64 is the standard width."""
     for width in POINTS["width"]:
         if width != 64:
             build = functools.partial(ResNet, Bottleneck, (3, 4, 6, 3), base_width=width)
@@ -47,7 +47,7 @@ def register_widths() -> None:
 
 
 def settings(mode: str, only: str | None, rounds: int) -> Iterator[tuple[str, int, Setting]]:
-    """(what changes, its value, the setting); a train step of one image would normalise the last stage's 49 values."""
+    """Yield (swept parameter, its value, setting)."""
     chosen = choose([name for line in LINES[mode] for name in line])
     for swept, values in POINTS.items():
         for value in values:
@@ -59,7 +59,7 @@ def settings(mode: str, only: str | None, rounds: int) -> Iterator[tuple[str, in
 
 
 def draw(rows: list[dict[str, str]], path: Path) -> None:
-    """One column for what changes, one row for training and one for inference."""
+    """Draw one column per swept parameter, with one row for training and one for inference."""
     modes = [mode for mode in LINES if any(row["mode"] == mode for row in rows)]
     sweeps = [swept for swept in POINTS if any(row["swept"] == swept for row in rows)]  # no empty panels
     figure = new_figure(2.1 + 2.8 * len(sweeps), 0.6 + 2.9 * len(modes))
@@ -67,7 +67,7 @@ def draw(rows: list[dict[str, str]], path: Path) -> None:
     panels = figure.subplots(len(modes), len(sweeps), sharey="row", squeeze=False)
     for mode, line in zip(modes, panels, strict=True):
         for swept, axes in zip(sweeps, line, strict=True):
-            for (numerator, denominator), colour in zip(LINES[mode], (COLOURS["se"], GREY), strict=True):
+            for (numerator, denominator), color in zip(LINES[mode], (COLOURS["se"], GRAY), strict=True):
                 wanted = {
                     "mode": mode,
                     "swept": swept,
@@ -85,7 +85,7 @@ def draw(rows: list[dict[str, str]], path: Path) -> None:
                     places,
                     values,
                     (low, high),
-                    color=colour,
+                    color=color,
                     marker="o",
                     capsize=3,
                     label=f"{numerator} ÷ {denominator}",
@@ -98,7 +98,7 @@ def draw(rows: list[dict[str, str]], path: Path) -> None:
         what = "train step" if mode == "train" else "inference"
         line[0].set_ylabel(f"{what}: time with SE ÷ without", fontsize=9)
         legend = line[0].legend(frameon=False, fontsize=8.5, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
-        legend.set_in_layout(False)  # it is wider than its panel
+        legend.set_in_layout(False)  # the legend is wider than its panel
     save_png(figure, path)
 
 

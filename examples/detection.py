@@ -2,8 +2,8 @@
 
     python examples/detection.py --model se_resnet50 --steps 160 --output detections.png
 
-Circles, squares and triangles are drawn as the training goes, so nothing is downloaded. The loss is printed as it
-falls, and the picture shows images that were not trained on, with the boxes that the detector finds in them.
+Circles, squares, and triangles are drawn during training, so nothing is downloaded. The script prints the loss. The
+output picture shows new images, with the boxes that the detector finds in them.
 """
 
 import argparse
@@ -20,11 +20,11 @@ from torchvision.utils import draw_bounding_boxes, save_image
 import senet
 
 SHAPES = ("circle", "square", "triangle")
-LEVELS = 4  # the pyramid's finest map has the fourth-last stage's resolution: stride 4 in a ResNet
+LEVELS = 4  # the pyramid uses the last four stages: strides 4 to 32 in a ResNet
 
 
 class PyramidBackbone(nn.Module):
-    """The last stages' maps of a network, brought to one width by a feature pyramid: what Faster R-CNN looks at.
+    """A backbone for Faster R-CNN: a feature pyramid on the last stages of a network.
 
     Args:
         name: any registered network.
@@ -40,13 +40,13 @@ class PyramidBackbone(nn.Module):
         self.out_channels = width
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Images (N, 3, H, W) → the pyramid's maps, (N, width, H / stride, W / stride) for each of ``strides``."""
+        """Images (N, 3, H, W) → the pyramid's feature maps, (N, width, H / stride, W / stride) for each stride."""
         maps = self.trunk(x)[-LEVELS:]
         return self.pyramid(OrderedDict((str(level), m) for level, m in enumerate(maps)))
 
 
 def build_detector(name: str, size: int, pretrained: str | None = None) -> FasterRCNN:
-    """A detector of ``SHAPES`` for images of ``size`` pixels: anchors of four strides' side on each level."""
+    """A detector of ``SHAPES`` for images of ``size`` pixels. Anchors have a side of four strides on each level."""
     backbone = PyramidBackbone(name, 64, pretrained)
     levels = len(backbone.strides)
     return FasterRCNN(
@@ -67,7 +67,7 @@ def build_detector(name: str, size: int, pretrained: str | None = None) -> Faste
 
 
 def draw_image(size: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-    """One image (3, size, size) in 0…1 with one to three shapes, and its boxes (x1, y1, x2, y2) and labels."""
+    """An image (3, size, size) in 0…1 with one to three shapes, and its boxes (x1, y1, x2, y2) and labels."""
 
     def uniform(low: float, high: float) -> float:
         return low + (high - low) * float(torch.rand((), generator=generator))
@@ -84,8 +84,8 @@ def draw_image(size: int, generator: torch.Generator) -> tuple[Tensor, dict[str,
             continue
         label = int(uniform(0, len(SHAPES)))
         shape = (dx.square() + dy.square() < radius**2, square, square & (2 * dx.abs() < dy + radius))[label]
-        colour = 0.4 + 0.6 * torch.rand(3, 1, generator=generator)
-        image[:, shape] = colour
+        color = 0.4 + 0.6 * torch.rand(3, 1, generator=generator)
+        image[:, shape] = color
         taken |= square
         boxes.append([x - radius, y - radius, x + radius, y + radius])
         labels.append(label + 1)
@@ -93,9 +93,9 @@ def draw_image(size: int, generator: torch.Generator) -> tuple[Tensor, dict[str,
 
 
 def train(detector: FasterRCNN, steps: int, batch: int, size: int, rate: float) -> None:
-    """Train on fresh images in every step and print the mean loss of each tenth of the steps.
+    """Train on new images in every step, and print the mean loss of each tenth of the steps.
 
-    Its second part, of the boxes that the first has found, rises for a while as there come to be any.
+    The second part of the loss, which classifies the proposed boxes, rises at first, until there are good proposals.
     """
     generator = torch.Generator().manual_seed(1)
     optimizer = torch.optim.AdamW(detector.parameters(), lr=rate)
@@ -124,7 +124,7 @@ def train(detector: FasterRCNN, steps: int, batch: int, size: int, rate: float) 
 
 
 def draw_detections(detector: FasterRCNN, path: str, size: int, least: float, count: int = 8) -> int:
-    """Write a PNG of images that were not trained on, with the boxes found; gives how many there are."""
+    """Write a PNG of new images with the detected boxes. Returns the number of boxes."""
     generator = torch.Generator().manual_seed(2)
     images = [draw_image(size, generator)[0] for _ in range(count)]
     with torch.inference_mode():
@@ -146,15 +146,15 @@ def draw_detections(detector: FasterRCNN, path: str, size: int, least: float, co
 
 
 def main() -> None:
-    """Read the arguments, train, draw."""
+    """Parse the arguments, train, and draw."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", default="se_resnet50", help="any network of `senet list`")
-    parser.add_argument("--pretrained", help="weights to start from, as senet.create_model takes them")
+    parser.add_argument("--pretrained", help="weights to start from, as in senet.create_model")
     parser.add_argument("--steps", type=int, default=160)
-    parser.add_argument("--batch", type=int, default=4, help="images in a step")
+    parser.add_argument("--batch", type=int, default=4, help="images per step")
     parser.add_argument("--size", type=int, default=96, help="side of the images, in pixels")
-    parser.add_argument("--rate", type=float, default=5e-4, help="the highest learning rate")
-    parser.add_argument("--least", type=float, default=0.5, help="the score from which on a box is drawn")
+    parser.add_argument("--rate", type=float, default=5e-4, help="maximum learning rate")
+    parser.add_argument("--least", type=float, default=0.5, help="minimum score of a box to draw")
     parser.add_argument("--output", default="detections.png")
     arguments = parser.parse_args()
     torch.manual_seed(0)

@@ -1,5 +1,5 @@
-// Included before all else when a wheel for others is compiled: functions that glibc 2.29 gave a new version are asked for
-// in the one that every manylinux_2_28 system has. (They set errno as well, which nobody reads.)
+// Included first when a release wheel is compiled. glibc 2.29 introduced new versions of these functions; this selects the
+// old versions, which every manylinux_2_28 system has. (The old ones also set errno, which is never read.)
 #if defined(__x86_64__)
 #define SENET_FIRST "GLIBC_2.2.5"
 #elif defined(__aarch64__)

@@ -1,11 +1,11 @@
-"""Builds and checks what is published; `make wheel`, `make sbom` and `make release-check` run it.
+"""Builds and checks a release; `make wheel`, `make sbom`, and `make release-check` run it.
 
-    python packaging/release.py wheels     dist/ anew: a wheel for each architecture, each checked
-    python packaging/release.py sdist      dist/ gets the source distribution as well
-    python packaging/release.py sbom       dist/ gets the bill of materials (CycloneDX)
-    python packaging/release.py version    the checkout's version, tag and change log agree
+    python packaging/release.py wheels     empty dist/, then build and check a wheel for each architecture
+    python packaging/release.py sdist      build the source distribution in dist/
+    python packaging/release.py sbom       write the bill of materials (CycloneDX) to dist/
+    python packaging/release.py version    check that version, tag, and changelog agree
 
-Problems are said one a line; there are none if the exit code is 0. It needs the dependency group `release`.
+Each problem is printed on one line; exit code 0 means no problems. Requires the dependency group `release`.
 """
 
 import hashlib
@@ -23,18 +23,18 @@ from auditwheel.elfutils import elf_read_dt_needed
 
 ROOT = Path(__file__).parent.parent
 DIST = ROOT / "dist"
-PLATFORMS = {  # tag → the prebuilt forms
+PLATFORMS = {  # tag → prebuilt forms
     "manylinux_2_28_x86_64": ("x86-64-v3.so", "x86-64-v4.so"),
     "manylinux_2_28_aarch64": ("armv8-a.so",),
 }
-LARGEST = 10_000_000  # bytes of a wheel
-# Beside glibc's; no OpenMP runtime, as it must be PyTorch's.
+LARGEST = 10_000_000  # bytes per wheel
+# The libraries that forms may link to. An OpenMP runtime is not among them, because it must be PyTorch's.
 LIBRARIES = ("libc.so.6", "libm.so.6", "libstdc++.so.6", "libgcc_s.so.1", "ld-linux")
 LOCK = ROOT / "requirements" / "train.lock"
 
 
 def run(*command: str, **environment: str) -> tuple[bool, str]:
-    """Whether a command succeeds, and what it says."""
+    """Run a command; returns whether it succeeded, and its output."""
     done = subprocess.run(
         command, cwd=ROOT, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -42,7 +42,7 @@ def run(*command: str, **environment: str) -> tuple[bool, str]:
 
 
 def tool(name: str, *arguments: str) -> tuple[bool, str]:
-    """The same for a module of this environment."""
+    """Run a Python module of this environment, as ``run`` does."""
     return run(sys.executable, "-m", name, *arguments)
 
 
@@ -55,14 +55,14 @@ def version() -> str:
 
 
 def built(kind: str, tag: str = "") -> list[str]:
-    """Build a wheel or the source distribution; the problems met."""
+    """Build a wheel or the source distribution; returns the problems."""
     done, said = run(sys.executable, "-m", "hatchling", "build", "-t", kind, "-d", str(DIST), SENET_WHEEL=tag)
     last = (said.strip().splitlines() or [""])[-1]
-    return [] if done else [f"{kind} {tag}: cannot be built: {last}"]
+    return [] if done else [f"{kind} {tag}: the build failed: {last}"]
 
 
 def wheels() -> list[str]:
-    """Build the wheels, and check them."""
+    """Build and check the wheels."""
     shutil.rmtree(DIST, ignore_errors=True)
     problems = [problem for tag in PLATFORMS for problem in built("wheel", tag)]
     for wheel in sorted(DIST.glob("*.whl")):
@@ -72,12 +72,12 @@ def wheels() -> list[str]:
 
 
 def check_wheel(wheel: Path) -> list[str]:
-    """What is wrong with a wheel: its size, licence, description, forms, and which systems it runs on."""
+    """Check a wheel's size, license, description, prebuilt forms, and platform; returns the problems."""
     tag = wheel.stem.rpartition("-")[2]
     problems = [] if wheel.stat().st_size < LARGEST else [f"is larger than {LARGEST / 1e6:.0f} MB"]
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
-        problems += [] if any(n.endswith("/licenses/LICENSE") for n in names) else ["has no licence"]
+        problems += [] if any(n.endswith("/licenses/LICENSE") for n in names) else ["has no license file"]
         forms = {name for name in names if name.endswith(".so")}
         if {Path(name).name for name in forms} != set(PLATFORMS.get(tag, ())):
             problems.append(f"has the prebuilt forms {sorted(forms)} under the tag {tag}")
@@ -96,16 +96,16 @@ def check_wheel(wheel: Path) -> list[str]:
 
 
 def sdist() -> list[str]:
-    """Build the source distribution, and check it."""
+    """Build and check the source distribution."""
     problems = built("sdist")
     good, said = tool("twine", "check", "--strict", *map(str, DIST.glob("*.tar.gz")))
     return problems + ([] if good else [f"the source distribution: twine: {said.strip().splitlines()[-1]}"])
 
 
 def sbom() -> list[str]:
-    """Write the bill of materials: this version with its wheels, and the releases that it is tested with."""
+    """Write the bill of materials: this version, its wheels, and the dependency releases that it is tested with."""
     if not LOCK.exists():
-        return [f"{LOCK.relative_to(ROOT)} is missing: it says which releases go into the bill of materials"]
+        return [f"{LOCK.relative_to(ROOT)} is missing; it lists the releases for the bill of materials: make lock"]
     good, said = tool(
         "cyclonedx_py", "requirements", "--pyproject", "pyproject.toml", "--output-reproducible", str(LOCK)
     )
@@ -123,7 +123,9 @@ def sbom() -> list[str]:
         for name, digest in files
     ]
     needed = {part["bom-ref"]: part["name"].lower().replace("_", "-") for part in bill["components"]}
-    needed = {ref: name for ref, name in needed.items() if name in direct}  # a name may have a line a platform
+    needed = {
+        ref: name for ref, name in needed.items() if name in direct
+    }  # one name can have several platform-specific entries
     others = [entry for entry in bill.get("dependencies", []) if entry["ref"] != root["bom-ref"]]
     bill["dependencies"] = [{"ref": root["bom-ref"], "dependsOn": sorted(needed)}, *others]
     DIST.mkdir(exist_ok=True)
@@ -132,12 +134,14 @@ def sbom() -> list[str]:
     print(f"{path.relative_to(ROOT)}: {len(bill['components'])} components")
     missing = sorted(direct - set(needed.values()))
     return (
-        [f"the bill of materials lacks {', '.join(missing)}, which {LOCK.name} has not: make lock"] if missing else []
+        [f"the bill of materials lacks {', '.join(missing)}, which {LOCK.name} does not pin: make lock"]
+        if missing
+        else []
     )
 
 
 def check_version() -> list[str]:
-    """Whether commit, tag, version and change log belong to one release."""
+    """Check that commit, tag, version, and changelog belong to the same release; returns the problems."""
     tags = run("git", "tag", "--points-at", "HEAD")[1].split()
     changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     headings = re.findall(r"^## (\S+)(.*)$", changes, re.MULTILINE)
@@ -145,16 +149,16 @@ def check_version() -> list[str]:
     if f"v{version()}" not in tags:
         problems.append(f"this commit has no tag v{version()}, the version of src/senet/_version.py")
     if not re.fullmatch(r"\d+\.\d+\.\d+((a|b|rc)\d+)?", version()):
-        problems.append(f"{version()} is no version to publish")
+        problems.append(f"{version()} is not a release version")
     if not headings or headings[0][0] != version() or "unreleased" in headings[0][1]:
-        problems.append(f"CHANGELOG.md does not begin with a section '## {version()}' and its date")
+        problems.append(f"CHANGELOG.md does not start with a section '## {version()}' and a date")
     if run("git", "status", "--porcelain")[1].strip():
-        problems.append("the checkout has changes that are not committed")
+        problems.append("the checkout has uncommitted changes")
     return problems
 
 
 def main() -> None:
-    """Run the steps that are named."""
+    """Run the steps named on the command line."""
     steps = {"wheels": wheels, "sdist": sdist, "sbom": sbom, "version": check_version}
     if not sys.argv[1:] or not set(sys.argv[1:]) <= steps.keys():
         raise SystemExit(f"usage: python packaging/release.py {' | '.join(steps)} …")

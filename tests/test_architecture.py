@@ -1,6 +1,7 @@
 """The house: imports go one way down, and the front door is light."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,16 @@ def imported(path, nodes=ast.walk):
 
 def test_every_package_has_a_floor():
     assert {p.name for p in SOURCE.iterdir() if p.is_dir() and p.name != "__pycache__"} == FLOORS.keys() - {""}
+
+
+def test_contributing_draws_the_house():
+    text = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text()
+    _, *floors = re.search(r"^```mermaid\n(.+?)^```", text, re.DOTALL | re.MULTILINE)[1].split("subgraph ")
+    drawn = [set(re.findall(r"^ +(\w+)\[", floor, re.MULTILINE)) for floor in floors]
+    assert drawn == [{package or "ground" for package in packages} for packages in reversed(HOUSE)]
+    names = [f"f{number}" for number in reversed(range(len(HOUSE)))]
+    assert [floor.split()[0] for floor in floors] == names
+    assert floors[-1].splitlines()[-1].strip() == " --> ".join(names)
 
 
 @pytest.mark.parametrize("package", sorted(FLOORS))

@@ -1,4 +1,4 @@
-"""Squeeze-and-Excitation for PyTorch: the block, the networks, the training, and the instruments to look inside."""
+"""Squeeze-and-Excitation for PyTorch: the block, the networks, training, and tools to attach, inspect, and fold it."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from senet.weights.create import create_model
     from senet.weights.load import build_from_checkpoint, load_weights, save_weights
 
-# Public name → where it lives. Loaded at first use (PEP 562), so that the command line answers without importing torch.
+# Public name → module. Loaded at first use (PEP 562), so the command line starts without importing torch.
 _HOMES = {
     "AttachReport": "senet.attachment.report",
     "Excitations": "senet.inspection.excitations",

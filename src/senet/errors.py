@@ -1,13 +1,13 @@
-"""The one error that means "the input is wrong": a clear line for a person, never a traceback."""
+"""The error for invalid input: the command line prints its message without a traceback."""
 
 from senet.text import shown
 
 
 class InputError(ValueError):
-    """Bad input from the user: an argument, a file, a folder, a recipe.
+    """Invalid input from the user: an argument, a file, a folder, or a recipe.
 
-    The message is one line that says what is wrong, where, and what to do. The command line prints it and exits
-    with code 2; in Python it is a plain ``ValueError``. What a name in it cannot show is replaced.
+    The message is a single line that says what is wrong, where, and what to do. The command line prints it and exits
+    with code 2; in Python, it is a ``ValueError``. Unprintable characters in the message are replaced.
     """
 
     def __init__(self, message: object = "") -> None:

@@ -270,7 +270,7 @@ def test_bad_input_gets_one_line():
     model = senet.create_model("se_resnet8").eval()
     with pytest.raises(senet.InputError, match=one_line("'fast' … auto, reference, native, triton")):
         senet.accelerate(model, "fast")
-    with pytest.raises(senet.InputError, match=one_line("accelerated already")):
+    with pytest.raises(senet.InputError, match=one_line("already accelerated")):
         senet.accelerate(senet.accelerate(model))
     with pytest.raises(senet.InputError, match=one_line("cannot trace Branching")):
         senet.accelerate(nn.Sequential(Branching()).eval()[0])

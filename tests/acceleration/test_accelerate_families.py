@@ -272,7 +272,7 @@ def test_what_only_looks_like_a_gate_is_left_and_listed(model):
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("ecaresnet26t", "multiplies maps, but by no gate that is known"),
+        ("ecaresnet26t", "multiplies feature maps, but not with a supported gate"),
         ("ese_vovnet19b_dw", "its excitation is a single layer"),
     ],
 )

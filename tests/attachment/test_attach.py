@@ -235,7 +235,7 @@ def test_our_own_networks_keep_their_fast_tails_and_every_bit(name, training):
 
 def test_a_second_attach(small):
     report = senet.attach(small)
-    with pytest.raises(senet.InputError, match=one_line("2 gates … attached already")):
+    with pytest.raises(senet.InputError, match=one_line("2 gates … already attached")):
         senet.attach(small)
     other = SEConfig(identity_init=True, reduction=4)
     shown = senet.attach(small, other, dry_run=True)
@@ -342,14 +342,14 @@ def test_detach_before_the_first_run_of_a_converted_network(opened):
         (Small, {"example_input": X[:, :2]}, "example_input … channels"),
         (Small, {"example_input": X.to("meta")}, "example_input … meta … cpu"),
         (Small, {"sites": "layt"}, "'layt' … 'late'"),
-        (Small, {"sites": []}, "names no module"),
-        (Small, {"sites": ["norm", "norm"]}, "or one twice"),
-        (Small, {"sites": ["norm", "norm:input"]}, "or one twice"),
+        (Small, {"sites": []}, "is empty"),
+        (Small, {"sites": ["norm", "norm"]}, "names a module twice"),
+        (Small, {"sites": ["norm", "norm:input"]}, "names a module twice"),
         (Small, {"sites": ["nrm"]}, "no module 'nrm' … 'norm'"),
         (Small, {"sites": ["stem"]}, "'stem' … Sequential"),
         (Small, {"sites": ["head"]}, "'head' … (1, 5)"),
         (Small, {"sites": SitePolicy(min_channels=64)}, "2 sites … SitePolicy(min_channels=64)"),
-        (Small, {"config": SEConfig(placement="identity")}, "shortcut is the block's input"),
+        (Small, {"config": SEConfig(placement="identity")}, "shortcut is the identity"),
         (lambda: DataParallel(Small()), {}, "wrapped in DataParallel"),
         (lambda: torch.compile(Small()), {}, "compiled … ordinary model"),
         (lambda: senet.accelerate(senet.create_model("resnet8", 2)), {}, "is accelerated"),

@@ -172,7 +172,7 @@ def test_a_module_called_by_keyword_takes_no_gate_before_it():
     model = Keyword()
     assert [site.name for site in senet.attach(model, example_input=X).sites] == ["a"]
     model(X)
-    with pytest.raises(senet.InputError, match=one_line("'b' takes no tensor")):
+    with pytest.raises(senet.InputError, match=one_line("'b' does not take a tensor")):
         senet.find_sites(model, sites=["b:input"], example_input=X)
 
 

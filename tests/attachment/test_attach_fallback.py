@@ -10,7 +10,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import senet
-from senet.attachment.sites import BEHIND_ACTIVATIONS, BEHIND_CONVOLUTIONS
+from senet.attachment.sites import AFTER_ACTIVATIONS, AFTER_CONVOLUTIONS
 
 
 class DenseLayer(nn.Module):
@@ -65,8 +65,8 @@ IMAGE = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 @pytest.mark.parametrize(
     ("network", "names", "where"),
     [
-        (DenseNet, ["block.a.relu", "block.b.relu", "block.a", "block.b"], BEHIND_ACTIVATIONS),
-        (Sines, ["norm", "b"], BEHIND_CONVOLUTIONS),
+        (DenseNet, ["block.a.relu", "block.b.relu", "block.a", "block.b"], AFTER_ACTIVATIONS),
+        (Sines, ["norm", "b"], AFTER_CONVOLUTIONS),
     ],
 )
 def test_the_next_best_sites_are_taken_and_said(network, names, where):
@@ -98,7 +98,7 @@ def test_policies_choose_among_the_next_best():
 
 @pytest.mark.parametrize("config", [senet.SEConfig(placement="pre"), senet.SEConfig(placement="identity")])
 def test_placements_in_a_block_have_no_next_best(config):
-    with pytest.raises(senet.InputError, match="is for residual blocks"):
+    with pytest.raises(senet.InputError, match="needs a residual block"):
         senet.attach(DenseNet(), config, example_input=IMAGE)
 
 
@@ -117,7 +117,7 @@ def test_the_command_says_so():
     arguments = ["attach", "timm:densenet121", "--size", "64", "--num-classes", "4"]
     shown = CliRunner().invoke(app, [*arguments, "--format", "json"])
     assert shown.exit_code == 0
-    assert json.loads(shown.stdout)["fallback"] == BEHIND_ACTIVATIONS
+    assert json.loads(shown.stdout)["fallback"] == AFTER_ACTIVATIONS
 
 
 class Scaled(nn.Module):

@@ -73,7 +73,7 @@ def test_the_plain_name_means_its_se_twin():
 
 
 def test_training_one_value_a_channel_is_one_clear_line():
-    with pytest.raises(senet.InputError, match="one value a channel"):
+    with pytest.raises(senet.InputError, match="one value per channel"):
         measure(replace(TINY, mode="train", batch=1, size=4))
 
 
@@ -302,7 +302,7 @@ def test_gpu_script_from_start_to_end_on_the_processor(tmp_path):
     assert run.returncode == 0, run.stderr
     assert "0 wrong results" in run.stdout
     assert "peak training memory" not in run.stdout  # there is no such thing on a processor
-    assert run.stdout.count("dropped, out of time") == 4
+    assert run.stdout.count("dropped for lack of time") == 4
     bandwidth, ratios = (rows_of(tmp_path / f"gpu_{name}.csv") for name in ("bandwidth", "tax"))
     assert [row["shape"] for row in bandwidth] == ["2x8x4x4"] * 4 + ["2x16x2x2"] * 4
     assert any(row["what"] == "saved for backward, SE ÷ plain eager" for row in ratios)

@@ -58,7 +58,7 @@ def test_threads_are_set(senet):
         (("bench", "--rounds", "0"), "--rounds 0"),
         (("bench", "--threads", "0"), "--threads 0"),
         (("bench", "--dtype", "int8"), "int8"),
-        (("bench", "se_resnet8", "--size", "4", "--batch", "1", "--mode", "train"), "one value a channel"),
+        (("bench", "se_resnet8", "--size", "4", "--batch", "1", "--mode", "train"), "one value per channel"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(senet, words, message):

@@ -46,7 +46,7 @@ def test_a_weight_file_says_what_it_holds(senet, tmp_path):
     assert rows[1]["params"] == sum(p.numel() for p in model.parameters())
     assert rows[0]["params"] == sum(p.numel() for p in create_model("resnet8", 7, 1).parameters())
     save_weights(file, model)
-    assert "nothing says which network" in senet("cost", file)[2]
+    assert "does not say which network" in senet("cost", file)[2]
 
 
 def counted(senet, model, path):
@@ -93,7 +93,7 @@ def test_damaged_weight_files_and_a_folder_for_the_output(senet, tmp_path):
 def test_the_papers_figures_beside_ours(senet):
     code, out, err = senet("cost", "se_shufflenet_v1_g3", "--vs-paper")
     assert (code, err) == (0, "")
-    for words in ("Table 3", "SE-ShuffleNet", "142", "139.68", "(1)", "cut off"):
+    for words in ("Table 3", "SE-ShuffleNet", "142", "139.68", "(1)", "truncated"):
         assert words in out
     rows = json.loads(senet("cost", "senet154", "--vs-paper", "--format", "json")[1])
     (row,) = rows

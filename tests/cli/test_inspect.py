@@ -149,7 +149,7 @@ def test_the_folder_itself_is_enough_to_write_in(tmp_path):
         (("--checkpoint", "nothing.safetensors"), "nothing.safetensors … no such weight file"),
         (
             ("--checkpoint", "WEIGHTS", "--classes", "warm,hot"),
-            "no images … 'hot' … cold",
+            "'hot' … no images … cold",
         ),
         (("--checkpoint", "WEIGHTS", "--threshold", "alive=1"), "alive … dead, saturated"),
         (("--checkpoint", "WEIGHTS", "--threshold", "dead=7"), "7 … between 0 and 1"),

@@ -17,9 +17,9 @@ NOT_REPRODUCED = {
     ("Table 2", "Inception-ResNet-v2", "gflops"): "common definition",
     ("Table 2", "SE-Inception-ResNet-v2", "gflops"): "common definition",
     ("Table 3", "ShuffleNet", "mflops"): "round figure",
-    ("Table 3", "ShuffleNet", "params_m"): "cut off",
+    ("Table 3", "ShuffleNet", "params_m"): "truncated",
     ("Table 3", "SE-ShuffleNet", "mflops"): "round figure",
-    ("Table 3", "SE-ShuffleNet", "params_m"): "cut off",
+    ("Table 3", "SE-ShuffleNet", "params_m"): "truncated",
     ("Table 10", "r = 8", "params_m"): "biases",
 }
 
@@ -118,7 +118,7 @@ def test_shufflenet_is_counted_by_hand(figures):
         madds, params = shufflenet(3, (240, 480, 960), se)
         assert figures["Table 3", name, "mflops"].ours == madds / 1e6
         assert figures["Table 3", name, "params_m"].ours == params / 1e6
-        assert f"{params / 1e6:.3f}"[:3] == figures["Table 3", name, "params_m"].printed, "cut off, as the note says"
+        assert f"{params / 1e6:.3f}"[:3] == figures["Table 3", name, "params_m"].printed, "truncated, as the note says"
     rise = [figures["Table 3", name, "mflops"].ours for name in ("SE-ShuffleNet", "ShuffleNet")]
     assert round(rise[0] - rise[1]) == 142 - 140
     note = figures["Table 3", "ShuffleNet", "mflops"].note

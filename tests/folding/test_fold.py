@@ -188,7 +188,7 @@ def test_what_cannot_take_the_factors_is_left_and_named(how):
     assert site.fate == "kept"
     said = {
         "twice": "it is called 2 times",
-        "output": "it follows silu in 1, through which factors do not move; behind it, the map is the network's output",
+        "output": "it follows silu in 1, which blocks the factors; after it, the feature map is the network's output",
     }
     assert said.get(how, "read by sigmoid") in site.reason
     assert "convolution in" in site.reason or how in ("twice", "output")

@@ -34,9 +34,9 @@ def excitations(model):
     [
         ({"sites": "layer9*"}, "no gate … 'layer9*'"),
         ({"sites": ["layer1.0.bn1"]}, "no gate 'layer1.0.bn1'"),
-        ({"sites": []}, "names no gate"),
+        ({"sites": []}, "sites is empty"),
         ({"stage": 7}, "stage 7 … 2, 3, 4"),
-        ({"max_drop": 0.1}, "needs evaluate="),
+        ({"max_drop": 0.1}, "requires evaluate="),
         ({"max_drop": -1, "evaluate": lambda network: 1.0}, "at least 0"),
         ({"evaluate": lambda network: float("nan")}, "a finite accuracy"),
         ({"evaluate": []}, "gave no images"),
@@ -82,7 +82,7 @@ def test_a_gate_that_was_not_recorded(model):
     report = senet.fold(model, some, example_input=torch.zeros(1, 3, 16, 16))
     assert [site.fate for site in report.sites] == ["folded", "kept", "kept"]
     assert report.sites[1].reason == "it was not recorded"
-    with pytest.raises(InputError, match=one_line("'layer2.0.se' … 1 gates recorded")):
+    with pytest.raises(InputError, match=one_line("'layer2.0.se' … 1 recorded gates")):
         senet.fold(model, some, ["layer2.0.se"], example_input=torch.zeros(1, 3, 16, 16))
 
 

@@ -164,8 +164,8 @@ def gate_added(model):
     [
         (replaced_layer, "relu is GELU"),
         (other_gate_with_the_same_keys, r"layer1.0.se is .*gate='tanh'.*gate='sigmoid'"),
-        (other_shape, "fc.weight is of another shape"),
-        (gate_added, "layer2.0.extra is SqueezeExcite.*and nothing when made anew"),
+        (other_shape, "fc.weight has a different shape"),
+        (gate_added, "layer2.0.extra is SqueezeExcite.*but a new one has nothing"),
     ],
 )
 def test_what_could_not_be_made_again_is_refused(change, message, tmp_path):
@@ -239,7 +239,7 @@ def test_the_card_says_what_is_known_and_its_code_runs(tmp_path):
     for part in (
         "reduction 8, squeeze max, gate sigmoid, placement standard, stages 2, 3",
         "3 × 24 × 24",
-        f"short side to {resize} pixels (bilinear)",
+        f"short side resized to {resize} pixels (bilinear)",
         "minus mean 0.4, 0.5, 0.6, divided by std 0.2, 0.2, 0.3",
         "ant, bee, wasp",
         "arXiv:1709.01507",
@@ -257,7 +257,7 @@ def test_the_card_claims_nothing_that_is_not_known(tmp_path):
     head = front_matter(text)
     assert head.keys() == {"library_name", "model_name", "pipeline_tag", "tags"}
     assert head["pipeline_tag"] == "image-feature-extraction"
-    assert "A plain network" in text
+    assert "The plain twin" in text
     assert "not stated" in text
     for word in ("Metrics", "preprocessing", "## Classes", "trained on", "reduction", "None"):
         assert word not in text

@@ -76,7 +76,7 @@ def test_a_gate_that_has_learnt_nothing(function, identity):
     found = senet.record_excitations(nn.Sequential(module), [torch.randn(50, 8, 4)])
     result = senet.diagnose(found)[0]
     assert kinds(result) == ["untrained"]
-    effect = {0: "closes", 1: "leaves its map as it is"}.get(find_gates(nn.Sequential(module))[0].neutral, "shrinks")
+    effect = {0: "zeroes", 1: "does nothing"}.get(find_gates(nn.Sequential(module))[0].neutral, "shrinks")
     assert effect in result.findings[0].sentence
 
 

@@ -263,7 +263,7 @@ def test_lookalikes_are_left_out_by_name(caplog):
     network = nn.Sequential(Lookalike(), senet.SqueezeExcite(8))
     found = senet.record_excitations(network, [torch.randn(2, 8, 5)])
     assert list(found.sites) == ["1"]
-    assert_said(caplog.text, "left out 0: … gate × input")
+    assert_said(caplog.text, "skipped 0: … gate × input")
     with pytest.raises(senet.InputError, match="none of the gates"):
         senet.record_excitations(nn.Sequential(Lookalike()), [torch.randn(2, 8, 5)])
 

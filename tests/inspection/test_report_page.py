@@ -160,7 +160,7 @@ def test_channels_order_band_and_zoom(open_page, excitations):
     field.press("Enter")
     assert page.get_attribute("#plot", "aria-valuemax") == "4"
     assert len(points(page).split()) == 5
-    for text, message in (("5-2", "channels 0 to 39"), ("40", "channels 0 to 39"), ("x", "is no channel")):
+    for text, message in (("5-2", "channels 0 to 39"), ("40", "channels 0 to 39"), ("x", "is not a channel")):
         field.fill(text)
         field.press("Enter")
         assert message in page.get_by_role("alert").inner_text()
@@ -175,7 +175,7 @@ def test_channels_order_band_and_zoom(open_page, excitations):
     page.get_by_label("standard deviation").check()
     assert page.locator("#plot .band").count() == 5
     before = points(page)
-    page.get_by_label("zoom the axis").check()
+    page.get_by_label("fit the axis").check()
     assert points(page) != before
 
 
@@ -186,7 +186,7 @@ def test_the_doctors_findings_and_their_channels(open_page):
     page.get_by_role("button", name="Show these 3 channels").click()
     assert page.input_value("#channels") == "3-4, 9"
     assert len(points(page).split()) == 3
-    page.get_by_text("Where the lines are drawn").click()
+    page.get_by_text("Limits", exact=True).click()
     assert "|mean| + 2 std ≤ 0.05" in page.inner_text("#thresholds")
 
 
@@ -318,12 +318,12 @@ def test_a_thinned_page_says_what_is_left(browser, excitations, tmp_path, monkey
     page.wait_for_selector("html[data-ready]", state="attached")
     page.get_by_role("radio", name="layer1.0.se").check()
     page.wait_for_selector("text=3 of 16 channels stay at 0")
-    assert "One in 2 of the 16 channels is here" in page.inner_text("#thinned")
+    assert "only one in 2 of the 16 channels" in page.inner_text("#thinned")
     page.get_by_role("button", name="Show these 3 channels").click()
     assert page.input_value("#channels") == "3-4, 9"
     assert page.get_attribute("#plot", "aria-valuemax") == "0"
-    assert page.inner_text("#live") == "in the plot: 1 of these channels"
+    assert page.inner_text("#live") == "The plot shows 1 of these channels."
     page.get_by_label("Channels").fill("1")
     page.keyboard.press("Enter")
-    assert "Only one in 2 channels is on this page" in page.get_by_role("alert").inner_text()
+    assert "only one in 2 channels" in page.get_by_role("alert").inner_text()
     page.close()

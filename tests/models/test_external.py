@@ -12,10 +12,10 @@ from helpers.messages import one_line
     ("name", "arguments", "message"),
     [
         ("timm:resnet18.a9", {}, "timm … 'resnet18.a9' … timm:resnet18"),
-        ("torchvision:resnet18", {"num_classes": -1}, "num_classes=-1 … from 1"),
-        ("torchvision:resnet18", {"num_classes": 0}, "num_classes=0 … from 1"),
-        ("timm:resnet18", {"num_classes": -1}, "num_classes=-1 … from 0"),
-        ("torchvision:resnet18", {"in_chans": 1}, "3 channels"),
+        ("torchvision:resnet18", {"num_classes": -1}, "num_classes=-1 … at least 1"),
+        ("torchvision:resnet18", {"num_classes": 0}, "num_classes=0 … at least 1"),
+        ("timm:resnet18", {"num_classes": -1}, "num_classes=-1 … at least 0"),
+        ("torchvision:resnet18", {"in_chans": 1}, "in_chans=3"),
     ],
 )
 def test_mistakes(name, arguments, message):

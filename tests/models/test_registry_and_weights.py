@@ -62,7 +62,7 @@ def test_register_model_makes_both_and_refuses_a_taken_name(monkeypatch):
     senet.create_model("mine", 2)
     senet.create_model("se_mine", 2)
     assert seen == [None, SEConfig(reduction=4)]
-    with pytest.raises(ValueError, match="'resnet50' is registered already"):
+    with pytest.raises(ValueError, match="'resnet50' is already registered"):
         senet.register_model("resnet50", build)
 
 
@@ -109,7 +109,7 @@ def test_damaged_and_missing_files(tmp_path):
         senet.build_from_checkpoint(tmp_path / "foreign.safetensors")
     metadata = {"senet": json.dumps({"model": "resnet8"})}
     safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "wrong.safetensors", metadata)
-    with pytest.raises(ValueError, match="not those of 'resnet8'"):
+    with pytest.raises(ValueError, match="do not match 'resnet8'"):
         senet.build_from_checkpoint(tmp_path / "wrong.safetensors")
 
 

@@ -177,7 +177,7 @@ def test_maps_of_any_axes(shape, squeeze):
     expected = se(y)
     se.fc1.register_forward_hook(lambda *args: None)  # changes nothing
     torch.testing.assert_close(se(y), expected)
-    with pytest.raises(ValueError, match=one_line("one, two or three")):
+    with pytest.raises(ValueError, match=one_line("one, two, or three")):
         se(y[:, 1:])
 
 

@@ -39,7 +39,7 @@ def test_the_environment_sets_the_default(monkeypatch):
     with senet.use_backend("auto"):
         assert backend.current_backend() == "auto"
     monkeypatch.setenv("SENET_BACKEND", "fastest")
-    with pytest.raises(senet.InputError, match="SENET_BACKEND='fastest' is not a backend; there are auto, reference"):
+    with pytest.raises(senet.InputError, match="SENET_BACKEND='fastest' is not a backend; choose one of auto, "):
         backend.backend_for(BIG)
 
 
@@ -62,10 +62,10 @@ def test_each_thread_has_its_own_choice():
 
 
 def test_an_unknown_name_and_one_that_cannot_run_are_refused_with_the_reason(monkeypatch):
-    with pytest.raises(senet.InputError, match=r"use_backend='cuda' is not a backend; there are auto, reference, "):
+    with pytest.raises(senet.InputError, match=r"use_backend='cuda' is not a backend; choose one of auto, reference, "):
         senet.use_backend("cuda").__enter__()
     monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
-    with pytest.raises(senet.InputError, match=r"'compiled' cannot run here: torch.compile is switched off"):
+    with pytest.raises(senet.InputError, match=r"'compiled' cannot run here: torch.compile is disabled"):
         senet.use_backend("compiled").__enter__()
     monkeypatch.delenv("TORCHDYNAMO_DISABLE")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -88,7 +88,7 @@ def test_auto_is_native_for_large_maps_of_its_types_on_the_cpu():
     with senet.use_backend("native"):
         assert backend.backend_for(BIG[:, 1:]) == "native"
         assert backend.backend_for(BIG.to("meta")) == "reference"
-        with pytest.raises(senet.InputError, match=r"'native' got a torch.float16 map on cpu; it takes float32"):
+        with pytest.raises(senet.InputError, match=r"'native' got a torch.float16 .* on cpu; it supports float32"):
             backend.backend_for(BIG.half())
 
 
@@ -126,7 +126,7 @@ def test_where_the_compiler_fails_the_definitions_run_with_one_warning(monkeypat
     monkeypatch.setattr(compiler, "_broken", [])
     u = torch.randn(2, 4, 3, 3)
     with pytest.warns(
-        UserWarning, match="torch.compile failed, the sweeps run uncompiled, .*: ld: cannot find"
+        UserWarning, match="torch.compile failed; the sweeps run uncompiled, .*: ld: cannot find"
     ) as seen:
         m, _, v = compiler.moments(u)
     assert len(seen) == 1

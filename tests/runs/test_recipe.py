@@ -152,7 +152,7 @@ def test_bad_overrides_name_the_field(change, message):
         ("name=", "name: "),
         ("lr: 1", "not KEY=VALUE"),
         ("lr=!!int x", "not valid YAML"),
-        ("lr={a: 1, a: 2}", "line 1: the key 'a' is there twice"),
+        ("lr={a: 1, a: 2}", "line 1: duplicate key 'a'"),
         ("schedule.name=[" + "[" * 3000, "not valid YAML"),
     ],
 )
@@ -187,7 +187,7 @@ def test_a_recipe_that_is_no_readable_file(tmp_path):
         ("binary", "not valid YAML"),
         ("latin", "not UTF-8"),
         ("long", "larger than"),
-        ("twice", "line 4: the key 'lr' is there twice"),
+        ("twice", "line 4: duplicate key 'lr'"),
         ("section", "schedule"),
         ("keys", "recipe"),
         ("loop", "epochs: "),

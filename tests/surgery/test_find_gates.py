@@ -228,5 +228,5 @@ def test_what_cannot_be_looked_into():
         scripted = torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2))
     with pytest.raises(senet.InputError, match="TorchScript"):
         find_gates(scripted)
-    with pytest.raises(senet.InputError, match="not dict"):
+    with pytest.raises(senet.InputError, match="got dict"):
         find_gates({})

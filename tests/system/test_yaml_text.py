@@ -34,11 +34,11 @@ def test_values_are_those_of_yaml_1_2(text, value):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: 1\nb: 2\na: 3", "line 3: the key 'a' is there twice"),
-        ("x:\n  b: 1\n  b: 1", "line 3: the key 'b' is there twice"),
+        ("a: 1\nb: 2\na: 3", "line 3: duplicate key 'a'"),
+        ("x:\n  b: 1\n  b: 1", "line 3: duplicate key 'b'"),
         ("a: " + "[" * 3000 + "]" * 3000, "nested too deeply"),
-        ("9" * 5000, "a number of 5000 digits"),
-        ("0x" + "f" * 5000, "a number of 5002 digits"),
+        ("9" * 5000, "a number with 5000 digits"),
+        ("0x" + "f" * 5000, "a number with 5002 digits"),
         *((text, "not valid YAML") for text in ("!!int x", "!!timestamp y", "!!bool maybe", "{[1]: 2}", "[*b]", "\0")),
         ("!!python/object/apply:os.system [echo]", "line 1: "),
     ],

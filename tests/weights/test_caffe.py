@@ -268,12 +268,12 @@ def nested(depth):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "holds no Caffe weights"),
+        (b"", "contains no Caffe weights"),
         (b"name: 'a prototxt'", "net.caffemodel: … not a readable"),
         (small(data=[1.0] * 100, dim=[100])[:-7], "net.caffemodel: … not a readable"),
         (small(data=[1, 2, 3], dim=[2, 2]), "blob 'fc.0' … 3 numbers … (2, 2) … 4"),
         (small(data=[1], dim=[2**62, 2**62]), "1 numbers … shape"),
-        (small(data=[1], dim=[-1]), "less than nothing"),
+        (small(data=[1], dim=[-1]), "negative size"),
         (small(data=[1], dim=[1] * 1_000_000), "1,000,000 axes"),
         (small(data=[1]), "1 numbers … shape"),
         (field(100, b"") * (MAX_LAYERS + 1), "10,001 layers"),
@@ -281,7 +281,7 @@ def nested(depth):
         (field(100, field(1, b"a") + field(7, field(5, b"abc"))), "numbers … shape"),
         (field(100, field(1, b"\xff\n\xfe") + field(7, field(5, b"abcd"))), "net.caffemodel: … 1 numbers"),
         (field(2, field(4, b"old")), "before 2014"),
-        (nested(5_000), "holds no Caffe weights"),
+        (nested(5_000), "contains no Caffe weights"),
         (b"\x0b" * 100_000, "net.caffemodel: … not a readable"),  # groups in groups
     ],
 )

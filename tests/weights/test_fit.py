@@ -46,7 +46,7 @@ def test_a_malicious_file_never_runs_whatever_its_name(tmp_path, form, name):
         path.write_bytes(pickle.dumps(content["evil"]))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
-    refused("refused, since .* could run code" if path.suffix in (".pth", ".bin") else "not a readable", path)
+    refused("rejected because .* could run code" if path.suffix in (".pth", ".bin") else "not a readable", path)
     assert not trace.exists()
     pickle.loads(pickle.dumps(Malicious(trace)))  # it would have run
     assert trace.exists()
@@ -65,7 +65,7 @@ def test_mismatches_are_counted_and_grouped(tmp_path):
     refused(r"323 missing \(layer3 323\)$", path, "se_resnet101")  # 17 blocks of 19 tensors
     refused(r"64 unexpected \(layer1 12, layer2 16, layer3 24, layer4 12\)$", path, "resnet50")
     refused(
-        r"of another shape .*conv1\.weight is \(64, 3, 7, 7\) there and \(64, 1, 7, 7\) here",
+        r"of a different shape .*conv1\.weight is \(64, 3, 7, 7\) in the file and \(64, 1, 7, 7\) in this network",
         path,
         "se_resnet50",
         in_chans=1,
@@ -213,13 +213,13 @@ def test_a_file_of_something_else_is_one_line(tmp_path, content):
 
 def test_a_file_of_numbered_tensors_is_one_line(tmp_path):
     torch.save({0: torch.zeros(1)}, tmp_path / "w.pth")
-    refused("holds no state dict", tmp_path / "w.pth", "resnet8")
+    refused("contains no state dict", tmp_path / "w.pth", "resnet8")
 
 
 def test_ones_own_checkpoint_tells_its_strides_and_pooling(tmp_path):
     model = senet.create_model("resnet50_v1", 5)
     path = saved(tmp_path / "w.safetensors", model, model.network_config.to_dict())
-    refused(r"was trained otherwise, create this network with ceil_pool=True, stride_in_1x1=True", path, "resnet50")
+    refused(r"was trained in a different network.* with ceil_pool=True, stride_in_1x1=True", path, "resnet50")
     senet.create_model("resnet50", 5, pretrained=path, ceil_pool=True, stride_in_1x1=True)
     refused("ceil_pool=True", path, "resnet50", stride_in_1x1=True)
 

@@ -147,12 +147,12 @@ def test_hub_revision_file_and_pickle_of_tensors(hub, network, tmp_path):
 def test_hub_errors_are_one_line(hub):
     hub.files["/me/empty/resolve/main/README.md"] = b""
     for source, message in {
-        "hf:me/empty": "not to be had from the hub",
+        "hf:me/empty": "cannot be downloaded from the Hub",
         "hf:me/none": "no such repository, or it is private$",
-        "timm:seresnet50": "no such repository.*carry a tag",
+        "timm:seresnet50": "no such repository.*have a tag",
         "hf:mine": "'mine' is not OWNER/REPO",
-        "timm:": "name the weights behind the colon",
-        "hf:me/mi..ne": "not to be had",
+        "timm:": "name the weights after the colon",
+        "hf:me/mi..ne": "cannot be downloaded",
     }.items():
         with pytest.raises(senet.InputError, match=message) as caught:
             find_weights(source)
@@ -178,7 +178,7 @@ def test_https_is_verified_cached_and_fetched_again_when_the_cache_is_damaged(we
 
 def test_https_refuses_another_file_and_leaves_nothing_behind(web, network, tmp_path):
     web.files["/w.safetensors"] = network[1]
-    with pytest.raises(senet.InputError, match=one_line("w.safetensors: … not the file")):
+    with pytest.raises(senet.InputError, match=one_line("w.safetensors: … not the expected file")):
         find_weights("https://example.org/w.safetensors#sha256=" + "0" * 64)
     assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
     with pytest.raises(senet.InputError, match=r"cannot be downloaded .*404"):
@@ -188,11 +188,11 @@ def test_https_refuses_another_file_and_leaves_nothing_behind(web, network, tmp_
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("https://example.org/w.safetensors", "put #sha256="),
+        ("https://example.org/w.safetensors", "append #sha256="),
         ("https://example.org/w.safetensors#sha256=1234567", "8 to 64 digits"),
-        ("https://example.org/w.safetensors#md5=0123456789abcdef", "put #sha256="),
-        ("https://example.org/#sha256=0123456789abcdef", "no address"),
-        ("https://example.org/a/..#sha256=0123456789abcdef", "no address"),
+        ("https://example.org/w.safetensors#md5=0123456789abcdef", "append #sha256="),
+        ("https://example.org/#sha256=0123456789abcdef", "not the address"),
+        ("https://example.org/a/..#sha256=0123456789abcdef", "not the address"),
         (True, "pretrained=True … default"),
         (False, "pretrained=False … default"),
         ("", "pretrained='' … default"),
@@ -228,7 +228,7 @@ def test_torchvision_weights_come_to_torchvisions_own_cache(web, monkeypatch, tm
     assert web.sent == len(content)
     web.files[f"/models/{name}"] = content + b"more"
     kept.unlink()
-    with pytest.raises(senet.InputError, match=one_line("not the file")):
+    with pytest.raises(senet.InputError, match=one_line("not the expected file")):
         senet.create_model("resnet18", 5, pretrained="torchvision:resnet18")
 
 

@@ -1,4 +1,4 @@
-"""``senet.accelerate``: the inference form of a network, with the network's own keys and the way back to training."""
+"""``senet.accelerate``: the inference form of a network, with its own keys and a way back to training."""
 
 import contextlib
 import copy
@@ -31,31 +31,31 @@ _OWN = ("_requested", "_trainable", *_FORMS)
 def accelerate(model: nn.Module, backend: str = "auto") -> nn.Module:
     """A copy of ``model`` that computes the same function faster; ``model`` is not changed.
 
-    In eval mode norms are folded into convolutions, gates are computed before the last 1×1 convolution of a block, and
-    gate, shortcut and ReLU are applied in one sweep or in that convolution's epilogue (docs/zero-tax.md). Outputs
-    agree to float32's rounding (1e-5 of their size in a trained ResNet); maps come out channels_last. In training mode
-    gates that stand behind a norm are computed in the norm's own sweeps. This holds for gates of any library whose
-    function is known (docs/accelerate.md); all else runs as it did, and ``fast.acceleration`` lists both.
+    In eval mode, norms are folded into convolutions, gates are computed before the last 1×1 convolution of a block, and
+    gate, shortcut, and ReLU are applied in one sweep or in the epilogue of that convolution (docs/zero-tax.md). Outputs
+    agree up to float32 rounding (1e-5 relative in a trained ResNet); feature maps are returned in channels_last. In
+    training mode, a gate that follows a norm is computed in the sweeps of that norm. This covers gates of any library
+    whose function is known (docs/accelerate.md). Everything else runs unchanged; ``fast.acceleration`` lists both.
 
-    The copy keeps the class, the parameters and the keys: ``state_dict`` loads both ways, ``train()`` and ``eval()``
-    switch, and weights, modules and modes that change in between are seen (not what is written through ``tensor.data``,
-    nor by a compiled copy before the next ``eval()``). While it is in eval mode its parameters do not require
-    gradients, until they are asked to; they, and an input that does, get them through the ordinary operations. So does
-    whatever looks at operations: torch.func, forward-mode differentiation, ``torch.jit.trace``, torch.fx, fake tensors.
-    Hooks that are put on modules inside later are called in training, not by the inference form.
+    The copy keeps the class, the parameters, and the keys. ``state_dict`` loads both ways, and ``train()`` and
+    ``eval()`` switch forms. Changes of weights, modules, and modes take effect, except for writes through
+    ``tensor.data``, and, in a compiled copy, changes before the next ``eval()``. In eval mode, parameters do not
+    require gradients unless you request them. Gradients of parameters and inputs are computed with ordinary operations.
+    So is everything that inspects operations: torch.func, forward-mode differentiation, ``torch.jit.trace``, torch.fx,
+    and fake tensors. Hooks that are added to inner modules later are called in training, but not in the inference form.
 
     Args:
-        model: a network that torch.fx can trace: every network of this package, torchvision's, most of timm's.
-        backend: of inference: ``"native"``: oneDNN and C++ on the CPU; ``"triton"``: on a CUDA device; ``"reference"``:
-            folded and early-gated in plain PyTorch; ``"auto"``: the first of them that can run. That of training is
-            chosen by ``senet.use_backend``.
+        model: a network that torch.fx can trace: all networks of this package and torchvision, and most of timm.
+        backend: the inference backend. ``"native"``: oneDNN and C++ on the CPU; ``"triton"``: on a CUDA device;
+            ``"reference"``: folded norms and early gates in plain PyTorch; ``"auto"``: the first of these that is
+            available. ``senet.use_backend`` selects the training backend.
 
     Raises:
-        InputError: an unknown backend, one that cannot run here (the message says why), an untraceable network, one
-            with hooks on its modules, or one that is wrapped for several devices, compiled or TorchScript.
+        InputError: the backend is unknown or not available (the message gives the reason), or the network cannot be
+            traced, has hooks on its modules, or is wrapped for several devices, compiled, or TorchScript.
     """
     if backend != "auto" and backend not in early_gate.BACKENDS:
-        raise InputError(f"accelerate: {backend!r} is not a backend; there are auto, {', '.join(early_gate.BACKENDS)}")
+        raise InputError(f"accelerate: {backend!r} is not a backend; use auto or {', '.join(early_gate.BACKENDS)}")
     _check(model)
     fast = _accelerated(_copy(model, {}), backend, {})
     if model.training:
@@ -68,15 +68,15 @@ def accelerate(model: nn.Module, backend: str = "auto") -> nn.Module:
 
 def _check(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
-        raise InputError(f"accelerate: a network is wanted, not {type(model).__name__}; give an nn.Module")
+        raise InputError(f"accelerate: expected a network, got {type(model).__name__}; pass an nn.Module")
     if isinstance(model, Accelerated):
-        raise InputError("accelerate: the network is accelerated already")
+        raise InputError("accelerate: the network is already accelerated; use it as it is")
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         raise InputError(f"accelerate: the network is wrapped in {type(model).__name__}; accelerate model.module")
     if "_orig_mod" in model._modules:  # asking for the class would load the compiler
         raise InputError("accelerate: the network is compiled; accelerate the ordinary one, then compile it")
     if isinstance(model, torch.jit.ScriptModule):
-        raise InputError("accelerate: the network is TorchScript, which cannot be looked into; give the ordinary one")
+        raise InputError("accelerate: the network is TorchScript, which cannot be inspected; pass the ordinary one")
     gates = [gate.module for gate in find_gates(model)]
     called = {part for gate in gates for part in gate.modules()}  # where somebody listens, the gate is called
     for name, module in model.named_modules():
@@ -84,8 +84,8 @@ def _check(model: nn.Module) -> None:
             continue
         if "forward" in vars(module):
             raise InputError(
-                f"accelerate: the forward of {name or 'the network'!r} was replaced, which the fast form would not "
-                "call; put it into a class of its own"
+                f"accelerate: the forward of {name or 'the network'!r} was replaced, and the fast form would not call "
+                "the new one; move it into a subclass"
             )
         if name and hooks_of(module):
             raise InputError(f"accelerate: {name!r} has a hook, which the fast form would not call; remove it first")
@@ -107,7 +107,7 @@ class _Form:
         self.graph: Any
         devices = _devices(watched)
         if len(devices) > 1:
-            self.graph, self.left = None, {"the network": f"its tensors are on {' and '.join(devices)}"}
+            self.graph, self.left = None, {"the network": f"its tensors are on several devices: {', '.join(devices)}"}
             return
         network, names = in_line(model), own_names(model)
         known, left = known_gates(network)
@@ -129,7 +129,7 @@ class _Form:
 
 
 class Accelerated:
-    """What ``accelerate`` adds to a network's class."""
+    """The methods that ``accelerate`` adds to the class of a network."""
 
     # It is mixed into the network's own class, whose methods mypy cannot see: hence the ignores below.
 
@@ -140,7 +140,7 @@ class Accelerated:
     _trainable: dict[str, bool]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The form of the mode; the ordinary network where a gradient is wanted in eval mode, and for unusual calls."""
+        """Run the form for the current mode, or the ordinary network for gradients in eval mode and unusual calls."""
         inputs = _required(type(self), args, kwargs)
         if inputs is not None and not _looks_at_operations(inputs):
             if self.training:
@@ -159,7 +159,7 @@ class Accelerated:
         return super().forward(*args, **kwargs)  # type: ignore[misc]
 
     def train(self, mode: bool = True) -> Any:
-        """Switch to the training form, whose parameters require gradients; ``eval()`` goes back to inference."""
+        """Switch to the training form, whose parameters require gradients. ``eval()`` switches back to inference."""
         super().train(mode)  # type: ignore[misc]
         if mode:
             for name, parameter in self.named_parameters():  # type: ignore[attr-defined]
@@ -173,7 +173,7 @@ class Accelerated:
         return self
 
     def requires_grad_(self, requires_grad: bool = True) -> Any:
-        """See ``nn.Module.requires_grad_``; in eval mode it also says what training will do."""
+        """See ``nn.Module.requires_grad_``. In eval mode, it also takes effect for later training."""
         if not self.training:
             self._trainable = dict.fromkeys(dict(self.named_parameters()), requires_grad)  # type: ignore[attr-defined]
         return super().requires_grad_(requires_grad)  # type: ignore[misc]
@@ -197,7 +197,8 @@ class Accelerated:
         if self._requested != "auto" and len(devices) > 1:
             where = " and ".join(devices)
             raise InputError(
-                f"accelerate: backend {self._requested!r} cannot run here: the network is on {where}; move it to one"
+                f"accelerate: backend {self._requested!r} cannot run here: the network is on {where}; move it to one "
+                "device"
             )
         watched: Any = self
         return _Form(network, watched, _backend(self._requested, weight))
@@ -215,7 +216,7 @@ class Accelerated:
 
     @property
     def acceleration(self) -> Acceleration:
-        """What was replaced in both modes, and what was left and why."""
+        """What was replaced in both modes, and what was left unchanged and why."""
         ordinary = self._ordinary()
         if self.training:
             form, swept = self._inference_form(_in_mode(ordinary, False)), Swept(ordinary)
@@ -240,7 +241,7 @@ class Accelerated:
         return self
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """See ``nn.Module.load_state_dict``; the keys are the ordinary network's."""
+        """See ``nn.Module.load_state_dict``. The keys are those of the ordinary network."""
         result = super().load_state_dict(*args, **kwargs)  # type: ignore[misc]
         self._renew()
         return result

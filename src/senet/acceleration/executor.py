@@ -1,8 +1,8 @@
-"""Inference graphs whose convolutions run in one call of the library, on memory that was planned for a shape of images.
+"""Inference graphs that run consecutive convolutions in one library call, on memory planned for the input shape.
 
-At batch 1 a few hundred small steps of Python, with caches that a convolution has just emptied, are part of the time.
-For each shape that is met, runs of our own convolutions (senet.ops.conv.native) become one step. Maps that
-nobody outside of a run sees lie in a workspace and take each other's place; the others are new tensors, as ever.
+At batch size 1, a few hundred small Python steps, each with caches that a convolution has just evicted, take a share of
+the time. For each input shape, consecutive custom convolutions (senet.ops.conv.native) become one step. Feature maps
+that are only used inside such a run share a workspace; the others are new tensors.
 """
 
 import operator

@@ -1,9 +1,9 @@
-"""Modules of other libraries in this package's words: gates as an excitation, norms as a norm and its activation.
+"""Recognizes modules of other libraries: gates as an excitation, norms as a norm and its activation.
 
-``recognise`` says by its parts that a module may be a gate. Here it is put to the test: a copy with random weights, in
-float64, must return what equation 3 returns for the same weights. So a gate that adds a max pool, divides by something
-or drops channels is not taken for one that does not, whatever its class is called; and neither is a subclass of batch
-norm for batch norm followed by its activation.
+``find_gates`` finds candidates by their parts. Here, they are verified: a copy with random weights, in float64, must
+return the same as equation 3 with these weights. So a gate that also uses a max pool, divides by something, or drops
+channels is never mistaken for one that does not, whatever the name of its class. Subclasses of batch norm are
+verified in the same way, as batch norm followed by an activation.
 """
 
 import copy
@@ -22,7 +22,7 @@ from senet.ops.reference import FullyConnected
 from senet.surgery.find_gates import Gate
 from senet.text import first_line
 
-NOT_PLAIN = "its FCs are no plain layers, or somebody listens to them: they are called"
+NOT_PLAIN = "its FCs are not plain layers, or have hooks, so they must be called"
 _SAME = 1e-10  # relative, in float64
 
 
@@ -34,7 +34,7 @@ class ForeignGate:
     """A gate of another library whose function is known: two FCs, ``activation`` between them, ``gate_name`` behind.
 
     Args:
-        gate: as ``recognise.find_gates`` found it, of kind ``"two-fc"``.
+        gate: a gate of kind ``"two-fc"`` from ``find_gates``.
 
     Raises:
         UnknownGateError: it computes something else.
@@ -53,7 +53,7 @@ class ForeignGate:
             for self.gate_name in reference.GATES:
                 if self._agrees(probe, x):
                     return self.gate_name, self.activation
-        raise UnknownGateError("it is not gate(FC(activation(FC(average)))), or not with functions that are known here")
+        raise UnknownGateError("it is not gate(FC(activation(FC(average)))) with supported functions")
 
     def _agrees(self, probe: nn.Module, x: Tensor) -> bool:
         expected = reference.scale(x, _fully_connected(*_parts(probe), self.gate_name, self.activation)(x.mean((2, 3))))
@@ -101,9 +101,9 @@ def _parts(module: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module | None]:
     fcs: list[Any] = [part for part in weighted if isinstance(part, (nn.Linear, nn.Conv2d))]
     norms = [part for part in weighted if part not in fcs]
     if len(fcs) != 2 or len(norms) > 1:
-        raise UnknownGateError("its excitation is not two fully connected layers on a 2-D map")
+        raise UnknownGateError("its excitation does not consist of two fully connected layers on a 2-D feature map")
     if norms and not isinstance(norms[0], nn.modules.batchnorm._BatchNorm):
-        raise UnknownGateError(f"there is a {type(norms[0]).__name__} within its excitation")
+        raise UnknownGateError(f"its excitation contains a {type(norms[0]).__name__}")
     fcs.sort(key=lambda fc: fc.weight.shape[0])  # C → R comes before R → C; where R is C, as they are registered
     return fcs[0], fcs[1], norms[0] if norms else None
 
@@ -141,7 +141,7 @@ def _called(module: nn.Module, x: Tensor) -> Any:
         with torch.no_grad():
             return module.forward(x.clone())
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:
-        raise UnknownGateError(f"it cannot be called with a map alone: {first_line(error)}") from error
+        raise UnknownGateError(f"it cannot be called with only a feature map: {first_line(error)}") from error
 
 
 def _same(a: Any, b: Tensor) -> bool:

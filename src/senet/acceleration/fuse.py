@@ -1,4 +1,4 @@
-"""From a network's graph to its inference form: norms folded, gates early, sums in the convolution before them."""
+"""Turns the graph of a network into its inference form: folded norms, early gates, and additions in epilogues."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,8 @@
-"""Runs the early layers of an inference graph on a few images at a time, so that their maps stay in the cache.
+"""Runs the early layers of an inference graph on a few images at a time, so that feature maps stay in the cache.
 
-A map of ResNet-50's first stage is 3 MB an image. Eight of them at once go out to memory and come back between any two
-layers, and memory that is freed and taken anew costs page faults; two of them stay. Measured: benchmarks/tax.py.
+In the first stage of ResNet-50, a feature map is 3 MB per image. With eight images, every layer reads it from memory
+and writes it back, and freeing and reallocating memory causes page faults. Two images fit in the cache. Measured with
+benchmarks/tax.py.
 """
 
 from typing import Any

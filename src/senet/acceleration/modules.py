@@ -1,4 +1,4 @@
-"""What a network is made of once it only infers: convolutions with their norm and activation, and gated tails."""
+"""The modules of the inference form: convolutions with folded norm and activation, and gated tails."""
 
 import functools
 from collections.abc import Callable
@@ -105,7 +105,7 @@ class FoldedConv2d(nn.Module):
         if self._packed is not None and not _in_plain_operations():
             return self._packed(x)
         if x.ndim != 4:  # PyTorch's takes one image, too, the norm and the gate that are in here do not
-            raise UnsuitedMapError(f"a map (N, C, H, W) is wanted, not one of {tuple(x.shape)}")
+            raise UnsuitedMapError(f"expected a feature map (N, C, H, W), got shape {tuple(x.shape)}")
         if self._in_one_pass and x.is_cuda and not _in_plain_operations():
             y = self.with_sum(x, None, self.activation == "relu")
             return y if self.activation in (None, "relu") else ACTIVATIONS[self.activation][0](y)

@@ -1,4 +1,4 @@
-"""Which gates of a network the fast forms know, and the report of what ``senet.accelerate`` did."""
+"""The gates that the fast forms support, and the report of ``senet.accelerate``."""
 
 import operator
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ _PRODUCTS = (operator.mul, operator.imul, torch.mul, "mul", "mul_")
 
 @dataclass(frozen=True)
 class Acceleration:
-    """What was replaced and what was left, by the path of the gate's module.
+    """What was replaced and what was left unchanged, by the path of the gate's module.
 
     Attributes:
         inference: path → form of the gate in eval mode.
-        training: the gates that are computed within their norm's sweeps in training mode.
-        left: path → why it runs as it did. Not only gates: any product of two maps that is no gate known here.
-        ordinary_training: why training runs the network as it is; None where gates are swept.
+        training: the gates that are computed in the sweeps of their norm in training mode.
+        left: path → reason why it is unchanged. Besides gates, it lists other products of two feature maps.
+        ordinary_training: why training runs the ordinary network; None if it computes gates in sweeps.
     """
 
     inference: dict[str, str]
@@ -35,11 +35,12 @@ class Acceleration:
     def __str__(self) -> str:
         width = max(map(len, (*self.inference, *self.left)), default=0)
         lines = [
-            f"{name:{width}}  {form}; training: {'swept with its norm' if name in self.training else 'as it was'}"
+            f"{name:{width}}  {form}; training: {'fused with its norm' if name in self.training else 'unchanged'}"
             for name, form in self.inference.items()
         ]
-        lines += [f"{name:{width}}  left: {reason}" for name, reason in self.left.items()]
-        lines.append(f"{len(self.inference)} gates replaced, {len(self.left)} left, {len(self.training)} swept")
+        lines += [f"{name:{width}}  unchanged: {reason}" for name, reason in self.left.items()]
+        counts = f"{len(self.inference)} gates replaced, {len(self.left)} unchanged"
+        lines.append(f"{counts}; {len(self.training)} fused with their norms in training")
         return "\n".join(lines)
 
 
@@ -88,5 +89,5 @@ def products(graph: fx.Graph) -> dict[str, str]:
         factors = [arg for arg in node.args if isinstance(arg, fx.Node)]
         if node.op in ("call_function", "call_method") and node.target in _PRODUCTS and len(factors) == 2:
             path = next(reversed(node.meta.get("nn_module_stack") or {"": None}))
-            found[path or "forward"] = "it multiplies maps, but by no gate that is known here"
+            found[path or "forward"] = "it multiplies feature maps, but not with a supported gate"
     return found

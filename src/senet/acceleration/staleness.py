@@ -1,4 +1,4 @@
-"""Whether a network is still what a form was made from."""
+"""Detects changes of a network since a form was built from it."""
 
 import operator
 from collections.abc import Iterable

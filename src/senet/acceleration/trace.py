@@ -1,4 +1,4 @@
-"""What the two forms of an accelerated network share: the trace of a network, and questions to its nodes."""
+"""Tracing of a network with torch.fx, for both forms of an accelerated network, and helpers for graph nodes."""
 
 import inspect
 import operator
@@ -75,7 +75,7 @@ def _leaving_no_trace(model: nn.Module) -> Iterator[None]:
         torch.set_rng_state(states[0])
         random.setstate(states[1])
     if drawn:
-        raise ValueError("it draws random numbers by itself, not in a module such as nn.Dropout")
+        raise ValueError("it draws random numbers outside of modules such as nn.Dropout")
 
 
 def traced(model: nn.Module, gates: set[str]) -> fx.GraphModule:
@@ -92,7 +92,7 @@ def traced(model: nn.Module, gates: set[str]) -> fx.GraphModule:
     except Exception as error:
         kind = type(model).__name__
         raise InputError(
-            f"accelerate: torch.fx cannot trace {kind}, whose path depends on its data: {first_line(error)}"
+            f"accelerate: torch.fx cannot trace {kind} (data-dependent control flow?): {first_line(error)}"
         ) from error
     _call_by_position(module)
     return module

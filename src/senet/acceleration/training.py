@@ -1,7 +1,7 @@
-"""The training form of other people's networks: norm + SE + shortcut + ReLU as this package's residual tail.
+"""The training form of networks from other libraries: norm + SE + shortcut + ReLU run as ``ResidualTail``.
 
-The network's own modules run in the order of their trace; only the ends of residual blocks are computed by
-``ResidualTail``, from the network's own norm and FCs. So parameters, statistics and their updates are the network's.
+The modules of the network run in the order of their trace. Only the tails of residual blocks are replaced, and they use
+the network's own norms and FCs, so that parameters, statistics, and their updates are those of the network.
 """
 
 from torch import Tensor, fx, nn
@@ -55,16 +55,16 @@ class Swept:
             return
         take_out_identities(graph)
         self.names = _sweep(graph, known)
-        self.reason = None if self.names else "no gate stands behind a norm"
+        self.reason = None if self.names else "no gate follows a norm"
         self.graph = graph if self.names else None
 
     def _why_not(self, known: dict[str, Known]) -> str | None:
         if not known:
             return "there is no gate"
         if any(isinstance(module, ResidualTail) for module in self.inside):
-            return "the network sweeps its tails by itself"
+            return "the network already runs fused tails"
         if any(getattr(module, "grad_checkpointing", False) for module in self.inside):
-            return "it recomputes activations, which a trace does not show"
+            return "it uses activation checkpointing, which a trace does not show"
         return None
 
     def is_hooked(self) -> bool:

@@ -1,1 +1,1 @@
-"""``senet.attach``: SE in any network, at the sites that its data flow shows."""
+"""``senet.attach``: adds SE to any network, at sites found in its data flow."""

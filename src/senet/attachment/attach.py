@@ -1,4 +1,4 @@
-"""``senet.attach`` and ``senet.detach``: SE blocks into a network that exists, and out again."""
+"""``senet.attach`` and ``senet.detach``: add SE blocks to an existing network, and remove them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -26,41 +26,45 @@ def attach(
     example_input: Any = None,
     dry_run: bool = False,
 ) -> AttachReport:
-    """Put SE blocks into any convolutional network, in place.
+    """Add SE blocks to any convolutional network, in place.
 
-    With ``identity_init`` every gate starts at exactly 1: the output stays what it was, bit for bit, in evaluation and
-    in training, until the gates have learned something. The network keeps its classes, parameters, hooks and keys; a
-    gate at module ``layer1.0.bn3`` has the keys ``layer1.0.bn3.se.…``. Copies, pickles, ``torch.compile``,
-    ``torch.export`` and ONNX export work as before; DistributedDataParallel and ``torch.compile`` come after attaching.
+    With ``identity_init``, every gate starts at exactly 1: in evaluation and in training, the output does not change by
+    a bit until the gates are trained. The network keeps its classes, parameters, hooks, and keys. A gate at module
+    ``layer1.0.bn3`` has the keys ``layer1.0.bn3.se.…``. Copies, pickles, ``torch.compile``, ``torch.export``, and ONNX
+    export still work. Apply DistributedDataParallel and ``torch.compile`` after attaching.
 
-    Sites are found by the data flow of a run on ``example_input`` (see ``senet.attachment.patterns``), in evaluation
-    mode and without traces in statistics, modes, gradients or random generators.
+    Sites are found in the data flow of a run on ``example_input`` (see ``senet.attachment.patterns``). It runs in
+    evaluation mode, and does not change statistics, modes, gradients, or random generators.
 
     Args:
-        model: 1-D, 2-D or 3-D; a classifier, detector, segmenter or anything else that computes on maps (N, C, *S).
-        config: the block. ``placement`` says where it sits in residual blocks (Fig. 5), ``stages`` which stages get
-            one: maps of one size are a stage, the largest is number 2 as in the paper.
-        sites: ``"auto"``: one in each block; ``"all"``: behind each convolution and activation too; ``"late"``: the
+        model: a 1-D, 2-D, or 3-D classifier, detector, segmentation network, or any other network that computes
+            feature maps (N, C, *spatial).
+        config: the configuration of the SE blocks. ``placement`` is their position in residual blocks (Fig. 5).
+            ``stages`` selects stages: feature maps of the same size form a stage, and the largest is stage 2, as in
+            the paper.
+        sites: ``"auto"``: one site per block; ``"all"``: also after each convolution and activation; ``"late"``: the
             last two stages; ``"one_per_stage"``; a ``SitePolicy``; or a list of modules whose output to rescale
-            (``"path:input"``: what they take).
-        example_input: a tensor, a tuple of arguments or a dict of keywords; None: guessed from the first convolution.
-        dry_run: report what would be done and change nothing.
+            (``"path:input"`` for the input).
+        example_input: a tensor, a tuple of arguments, or a dict of keyword arguments; None to guess an input from the
+            first convolution.
+        dry_run: report the sites without changing the network.
 
     Returns:
-        what was attached and what it costs; ``print`` shows a table, ``parameters()`` gives the new parameters.
+        a report of the gates and their cost. ``print`` shows a table; ``parameters()`` returns the new parameters.
 
     Raises:
-        InputError: no site was found; the network does not run on the example, or is wrapped, compiled or accelerated;
-            or it has attached gates of the same configuration. Gates of another configuration are replaced.
+        InputError: no site was found; the network does not run on the example, or is wrapped, compiled, or
+            accelerated; or it has attached gates with the same configuration. Gates with a different configuration are
+            replaced.
     """
     _check(model, "attach to")
     before = attached(model)
     if before and not dry_run and all(getattr(se, "config", None) == config for se in before.values()):
         raise InputError(
-            f"attach: {len(before)} gates of this configuration are attached already; detach them first, "
-            "or give another config, which replaces them"
+            f"attach: {len(before)} gates with this configuration are already attached; detach them first, "
+            "or pass a different config, which replaces them"
         )
-    with torch.inference_mode(False), without_gates(model):  # what is made in inference mode can never learn
+    with torch.inference_mode(False), without_gates(model):  # parameters created in inference mode cannot be trained
         found = search(model, config, sites, example_input)
         own = list(model.parameters())
         gates = {} if dry_run else {site.name: _gate(site, config, model) for site in found.sites}
@@ -71,17 +75,17 @@ def attach(
 
 
 def detach(model: nn.Module) -> list[str]:
-    """Take every attached gate out again; the network is what it was before ``senet.attach``, if not trained since.
+    """Remove all attached gates. If it was not trained since, the network is the same as before ``senet.attach``.
 
     Returns:
-        the names of the sites that had one; an empty list where nothing was attached.
+        the names of the sites that had a gate; empty if nothing was attached.
     """
     _check(model, "detach from")
     return list(detach_all(model))
 
 
 def _check(model: Any, verb: str) -> None:
-    """Refuse what would not notice that gates come or go: what is compiled keeps the hooks of its first run."""
+    """Reject models that would ignore the change: compiled code keeps the hooks of its first run."""
     what = verb.split()[0]
     check_is_network(model, what)
     if isinstance(model, DataParallel):
@@ -89,13 +93,13 @@ def _check(model: Any, verb: str) -> None:
     if isinstance(model, Accelerated):
         raise InputError(f"{what}: the model is accelerated; {verb} the ordinary model, then accelerate it")
     if isinstance(model, torch.jit.ScriptModule):
-        raise InputError(f"{what}: the model is TorchScript, which cannot be changed; {verb} it before scripting")
+        raise InputError(f"{what}: the model is TorchScript, which cannot be modified; {verb} it before scripting")
     for path, module in model.named_modules():
         part = f"the model's {path!r}" if path else "the model"
         if isinstance(module, DistributedDataParallel):
             inner = f"model.{path}.module" if path else "model.module"
             raise InputError(f"{what}: {part} is wrapped in {type(module).__name__}; {verb} {inner} before wrapping")
-        # Asking for the class of a compiled module would load the compiler.
+        # Importing the class of compiled modules would load the compiler.
         if "_orig_mod" in module._modules or getattr(module, "_compiled_call_impl", None) is not None:
             raise InputError(f"{what}: {part} is compiled; {verb} the ordinary model, then compile it")
 
@@ -105,6 +109,6 @@ def _gate(site: Site, config: SEConfig, model: nn.Module) -> SqueezeExcite:
     gate.train(model.get_submodule(site.path).training)
     if site.device.type == "meta":
         return gate.to_empty(device="meta")
-    # Under autocast the map may have a type that no parameter has.
+    # Under autocast, the feature map may have a dtype that no parameter has.
     own = list(dict.fromkeys(p.dtype for p in model.parameters() if p.is_floating_point()))
     return gate.to(site.device, site.dtype if site.dtype in own or not own else own[0])

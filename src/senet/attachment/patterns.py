@@ -1,13 +1,13 @@
-"""Where SE belongs in a network, read off its data flow.
+"""Finds the places for SE in the data flow of a network. A "map" is a feature map.
 
-Class names play no part, so that a ResNet is a ResNet whoever wrote it. The rules, in order of precedence:
+Class names do not matter, so any implementation of a ResNet works. The rules, in order of precedence:
 
-- inverted residuals: behind the activation of a depthwise convolution that a linear 1×1 convolution follows
-  (MobileNetV3, EfficientNet);
-- residual blocks: the end of the branch, before the addition (section 3.3, Fig. 3);
-- modules that concatenate, possibly with one convolution behind: their output (SE-Inception: Fig. 2);
-- sums of maps of several resolutions (HRNet): each convolved summand;
-- where a network has none of these: behind each convolution, norm and activation (as the paper's VGG-16).
+- Inverted residuals: after the activation of a depthwise convolution that a linear 1×1 convolution follows
+  (MobileNetV3, EfficientNet).
+- Residual blocks: at the end of the branch, before the addition (section 3.3, Fig. 3).
+- Modules that concatenate, possibly followed by one convolution: their output (SE-Inception, Fig. 2).
+- Sums of maps with different resolutions (HRNet): each term that ends in a convolution.
+- If a network has none of these: after each convolution, norm, and activation (as in the paper's VGG-16).
 """
 
 from collections.abc import Iterator
@@ -22,21 +22,21 @@ ACTIVATIONS = frozenset(
         *("clamp", "clamp_min", "threshold"),
     }
 )
-# A gate in front of these says as much as one behind them.
+# A gate before one of these is equivalent to a gate after it.
 SCALINGS = frozenset({"mul", "div", "neg", "clone", "_to_copy", "alias", "detach", "native_dropout", "dropout"})
 SUMS = frozenset({"add", "lerp", "sub"})
-LONGEST_BRANCH = 16  # convolutions; what is longer leads past other blocks and is no residual branch
+LONGEST_BRANCH = 16  # convolutions; a longer path spans other blocks and is not a residual branch
 
 
 @dataclass
 class Place:
-    """A map to be rescaled.
+    """A feature map to be rescaled.
 
     Attributes:
-        kind: ``"depthwise"``, ``"residual"``, ``"concat"``, ``"fusion"`` or ``"activation"``.
-        map: the node; of a residual block the end of its branch.
-        has_gate: an SE block, or the like, is there already.
-        block: of a residual place, the block's other maps.
+        kind: ``"depthwise"``, ``"residual"``, ``"concat"``, ``"fusion"``, or ``"activation"``.
+        map: its node; in a residual block, the end of the branch.
+        has_gate: whether it already has an SE block or another channel gate.
+        block: the residual block, for that kind.
     """
 
     kind: str
@@ -47,13 +47,13 @@ class Place:
 
 @dataclass
 class Block:
-    """A residual block: where it splits, the end of its shortcut, the sum; the nodes of its two ways, as bits."""
+    """A residual block: its input, the end of its shortcut, the sum, and the nodes of both paths as bit masks."""
 
     split: Node
     shortcut: Node
     total: Node
     body: int
-    beside: int
+    side: int
 
 
 class Patterns:
@@ -68,20 +68,20 @@ class Patterns:
         self.up_bits = _bits([node for node in flow.nodes if node.upsamples])
 
     def blocks(self) -> list[Place]:
-        """One place for each block of the network, in the order of the run; empty in plain chains of convolutions."""
+        """One place per block of the network, in execution order; empty for a plain chain of convolutions."""
         places = list(self._depthwise())
         inverted = _bits([place.map for place in places])
         residual, fusions = self._residual(inverted)
         places += residual
         inside = 0
         for place in residual:
-            inside |= place.block.body | place.block.beside if place.block is not None else 0
+            inside |= place.block.body | place.block.side if place.block is not None else 0
         others = (*self._concatenations(), *fusions)
         places += [place for place in others if not inside >> place.map.index & 1]
         return sorted(_distinct(places), key=lambda place: place.map.index)
 
     def activations(self) -> list[Place]:
-        """A place behind each convolution, norm and activation, in the order of the run."""
+        """A place after each convolution, norm, and activation, in execution order."""
         places = []
         for node in self.flow.nodes:
             end = self._unit(node) if node.kernel and node.is_map else None
@@ -90,29 +90,29 @@ class Patterns:
         return _distinct(places)
 
     def convolutions(self) -> list[Place]:
-        """A place behind each convolution and norm, whatever follows; none where no convolution reads another's map.
+        """A place after each convolution and norm, whatever follows; none if no convolution depends on another.
 
-        That a single one makes tokens of an image does not make a network of convolutions.
+        A network whose only convolution embeds image patches is not a convolutional network.
         """
         convolutions = [node for node in self.flow.nodes if node.kernel]
         if not any((node.ancestors & ~(1 << node.index)) & self.conv_bits for node in convolutions):
             return []
         places = []
         for node in convolutions:
-            behind = following(node)
-            end = behind if behind is not None and behind.op in NORMS else node
+            after = following(node)
+            end = after if after is not None and after.op in NORMS else node
             if end.is_map and not end.is_flat and end.users:
                 places.append(Place("activation", end, has_gate=self._is_gated(end)))
         return _distinct(places)
 
     def _unit(self, conv: Node) -> Node | None:
-        """The activation behind a convolution and its norm; None where there is none."""
+        """The activation after a convolution and its norm; None if there is none."""
         node: Node | None = conv
         while node is not None:
             node = following(node)
-            if node is not None and (node.op in ACTIVATIONS or _is_own_activation(node)):
+            if node is not None and (node.op in ACTIVATIONS or _is_written_out(node)):
                 return node if node.is_map else None
-            # Reshapes: instance norms are batch norms of (1, N·C, *S).
+            # Reshapes are allowed: instance norms run as batch norms on (1, N·C, *spatial).
             if node is None or not (node.op in NORMS | SCALINGS | RESHAPES or _shifts(node)):
                 return None
         return None
@@ -128,21 +128,21 @@ class Patterns:
             if end is None:
                 continue
             gated = self._is_gated(end)
-            behind = next((g for g in self.gates if _gated_map(g) is end), end) if gated else end
-            if any(self._is_linear(user) for user in behind.users):
+            after = next((g for g in self.gates if _gated_map(g) is end), end) if gated else end
+            if any(self._is_linear(user) for user in after.users):
                 yield Place("depthwise", end, has_gate=gated)
 
     def _is_linear(self, node: Node) -> bool:
-        """Whether a node is a 1×1 convolution without an activation behind it and its norm."""
+        """Whether a node is a 1×1 convolution whose norm is not followed by an activation."""
         if node.kernel != 1 or node.groups != 1:
             return False
-        behind = following(node)
-        if behind is not None and behind.op in NORMS:
-            node = behind
-        return not any(user.op in ACTIVATIONS or _is_own_activation(user) for user in node.users)
+        after = following(node)
+        if after is not None and after.op in NORMS:
+            node = after
+        return not any(user.op in ACTIVATIONS or _is_written_out(user) for user in node.users)
 
     def _residual(self, inverted: int) -> tuple[list[Place], list[Place]]:
-        """The residual blocks, and what else is summed up."""
+        """The residual blocks, and the terms of other sums."""
         found: list[tuple[Place, Block]] = []
         fusions: list[Place] = []
         for node in self.flow.nodes:
@@ -158,14 +158,14 @@ class Patterns:
             elif self._is_fusion(*operands):
                 fusions += [f for operand in operands if (f := self._summand(operand)) is not None]
         blocks = [block for _, block in found]
-        kept = [(place, block) for place, block in found if not _is_outdone(block, blocks)]
+        kept = [(place, block) for place, block in found if not _is_subsumed(block, blocks)]
         for place, block in kept:
             block.total = _with_activation(block.total)
             place.has_gate = bool(block.body & self.gate_bits) or self._is_gated(place.map)
         return [place for place, block in kept if not block.body & inverted], fusions
 
     def _block(self, total: Node, a: Node, b: Node) -> Block | None:
-        """The residual block that ends in a + b, or None. Its branch has the more convolutions in a row."""
+        """The residual block that ends in a + b, or None. The branch is the path with more convolutions in a row."""
         alone = {id(a): a.ancestors & ~b.ancestors, id(b): b.ancestors & ~a.ancestors}
         shared = a.ancestors & b.ancestors
         count = max((bits & self.conv_bits).bit_count() for bits in alone.values())
@@ -175,11 +175,11 @@ class Patterns:
         shortcut, branch = sorted((a, b), key=lambda node: depths[id(node)])
         if depths[id(shortcut)] == depths[id(branch)]:
             return None  # parallel branches (RepVGG's, shake-shake's)
-        body, beside = alone[id(branch)], alone[id(shortcut)]
-        return Block(self.flow.nodes[shared.bit_length() - 1], shortcut, total, body, beside)
+        body, side = alone[id(branch)], alone[id(shortcut)]
+        return Block(self.flow.nodes[shared.bit_length() - 1], shortcut, total, body, side)
 
     def _depth(self, end: Node, bits: int) -> int:
-        """How many convolutions stand in a row before a node, among the nodes of ``bits``."""
+        """The largest number of convolutions in a row that lead to a node, among the nodes of ``bits``."""
         depths: dict[int, int] = {}
         for node in self.flow.nodes[(bits & -bits).bit_length() - 1 : end.index + 1] if bits else ():
             if bits >> node.index & 1:
@@ -188,7 +188,7 @@ class Patterns:
         return depths.get(id(end), 0)
 
     def _is_fusion(self, a: Node, b: Node) -> bool:
-        """Whether the maps come from different resolutions, or from far apart."""
+        """Whether the paths of two maps differ by a change of resolution or by many convolutions."""
         for mine, other in ((a, b), (b, a)):
             body = mine.ancestors & ~other.ancestors
             if body & self.up_bits or (body & self.conv_bits).bit_count() > LONGEST_BRANCH:
@@ -196,7 +196,7 @@ class Patterns:
         return False
 
     def _summand(self, node: Node) -> Place | None:
-        """The norm behind a convolution that ends a summand, in front of its interpolation."""
+        """The norm of the convolution that ends a term of a sum, before any interpolation."""
         while node.upsamples and not node.kernel and len(node.inputs) == 1:
             (node,) = node.inputs
         if node.op in NORMS and node.inputs[0].kernel:
@@ -212,10 +212,10 @@ class Patterns:
             end = _end_within(node)
             if end is not None and end.users and end.is_map:
                 gates = end.ancestors & self.gate_bits & ~node.ancestors
-                yield Place("concat", end, bool(gates) or self._is_gated(end) or self._is_gated_behind(end))
+                yield Place("concat", end, bool(gates) or self._is_gated(end) or self._is_gated_after(end))
 
-    def _is_gated_behind(self, end: Node) -> bool:
-        """Whether the concatenation's own 1×1 convolution stands outside the module, with a gate behind it (VoVNet)."""
+    def _is_gated_after(self, end: Node) -> bool:
+        """Whether a 1×1 convolution outside the module follows the concatenation, and then a gate (VoVNet)."""
         conv = following(end)
         if conv is None or conv.kernel != 1:
             return False
@@ -223,8 +223,8 @@ class Patterns:
         return unit is not None and self._is_gated(unit)
 
 
-def _is_outdone(block: Block, blocks: list[Block]) -> bool:
-    """Whether a sum is part of a larger block (Res2Net), or leads past blocks of its own (a long shortcut)."""
+def _is_subsumed(block: Block, blocks: list[Block]) -> bool:
+    """Whether a sum is part of a larger block (Res2Net), or spans other blocks (a long shortcut)."""
     for other in blocks:
         is_alike = other.total.owner == block.total.owner
         if other is not block and is_alike and other.body >> block.total.index & 1:
@@ -235,18 +235,18 @@ def _is_outdone(block: Block, blocks: list[Block]) -> bool:
 
 
 def following(node: Node) -> Node | None:
-    """The one operation that reads a map, or the product in ``x · sigmoid(x)``; None where several do."""
+    """The only operation that reads a map, or the product in ``x · sigmoid(x)``; None if there are several."""
     users = list(dict.fromkeys(node.users))
     if len(users) == 1:
         return users[0]
     last = users[-1] if users else None
-    if last is not None and _is_own_activation(last) and all(user is last or last.comes_from(user) for user in users):
+    if last is not None and _is_written_out(last) and all(user is last or last.comes_from(user) for user in users):
         return last
     return None
 
 
-def _is_own_activation(node: Node) -> bool:
-    """Whether a node is x · f(x) with an elementwise f: Swish and its relatives, written out."""
+def _is_written_out(node: Node) -> bool:
+    """Whether a node is x · f(x) with an elementwise f: Swish and similar activations, written out."""
     if node.op != "mul" or len(node.inputs) != 2 or len({each.shape for each in node.inputs}) != 1 or node.is_flat:
         return False
     x, f = sorted(node.inputs, key=lambda each: each.index)
@@ -258,12 +258,12 @@ def _is_own_activation(node: Node) -> bool:
 
 
 def _shifts(node: Node) -> bool:
-    """Whether a node adds a constant, as frozen batch norms do."""
+    """Whether a node adds a constant, as in a frozen batch norm."""
     return node.op in ("add", "sub") and len(node.inputs) == 1
 
 
 def _gated_map(node: Node) -> Node | None:
-    """The map that a node multiplies with one number a channel, computed from the data; None where it does not."""
+    """The map that a node multiplies by a data-dependent factor per channel; None for any other node."""
     if node.op != "mul" or len(node.inputs) != 2 or any(len(each.shape) < 3 for each in node.inputs):
         return None
     for x, gate in (node.inputs, node.inputs[::-1]):
@@ -278,7 +278,7 @@ def _gated_map(node: Node) -> Node | None:
 
 
 def _computes(gate: Node, x: Node) -> bool:
-    """Whether a convolution or a product lies between a map of one pixel and its gate."""
+    """Whether a convolution or matrix product lies between a 1×1 feature map and its gate."""
     node = gate
     while node is not x and node.inputs:
         if node.kernel or node.op in PRODUCTS:
@@ -288,12 +288,12 @@ def _computes(gate: Node, x: Node) -> bool:
 
 
 def _with_activation(total: Node) -> Node:
-    behind = following(total)
-    return behind if behind is not None and behind.op in ACTIVATIONS else total
+    after = following(total)
+    return after if after is not None and after.op in ACTIVATIONS else total
 
 
 def _end_within(cat: Node) -> Node | None:
-    """The map that the module which concatenates returns, at most one convolution and a gate behind; or None."""
+    """The output of the module that concatenates, if at most one convolution and a gate follow; otherwise None."""
     node: Node | None = cat
     convolutions = 0
     while node is not None:
@@ -305,7 +305,7 @@ def _end_within(cat: Node) -> Node | None:
             return None
         convolutions += bool(node.kernel)
         allowed = NORMS | ACTIVATIONS | SCALINGS | RESHAPES | {"permute", "transpose"}
-        if convolutions > 1 or not (node.kernel or node.op in allowed or _is_own_activation(node) or _shifts(node)):
+        if convolutions > 1 or not (node.kernel or node.op in allowed or _is_written_out(node) or _shifts(node)):
             return None
     return None
 
@@ -318,5 +318,5 @@ def _bits(nodes: list[Node]) -> int:
 
 
 def _distinct(places: list[Place]) -> list[Place]:
-    """One place for each map, the first found."""
+    """One place per map: the first one found."""
     return list({id(place.map): place for place in reversed(places)}.values())[::-1]

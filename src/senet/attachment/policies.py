@@ -1,4 +1,4 @@
-"""Which of the sites found get a gate: all, late stages, one a stage, wide maps, or what a budget allows."""
+"""Selects the sites that get a gate: all, late stages, one per stage, wide feature maps, or within a budget."""
 
 from __future__ import annotations
 
@@ -20,18 +20,17 @@ _ROUNDS = 7
 
 @dataclass(frozen=True)
 class SitePolicy:
-    """A choice of sites; every condition that is given must hold.
+    """A selection of sites. A site must satisfy all given conditions.
 
     Args:
-        every_layer: also behind each convolution, norm and activation, not only one site a block.
-        last_stages: only the last so many stages (maps of one size are a stage). Late gates tell classes apart, early
-            ones are shared by all (section 7.2 of the paper).
-        one_per_stage: only the last site of each stage.
-        min_channels: only maps of at least so many channels.
-        max_parameters: add at most so many parameters. Sites are taken in the order of their cost, cheapest first,
-            so that the budget buys the most sites.
-        max_milliseconds: add at most so much time to a forward pass of one image; each gate is timed alone, on a map
-            of the example's size, on the map's device.
+        every_layer: also use the sites after each convolution, norm, and activation, not only one per block.
+        last_stages: use only this many last stages (feature maps of the same size form a stage). Late gates distinguish
+            classes; early ones are shared by all classes (section 7.2 of the paper).
+        one_per_stage: use only the last site of each stage.
+        min_channels: use only feature maps with at least this many channels.
+        max_parameters: the most parameters to add. The cheapest sites are used first, which gives the most sites.
+        max_milliseconds: the most time to add to a forward pass of one image. Each gate is timed separately, with the
+            size and device of its feature map in the example.
 
     Raises:
         InputError: a value is not allowed.
@@ -67,21 +66,22 @@ POLICIES = {
 
 
 def policy_of(sites: str | SitePolicy) -> SitePolicy:
-    """The policy of a name: ``"auto"``, ``"all"``, ``"late"`` (the last two stages) or ``"one_per_stage"``."""
+    """The policy with a name: ``"auto"``, ``"all"``, ``"late"`` (the last two stages), or ``"one_per_stage"``."""
     if isinstance(sites, SitePolicy):
         return sites
     if sites not in POLICIES:
         names, hint = ", ".join(POLICIES), did_you_mean(sites, POLICIES)
         raise InputError(
-            f"attach: sites={sites!r} is no policy ({names}) and no list of module paths{'; ' + hint if hint else ''}"
+            f"attach: sites={sites!r} is neither a policy ({names}) nor a list of module paths"
+            f"{'; ' + hint if hint else ''}"
         )
     return POLICIES[sites]
 
 
 def sites_from(text: str) -> str | list[str]:
-    """A policy's name, or module paths with commas, as they are written on a command line.
+    """Parse the name of a policy, or comma-separated module paths, from a command line.
 
-    One word that is no policy is a module, unless it looks like a policy mistyped.
+    A single word that is not a policy is a module, unless it looks like a mistyped policy.
     """
     is_word = not any(sign in text for sign in ".,:")
     if is_word and (not text.strip() or difflib.get_close_matches(text, POLICIES, n=1)):
@@ -90,7 +90,7 @@ def sites_from(text: str) -> str | list[str]:
 
 
 def chosen(sites: list[Site], policy: SitePolicy, config: SEConfig) -> list[Site]:
-    """The sites that fulfil the policy and the configuration's ``stages``, in their order."""
+    """The sites that satisfy the policy and the configuration's ``stages``, in the given order."""
     kept = [site for site in sites if site.channels >= policy.min_channels and config.in_stage(site.stage)]
     stages = sorted({site.stage for site in sites})
     if policy.last_stages is not None:
@@ -111,7 +111,7 @@ def chosen(sites: list[Site], policy: SitePolicy, config: SEConfig) -> list[Site
 
 
 def _within(sites: list[Site], budget: float, cost: Callable[[Site], float]) -> list[Site]:
-    """As many sites as the budget allows, the cheapest first, in their own order."""
+    """The cheapest sites that fit the budget, in the given order."""
     taken = set()
     for site in sorted(sites, key=cost):
         budget -= cost(site)
@@ -124,7 +124,7 @@ def _within(sites: list[Site], budget: float, cost: Callable[[Site], float]) -> 
 def _milliseconds(
     config: SEConfig, channels: int, map_size: tuple[int, ...], dtype: torch.dtype, device: torch.device
 ) -> float:
-    """The fastest of a few calls of a gate on one image's map."""
+    """The fastest of a few calls of a gate on the feature map of one image."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         gate = SqueezeExcite(channels, config).to(device, dtype)
         x = torch.zeros(1, channels, *map_size, dtype=dtype, device=device)

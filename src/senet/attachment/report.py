@@ -1,4 +1,4 @@
-"""What ``senet.attach`` did, or would do: a table for people, an optimiser group for training."""
+"""The report of ``senet.attach``: a table of the sites, and an optimizer group for training."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,21 +11,22 @@ from senet.errors import InputError
 from senet.nn.squeeze_excite import SEConfig, SqueezeExcite
 from senet.system.text_table import text_table
 
-# Fresh gates stand still at first: with the last FC zeroed its gradient alone is not zero. They may take larger steps
-# than a pretrained network, as a new classifier does.
+# New gates start slowly: while the last FC is zero, only its own gradient is nonzero. Like a new classifier, they can
+# take larger steps than the pretrained network.
 LR_MULTIPLIER = 10.0
 COLUMNS = ("site", "kind", "stage", "channels", "map", "parameters", "multiply-adds")
 
 
 @dataclass(frozen=True)
 class AttachReport:
-    """Sites, costs and new parameters of one ``senet.attach``.
+    """Sites, costs, and new parameters of a call of ``senet.attach``.
 
     Attributes:
-        model: the class of the network.
-        config: of the gates.
-        search: the sites, the places left out and why, the network's own cost.
+        model: the class name of the network.
+        config: the configuration of the gates.
+        search: the sites, the skipped places with reasons, and the cost of the network itself.
         gates: the SE blocks, in the order of ``sites``; empty after a dry run.
+        own: the parameters of the network, without gates.
     """
 
     model: str
@@ -36,17 +37,17 @@ class AttachReport:
 
     @property
     def sites(self) -> list[Site]:
-        """The sites, in the order of the run."""
+        """The sites, in execution order."""
         return self.search.sites
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
-        """(place, reason) for each place that got no gate."""
+        """(place, reason) for each place without a gate."""
         return self.search.skipped
 
     @property
     def added_parameters(self) -> int:
-        """The values that the gates add."""
+        """The number of parameters that the gates add."""
         return sum(site.parameters for site in self.sites)
 
     @property
@@ -56,18 +57,18 @@ class AttachReport:
 
     @property
     def own_parameters(self) -> int:
-        """The network's own values, without gates."""
+        """The number of parameters of the network, without gates."""
         return sum(parameter.numel() for parameter in self.own)
 
     def parameters(self, lr: float | None = None) -> dict[str, Any]:
-        """The new parameters as a group for any ``torch.optim`` optimiser.
+        """The new parameters as a parameter group for any ``torch.optim`` optimizer.
 
         Args:
-            lr: the network's learning rate; the group's becomes ``LR_MULTIPLIER`` times that. None: the group says
-                ``lr_scale`` instead, which timm's schedulers multiply by.
+            lr: the learning rate of the network; the group gets ``LR_MULTIPLIER`` times as much. With None, the group
+                has ``lr_scale`` instead, a factor that timm's schedulers apply.
 
         Raises:
-            InputError: nothing was attached, in a dry run.
+            InputError: nothing was attached, because of a dry run.
         """
         if not self.gates:
             raise InputError("attach: a dry run has no new parameters; attach without dry_run=True")
@@ -94,22 +95,23 @@ class AttachReport:
         ]
 
     def summary(self) -> str:
-        """The totals, and how many places were left out, in a few lines."""
+        """The totals and the skipped places, in a few lines."""
         word = "attached to" if self.gates else "would be attached to"
         blocks = "1 SE block" if len(self.sites) == 1 else f"{len(self.sites)} SE blocks"
         share = f" (+{100 * self.added_parameters / self.own_parameters:.2f} %)" if self.own_parameters else ""
         lines = [f"{blocks} {word} {self.model}: {self.added_parameters:,} parameters{share}"]
         if self.search.mult_adds:
             own = self.search.mult_adds / self.search.images
-            lines[0] += f", {self.added_mult_adds:,} multiply-adds an image (+{100 * self.added_mult_adds / own:.3f} %)"
+            share = f"(+{100 * self.added_mult_adds / own:.3f} %)"
+            lines[0] += f", {self.added_mult_adds:,} multiply-adds per image {share}"
         if self.search.fallback is not None:
-            lines.append(f"no place in a block can hold a gate, so the gates go {self.search.fallback}")
+            lines.append(f"no block has a place that can hold a gate, so the gates go {self.search.fallback}")
         reasons: dict[str, list[str]] = {}
         for place, reason in self.skipped:
             reasons.setdefault(reason, []).append(place)
         for reason, places in reasons.items():
             more = f" and {len(places) - 3} more" if len(places) > 3 else ""
-            lines.append(f"left out, since {reason}: {', '.join(places[:3])}{more}")
+            lines.append(f"skipped because {reason}: {', '.join(places[:3])}{more}")
         return "\n".join(lines)
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""A place in a network at which SE can be attached."""
+"""A site: a place in a network where SE can be attached."""
 
 from dataclasses import dataclass, field
 
@@ -13,14 +13,14 @@ class Site:
 
     Attributes:
         path: the module; its gate becomes ``path.se``.
-        side: whether what the module returns is rescaled (``"output"``) or what it takes (``"input"``).
-        kind: ``"residual"``, ``"depthwise"``, ``"concat"``, ``"fusion"``, ``"activation"`` or ``"named"``.
-        channels: of the map.
-        map_size: its spatial axes for the example input; empty where the network was not run.
-        stage: maps of one size are a stage; numbered as in the paper, where 2 is the first.
-        placement: that of the configuration (Fig. 5).
-        parameters, mult_adds: what the gate adds; the multiply-adds are those of its FCs, for one image.
-        dtype, device: of the map.
+        side: whether the gate rescales the module's ``"output"`` or ``"input"``.
+        kind: ``"residual"``, ``"depthwise"``, ``"concat"``, ``"fusion"``, ``"activation"``, or ``"named"``.
+        channels: channels of the feature map.
+        map_size: its spatial size for the example input; empty if the network was not run.
+        stage: the stage number, from 2 as in the paper; feature maps of the same size form a stage.
+        placement: the placement in the configuration (Fig. 5).
+        parameters, mult_adds: the cost of the gate; the multiply-adds are those of its FCs, for one image.
+        dtype, device: dtype and device of the feature map.
     """
 
     path: str
@@ -37,5 +37,5 @@ class Site:
 
     @property
     def name(self) -> str:
-        """What names the site in ``sites=[…]``: the path, with ``:input`` behind it for that side."""
+        """The site's name in ``sites=[…]``: the path, followed by ``:input`` for that side."""
         return self.path + (INPUT if self.side == "input" else "")

@@ -1,4 +1,4 @@
-"""``senet.find_sites``: the modules of a network at which SE can be attached, and what it would cost there."""
+"""``senet.find_sites``: the modules of a network where SE can be attached, and its cost there."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -19,21 +19,21 @@ from senet.surgery.dataflow import Flow, Node
 from senet.surgery.example_input import recorded
 from senet.text import did_you_mean
 
-_NAME_MODULES = ", or name modules whose channels can be read off, sites=[…]"
-GATED = "it has SE or another channel gate already"
-BEHIND_ACTIVATIONS = "behind each convolution and activation"
-BEHIND_CONVOLUTIONS = "behind each convolution"
+_NAME_MODULES = ", or name modules with a known number of channels, sites=[…]"
+GATED = "it already has SE or another channel gate"
+AFTER_ACTIVATIONS = "after each convolution and activation"
+AFTER_CONVOLUTIONS = "after each convolution"
 
 
 @dataclass(frozen=True)
 class Search:
-    """What a search found.
+    """The result of a search.
 
     Attributes:
-        sites: those chosen.
-        skipped: the places left out, and why.
-        mult_adds, images: the network's own cost, and on how many images.
-        fallback: where the sites are instead of one in each block, since none of those can hold a gate; else None.
+        sites: the selected sites.
+        skipped: the skipped places, with reasons.
+        mult_adds, images: the multiply-adds of the network itself, and the number of images they are for.
+        fallback: where the sites are if no block has a place that can hold a gate; otherwise None.
     """
 
     sites: list[Site]
@@ -49,9 +49,9 @@ def find_sites(
     sites: str | SitePolicy | Sequence[str] = "auto",
     example_input: Any = None,
 ) -> list[Site]:
-    """The sites that ``senet.attach`` would take with the same arguments; changes nothing in ``model``.
+    """The sites that ``senet.attach`` would use with the same arguments. ``model`` does not change.
 
-    Attached gates are as if they were not there, since ``senet.attach`` replaces them.
+    Attached gates are ignored, because ``senet.attach`` replaces them.
     """
     check_is_network(model, "find_sites")
     with without_gates(model):
@@ -59,23 +59,23 @@ def find_sites(
 
 
 def check_is_network(model: Any, what: str) -> None:
-    """Raise ``InputError`` where ``model`` is no module, the name of one say."""
+    """Raise ``InputError`` if ``model`` is not a module but, for example, a name."""
     if not isinstance(model, nn.Module):
-        raise InputError(f"{what}: {model!r:.40} is no network; give a torch.nn.Module, senet.create_model(name) say")
+        raise InputError(f"{what}: {model!r:.40} is not a network; pass a torch.nn.Module, as from senet.create_model")
 
 
 def search(
     model: nn.Module, config: SEConfig, sites: str | SitePolicy | Sequence[str], example_input: Any = None
 ) -> Search:
-    """Find the sites in the data flow of a run (see ``patterns``) and choose among them, or look up those named.
+    """Find the sites in the data flow of a run (see ``patterns``) and select among them, or look up named ones.
 
     Raises:
-        InputError: the network does not run on the example, no site was found, or a named one is none.
+        InputError: the network does not run on the example, no site was found, or a named module cannot be a site.
     """
     if not isinstance(config, SEConfig):
-        raise InputError(f"attach: config={config!r} is not allowed; give a senet.SEConfig")
+        raise InputError(f"attach: config={config!r} is not allowed; pass a senet.SEConfig")
     if any(nn.parameter.is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
-        raise InputError("attach: the network has lazy modules that have seen no input yet; run it once before")
+        raise InputError("attach: the network has uninitialized lazy modules; run it once before attaching")
     if not isinstance(sites, (str, SitePolicy)):
         return _named(model, config, _names(sites), example_input)
     policy = policy_of(sites)
@@ -85,26 +85,26 @@ def search(
         raise InputError(f"attach: no site found in {type(model).__name__}: {_why_none(skipped, config)}")
     kept = chosen(found, policy, config)
     if not kept:
-        raise InputError(f"attach: {len(found)} sites were found, but {policy} leaves none; allow more")
+        raise InputError(f"attach: {len(found)} sites were found, but {policy} excludes all of them; allow more")
     names = {site.name for site in kept}
-    skipped += [(site.name, "the policy asks for fewer") for site in found if site.name not in names]
+    skipped += [(site.name, "the policy excludes it") for site in found if site.name not in names]
     return Search(kept, skipped, flow.mult_adds, flow.images, fallback)
 
 
 def _why_none(skipped: list[tuple[str, str]], config: SEConfig) -> str:
     if not skipped:
-        return "it has no convolution with an activation behind; name modules yourself, sites=[…]"
+        return "it has no convolution followed by an activation; name modules yourself, sites=[…]"
     name, reason = skipped[0]
-    return f"{len(skipped)} places were left out, the first ({name}) since {reason}; name modules yourself, sites=[…]"
+    return f"{len(skipped)} places were skipped, the first ({name}) because {reason}; name modules yourself, sites=[…]"
 
 
 def _next_best(
     model: nn.Module, config: SEConfig, flow: Flow, every_layer: bool
 ) -> tuple[list[Site], list[tuple[str, str]], str | None]:
-    """The sites, the places left out, and which next best sites were taken; None if the best were."""
+    """The sites, the skipped places, and the name of the fallback that was used, or None."""
     anchors, patterns = Anchors(model, config, flow), Patterns(flow)
     found, skipped = _found(anchors, config, _places(patterns, every_layer))
-    for name, places in ((BEHIND_ACTIVATIONS, patterns.activations), (BEHIND_CONVOLUTIONS, patterns.convolutions)):
+    for name, places in ((AFTER_ACTIVATIONS, patterns.activations), (AFTER_CONVOLUTIONS, patterns.convolutions)):
         if found or any(reason == GATED for _, reason in skipped):
             break
         found, _ = _found(anchors, config, places())
@@ -114,7 +114,7 @@ def _next_best(
 
 
 def _found(anchors: Anchors, config: SEConfig, places: list[Place]) -> tuple[list[Site], list[tuple[str, str]]]:
-    """The sites among the places in the order of the run, and (place, reason) for those left out."""
+    """The sites among the places, in execution order, and (place, reason) for the others."""
     sites: dict[str, Site] = {}
     skipped = []
     for place in places:
@@ -124,19 +124,19 @@ def _found(anchors: Anchors, config: SEConfig, places: list[Place]) -> tuple[lis
         wanted, problem = anchors.placed(place)
         found = [anchor for node in wanted for anchor in anchors.of(node)]
         if not found:
-            skipped.append((_label(place.map), problem or "no module of its own returns or takes this map"))
+            skipped.append((_label(place.map), problem or "no suitable module returns or takes this feature map"))
         for path, side, node in found:
             sites.setdefault(path, _site(path, side, place.kind, node, config))
     return _with_stages(list(sites.values())), skipped
 
 
 def _places(patterns: Patterns, every_layer: bool) -> list[Place]:
-    """A place in each block; behind each convolution too where that is wanted, or where there are no blocks."""
+    """A place per block; also after each convolution, if ``every_layer`` or if there are no blocks."""
     places = patterns.blocks()
     if every_layer or not (places or patterns.gates):
         taken = {id(place.map) for place in places}
         places += [place for place in patterns.activations() if id(place.map) not in taken]
-    elif not places:  # a plain chain that has gates: they say where
+    elif not places:  # a plain chain with gates of its own: report their places
         places = [place for place in patterns.activations() if place.has_gate]
     return sorted(places, key=lambda place: place.map.index)
 
@@ -159,7 +159,7 @@ def _with_cost(site: Site, config: SEConfig) -> Site:
 
 
 def _with_stages(sites: list[Site]) -> list[Site]:
-    """Number the stages by the size of their maps: 2 is the largest, as conv2_x in the paper's Table 1."""
+    """Number the stages by feature map size: 2 is the largest, as conv2_x in Table 1 of the paper."""
     sizes = sorted({math.prod(site.map_size) for site in sites}, reverse=True)
     return [replace(site, stage=sizes.index(math.prod(site.map_size)) + 2) for site in sites]
 
@@ -169,14 +169,16 @@ def _names(sites: Any) -> list[str]:
     for each in names:
         if not isinstance(each, str):
             kind = type(each).__name__
-            raise InputError(f"attach: sites holds a {kind}; give names, [site.name for site in find_sites(model)] say")
+            raise InputError(
+                f"attach: sites contains a {kind}; use names, as in [site.name for site in find_sites(model)]"
+            )
     return names
 
 
 def _named(model: nn.Module, config: SEConfig, names: list[str], example_input: Any) -> Search:
-    """The sites that a person, or a saved description, names."""
+    """The sites that the user or a saved description names."""
     if not names or len({name.removesuffix(INPUT) for name in names}) != len(names):
-        raise InputError(f"attach: sites={names!r} names no module, or one twice; list module paths")
+        raise InputError(f"attach: sites={names!r} is empty or names a module twice; list module paths")
     modules = dict(model.named_modules())
     aliases = dict(model.named_modules(remove_duplicate=False))
     for name in names:
@@ -186,7 +188,7 @@ def _named(model: nn.Module, config: SEConfig, names: list[str], example_input: 
     except InputError:
         if example_input is not None:
             raise
-        flow = None  # what the modules say of themselves may be enough
+        flow = None  # the attributes of the modules may be enough
     if flow is None:
         sites = [_unseen(name, modules[name.removesuffix(INPUT)], config) for name in names]
         return Search(sites, [], 0, 1)
@@ -198,18 +200,18 @@ def _check_name(name: str, modules: dict[str, nn.Module], aliases: dict[str, nn.
     path = name.removesuffix(INPUT)
     if path in aliases and path not in modules:
         first = next(each for each, module in modules.items() if module is aliases[path])
-        raise InputError(f"attach: {path!r} is the same module as {first!r}; name it so")
+        raise InputError(f"attach: {path!r} is the same module as {first!r}; use that name")
     if not path or path not in modules:
         hint = did_you_mean(path, modules, "see model.named_modules()", count=3)
         raise InputError(f"attach: the network has no module {path!r}; {hint}")
     if isinstance(modules[path], CONTAINERS):
         raise InputError(
-            f"attach: {path!r} is a {type(modules[path]).__name__}, which runs its children; name its last"
+            f"attach: {path!r} is a {type(modules[path]).__name__}, which only runs its children; name the last child"
         )
     if isinstance(modules[path], torch.jit.ScriptModule):
-        raise InputError(f"attach: {path!r} is TorchScript, which cannot be changed; name another module")
+        raise InputError(f"attach: {path!r} is TorchScript, which cannot be modified; name another module")
     if hasattr(modules[path], CHILD):
-        raise InputError(f"attach: {path!r} has an attribute 'se' already; name a module inside it")
+        raise InputError(f"attach: {path!r} already has an attribute 'se'; name a module inside it")
 
 
 def _seen(name: str, modules: dict[str, nn.Module], flow: Flow, config: SEConfig) -> Site:
@@ -219,14 +221,14 @@ def _seen(name: str, modules: dict[str, nn.Module], flow: Flow, config: SEConfig
     else:
         nodes = [node for node in flow.nodes if path in node.returned_by or path in node.passed_by]
     if not nodes:
-        what = "takes no tensor as its first argument" if side == "input" else "returns no single tensor"
+        what = "does not take a tensor as its first argument" if side == "input" else "does not return a single tensor"
         what = what if flow.calls[path] else "is not called on this input"
         raise InputError(f"attach: {path!r} {what}; name another module")
     node = nodes[-1]
     if not 3 <= len(node.shape) <= 5 or node.channel not in (1, None) or len({n.shape[1] for n in nodes}) > 1:
         shapes = " and ".join(str(n.shape) for n in nodes)
         raise InputError(
-            f"attach: {path!r} gives {shapes}, but SE needs (N, C, *spatial) with known channels in axis 1"
+            f"attach: {path!r} has shape {shapes}, but SE needs (N, C, *spatial) with known channels in axis 1"
         )
     return _site(path, "input" if side == "input" else "output", "named", node, config)
 
@@ -238,8 +240,8 @@ def _unseen(name: str, module: nn.Module, config: SEConfig) -> Site:
     weight = next(module.parameters(), None)
     if channels is None or weight is None:
         raise InputError(
-            f"attach: the channels of {name!r} are unknown, since the network runs on no guessed input; "
-            "give example_input="
+            f"attach: the channels of {name!r} are unknown, because the network does not run on a guessed input; "
+            "pass example_input="
         )
     path = name.removesuffix(INPUT)
     site = Site(path, side, "named", channels, (), 2, config.placement, 0, 0, weight.dtype, weight.device)

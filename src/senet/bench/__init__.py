@@ -1,1 +1,1 @@
-"""What SE costs here in time, of everybody in turn, checked first."""
+"""Benchmarks the cost of SE on this machine, against its plain twin and other engines, after a correctness check."""

@@ -1,4 +1,4 @@
-"""What the SE tax is measured on: a plain network and its SE twin on every engine that runs here."""
+"""The candidates of the benchmark: a plain network and its SE twin on every engine that runs on this machine."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ class Candidate:
     """One network on one engine.
 
     Attributes:
-        name: as ``--candidates`` takes it.
-        network: which of the twins.
+        name: its name for ``--candidates``.
+        network: which of the twins it runs.
         twin: the plain network's candidate on the same engine; None for plain candidates.
-        home: who computes: ``"torch"``, ``"accelerated"`` (``senet.accelerate``), or a peer.
-        backend: of the tails (``senet.use_backend``); ``"reference"`` is plain PyTorch.
-        compiled: under ``torch.compile``; for inference with inductor's freezing.
-        modes: where it takes part.
-        float32_only: exported networks are.
+        home: the engine: ``"torch"``, ``"accelerated"`` (``senet.accelerate``), or a peer.
+        backend: the backend of the tails (``senet.use_backend``); ``"reference"`` is plain PyTorch.
+        compiled: whether it runs under ``torch.compile``, with Inductor's freezing for inference.
+        modes: the modes in which it is measured.
+        float32_only: whether it runs only in float32, as exported networks do.
     """
 
     name: str
@@ -61,7 +61,7 @@ CANDIDATES = {
     for candidate in (
         Candidate(BASE, "plain"),
         Candidate("plain-compiled", "plain", compiled=True),
-        # The fair twin: what SE alone costs when the plain network's tail is as good as ours.
+        # The fair twin: isolates the cost of SE by giving the plain network the same fused tail.
         Candidate("plain-tail", "plain", backend="auto", modes=("train",)),
         Candidate("se-reference", "se", BASE),
         Candidate("se-compiled", "se", "plain-compiled", compiled=True),
@@ -83,16 +83,16 @@ CANDIDATES = {
 
 
 def choose(patterns: Sequence[str]) -> tuple[str, ...]:
-    """The candidates that match shell patterns, in the table's order, each with its twin, and plain eager first.
+    """The candidates that match shell patterns, in the order of ``CANDIDATES``, with their twins and plain eager.
 
     Raises:
-        InputError: a pattern matches none.
+        InputError: a pattern matches no candidate.
     """
     chosen = {BASE}
     for pattern in patterns:
         found = fnmatch.filter(CANDIDATES, pattern)
         if not found:
-            raise InputError(f"--candidates: nothing is called {pattern!r}; there are {', '.join(CANDIDATES)}")
+            raise InputError(f"--candidates: nothing matches {pattern!r}; there are {', '.join(CANDIDATES)}")
         chosen.update(found)
     chosen |= {CANDIDATES[name].twin or BASE for name in chosen}
     return tuple(name for name in CANDIDATES if name in chosen)
@@ -100,16 +100,17 @@ def choose(patterns: Sequence[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Setting:
-    """One row of circumstances: everything in it is timed in one interleaved run.
+    """One configuration; all its candidates are timed in one interleaved run.
 
     Attributes:
         model: the SE network's registered name.
-        mode: ``"train"``, a whole step of SGD with momentum, or ``"inference"``.
-        batch, size: images, and their side in pixels.
-        dtype: of the maps. Training is mixed precision (autocast, parameters in float32), inference casts the network.
+        mode: ``"train"`` (a full step of SGD with momentum) or ``"inference"``.
+        batch, size: number of images, and their side in pixels.
+        dtype: the dtype of the feature maps. Training uses mixed precision (autocast, float32 parameters), inference
+            casts the network.
         layout: ``"channels_last"`` or ``"contiguous"``.
         device: ``"cpu"`` or ``"cuda"``.
-        rounds, candidates: how often what is timed.
+        rounds, candidates: the number of timing rounds, and the names of the candidates.
     """
 
     model: str
@@ -125,7 +126,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Twins:
-    """The plain network and its SE twin with the same initial values, float32, and one batch."""
+    """The plain network and its SE twin in float32, with the same initial values, and one batch."""
 
     networks: dict[Network, nn.Module]
     names: dict[Network, str]
@@ -134,7 +135,7 @@ class Twins:
     _onnx: dict[Network, bytes] = field(default_factory=dict)
 
     def onnx(self, network: Network) -> bytes:
-        """A network in evaluation mode as ONNX, exported once for all engines."""
+        """A network in evaluation mode as ONNX, exported only once."""
         if network not in self._onnx:
             self._onnx[network] = peers.onnx_bytes(self.networks[network].eval(), self.x)
         return self._onnx[network]
@@ -142,7 +143,7 @@ class Twins:
 
 @dataclass(frozen=True)
 class Runner:
-    """A candidate that is ready: ``run`` does one timed step and returns the logits of the batch, (N, classes)."""
+    """A candidate ready to run: ``run`` performs one timed step and returns the logits of the batch, (N, classes)."""
 
     run: Callable[[], Tensor]
     model: nn.Module | None = None
@@ -150,10 +151,10 @@ class Runner:
 
 
 def make_twins(setting: Setting) -> Twins:
-    """Both networks under one seed, their batch statistics settled: rounding grows wildly in an unsettled network."""
+    """Both networks from the same seed, with settled batch statistics; without them, rounding errors explode."""
     spec = model_spec(setting.model)
     if spec.se is None:
-        raise InputError(f"{setting.model!r} is a plain network; give its SE twin {spec.twin!r}")
+        raise InputError(f"{setting.model!r} is a plain network; choose its SE twin {spec.twin!r}")
     names: dict[Network, str] = {"plain": spec.twin, "se": spec.name}
     classes = 10 if spec.input_size == 32 else 1000
     generator = torch.Generator().manual_seed(0)
@@ -168,14 +169,14 @@ def make_twins(setting: Setting) -> Twins:
         model = model.to(memory_format=LAYOUTS[setting.layout])
         for module in model.modules():
             if isinstance(module, nn.Dropout):
-                module.p = 0.0  # what is random cannot be compared
+                module.p = 0.0  # random outputs cannot be compared
         settle(model, x)
         networks[network] = model
     return Twins(networks, names, x, y.to(setting.device))
 
 
 def settle(model: nn.Module, x: Tensor) -> None:
-    """Set every running statistic to that of a batch like ``x`` (at least 2 and at most 8 images)."""
+    """Set all running statistics to those of a batch like ``x`` (2 to 8 images)."""
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -187,17 +188,17 @@ def settle(model: nn.Module, x: Tensor) -> None:
 
 
 def precision(setting: Setting) -> AbstractContextManager[object]:
-    """Autocast for training in a half type, else nothing."""
+    """Autocast for training in a 16-bit dtype, otherwise no context."""
     if setting.mode == "train" and setting.dtype != "float32":
         return torch.autocast(setting.device, DTYPES[setting.dtype])
     return nullcontext()
 
 
 def build(candidate: Candidate, setting: Setting, twins: Twins) -> Runner:
-    """Make a candidate ready to run.
+    """Prepare a candidate.
 
     Raises:
-        peers.NotHere: the peer is not installed, or does not know the network.
+        peers.NotHere: the peer is not installed, or does not support the network.
     """
     if candidate.float32_only:
         if setting.dtype != "float32":
@@ -212,7 +213,7 @@ def build(candidate: Candidate, setting: Setting, twins: Twins) -> Runner:
         if candidate.home == "accelerated":
             model = accelerate(model, backend=candidate.backend)
         return Runner(_inference(model, candidate, twins.x.to(DTYPES[setting.dtype])), model)
-    # A rate of 0 takes the same time and leaves the weights of all candidates alike, however many steps are timed.
+    # A learning rate of 0 takes the same time and keeps the weights of all candidates equal over any number of steps.
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
     return Runner(_train_step(model, optimizer, candidate, setting, twins), model, optimizer)
 
@@ -223,16 +224,16 @@ def _inference(model: nn.Module, candidate: Candidate, x: Tensor) -> Callable[[]
 
     def run() -> Tensor:
         if graphs:
-            torch.compiler.cudagraph_mark_step_begin()  # others had their turn: nothing of the last call is in use
+            torch.compiler.cudagraph_mark_step_begin()  # the output of the last call is no longer in use
         with torch.no_grad(), use_backend(candidate.backend):
             return forward(x)
 
     if candidate.compiled:
-        # At its best: constants folded, and on a GPU no launches, which are most of the time of small batches.
+        # The best settings: folded constants, and CUDA graphs, because launches dominate the time of small batches.
         best: dict[str, Any] = {"freezing": True, "triton.cudagraphs": graphs}
         forward = torch.compile(model, dynamic=False, options=best)
-        # The option reaches the code generator alone; the tracer, which must take parameters for constants, asks the
-        # configuration. Without it nothing would be folded.
+        # The option reaches only the code generator. The tracer, which must treat parameters as constants, reads the
+        # configuration; without the patch, nothing would be folded.
         with inductor_config.patch(freezing=True):
             run()
     return run

@@ -1,4 +1,4 @@
-"""Correctness before speed: what is timed must compute the same function, measured against float64."""
+"""Correctness before speed: every timed candidate must compute the same function, measured against float64."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from torch.nn import functional as F
 from senet.bench.candidates import CANDIDATES, DTYPES, Network, Runner, Setting, Twins, make_twins, precision
 from senet.ops.dispatch import backend_for, use_backend
 
-GRADIENTS_FLOAT64 = 1e-9  # relative; a network's depth multiplies float64's rounding of 1e-16
-OUTPUTS = 1e-5  # relative; where the type's own rounding is larger, MARGIN times plain PyTorch's error in that type
+GRADIENTS_FLOAT64 = 1e-9  # relative; the depth of a network amplifies float64's rounding error of 1e-16
+OUTPUTS = 1e-5  # relative; or MARGIN times the error of plain PyTorch in the same dtype, if that is larger
 MARGIN = 3.0
-# One ReLU that rounding turns on or off moves the gradients below it by up to a percent; outputs are continuous.
+# A single ReLU that flips through rounding changes the gradients below it by up to a percent; outputs are continuous.
 GRADIENTS = 0.05
 _CHECK_SIDE = 64
 
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison: ``error`` and ``allowed`` are relative to float64."""
+    """One comparison; ``error`` and ``allowed`` are relative to float64."""
 
     what: str
     error: float
@@ -32,7 +32,7 @@ class Check:
 
     @property
     def ok(self) -> bool:
-        """Whether it holds; a NaN does not."""
+        """Whether the error is within the limit; NaN is not."""
         return self.error <= self.allowed
 
     def __str__(self) -> str:
@@ -40,14 +40,14 @@ class Check:
 
 
 def relative(found: Tensor, truth: Tensor) -> float:
-    """Largest difference over the largest true value."""
+    """The largest difference ÷ the largest true value."""
     return ((found.double() - truth).abs().max() / truth.abs().max()).item()
 
 
 def check_outputs(setting: Setting, twins: Twins, runners: dict[str, Runner]) -> Iterable[Check]:
-    """The logits of each candidate's first step against float64, at the very shapes that are timed.
+    """Compare the logits of each candidate's first step with float64, at the shapes that are timed.
 
-    What is allowed is 1e-5, or three times the error that plain PyTorch makes in the same type.
+    The limit is 1e-5, or three times the error of plain PyTorch in the same dtype, whichever is larger.
     """
     for network in ("plain", "se"):
         names = [name for name in runners if CANDIDATES[name].network == network]
@@ -75,10 +75,10 @@ def _ordinary_logits(setting: Setting, twins: Twins, network: Network) -> Tensor
 
 
 def check_gradients(setting: Setting) -> Iterable[Check]:
-    """Our tails' gradients (every parameter, the image, the logits) against plain PyTorch in float64, on small images.
+    """Compare the gradients of our tails (parameters, image) and the logits with plain PyTorch in float64.
 
-    Once in float64, where only the maths counts, and once in the setting's own type, where its rounding and the ReLUs
-    that it flips allow more.
+    The images are small. The first check, in float64, tests the math. The second, in the setting's own dtype, allows
+    for its rounding and for the ReLUs that flip.
     """
     members = [CANDIDATES[name] for name in setting.candidates]
     ours = [c for c in members if c.backend != "reference" and not c.compiled and setting.mode in c.modes]
@@ -96,18 +96,18 @@ def check_gradients(setting: Setting) -> Iterable[Check]:
         )
         what = f"{candidate.name} ({backend}), gradients in {setting.dtype}"
         yield Check(what, own, max(GRADIENTS, MARGIN * ordinary))
-    torch.compiler.reset()  # what was compiled for these shapes must not decide what is compiled for the timed ones
+    torch.compiler.reset()  # code compiled for these shapes must not affect compilation for the timed shapes
 
 
 def chosen_backend(setting: Setting) -> str:
-    """What ``"auto"`` takes for the large maps of a setting: small images must not be checked on another path."""
+    """The backend that ``"auto"`` selects for large feature maps, so that small images are checked on the same path."""
     large = torch.empty((), device=setting.device, dtype=DTYPES[setting.dtype]).expand(1, 2**26)
     with use_backend("auto"):
         return backend_for(large)
 
 
 def gradients(model: nn.Module, setting: Setting, twins: Twins, backend: str, dtype: torch.dtype) -> list[Tensor]:
-    """The logits, and the gradients of the image and of every parameter, as they come from a training step."""
+    """The logits and the gradients of the image and all parameters, from one training step."""
     model = copy.deepcopy(model).to(dtype).train()
     x = twins.x.to(dtype, copy=True).requires_grad_()
     half = precision(setting) if dtype != torch.float64 else torch.autocast(setting.device, enabled=False)
@@ -121,7 +121,7 @@ def gradients(model: nn.Module, setting: Setting, twins: Twins, backend: str, dt
 
 
 def _spread(found: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
-    """The root mean square over tensors of ‖found − truth‖ / ‖truth‖: the gates count as much as the convolutions."""
+    """The root mean square over tensors of ‖found − truth‖ / ‖truth‖, so that gates count as much as convolutions."""
     if len(found) != len(truth):
         return math.nan
     total = 0.0

@@ -1,4 +1,4 @@
-"""Other people's engines for the same network and the same weights; each is imported only when it is asked for."""
+"""Other engines for the same network and weights; each is imported only when needed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from senet.ops.dispatch import use_backend
 
-# senet → timm where both build the same network with the same parameter names.
+# senet → timm, for networks that both libraries build with the same parameter names.
 TIMM = {
     **{f"resnet{depth}": f"resnet{depth}" for depth in (18, 34, 50, 101, 152)},
     **{f"se_resnet{depth}": f"seresnet{depth}" for depth in (18, 34, 50, 101, 152)},
@@ -25,8 +25,8 @@ TIMM = {
 }
 
 
-class NotHere(Exception):  # noqa: N818 - a peer that is absent is no error
-    """A peer that cannot take part; the message says why, or what to install."""
+class NotHere(Exception):  # noqa: N818 - a missing peer is not an error
+    """A peer that cannot run; the message says why, or what to install."""
 
 
 def _needed(module: str, *packages: str) -> Any:
@@ -37,7 +37,7 @@ def _needed(module: str, *packages: str) -> Any:
 
 
 def timm_network(name: str, ours: nn.Module) -> nn.Module:
-    """timm's network of the same architecture, with the weights, device and layout of ``ours``."""
+    """timm's network of the same architecture, with the weights, device, and memory layout of ``ours``."""
     timm = _needed("timm")
     if name not in TIMM:
         raise NotHere(f"timm has no twin of {name}")
@@ -50,11 +50,11 @@ def timm_network(name: str, ours: nn.Module) -> nn.Module:
 
 
 def onnx_bytes(model: nn.Module, x: Tensor) -> bytes:
-    """The network as ONNX, exported for the shape of ``x`` from plain PyTorch operations."""
+    """The network as ONNX, exported from plain PyTorch operations for the shape of ``x``."""
     _needed("onnxscript", "onnx", "onnxscript")
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")  # the exporter's own deprecations: nothing a user can act on
+        warnings.simplefilter("ignore")  # the exporter's own deprecation warnings, which no user can act on
         with torch.no_grad(), use_backend("reference"):
             program = torch.onnx.export(model, (x.contiguous(),), dynamo=True)
     assert program is not None
@@ -62,14 +62,14 @@ def onnx_bytes(model: nn.Module, x: Tensor) -> bytes:
 
 
 def onnxruntime_run(onnx: Callable[[], bytes], x: Tensor) -> Callable[[], Tensor]:
-    """ONNX Runtime on the processor, with as many threads as PyTorch uses."""
+    """ONNX Runtime on the CPU, with as many threads as PyTorch uses."""
     runtime = _needed("onnxruntime", "onnxruntime", "onnx", "onnxscript")
     if x.is_cuda:
         raise NotHere("measured on the processor only")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
-    # Its idle threads would otherwise go on spinning and slow whoever runs next.
+    # Otherwise, its idle threads keep spinning and slow down the next candidate.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     session = runtime.InferenceSession(onnx(), options, providers=["CPUExecutionProvider"])
     feed = {session.get_inputs()[0].name: x.contiguous().numpy()}
@@ -77,7 +77,7 @@ def onnxruntime_run(onnx: Callable[[], bytes], x: Tensor) -> Callable[[], Tensor
 
 
 def openvino_run(onnx: Callable[[], bytes], x: Tensor) -> Callable[[], Tensor]:
-    """OpenVINO on the processor, float32, with as many threads as PyTorch uses, tuned for latency."""
+    """OpenVINO on the CPU in float32, tuned for latency, with as many threads as PyTorch uses."""
     openvino = _needed("openvino", "openvino", "onnx", "onnxscript")
     if x.is_cuda:
         raise NotHere("measured on the processor only")

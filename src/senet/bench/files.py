@@ -1,4 +1,4 @@
-"""The files of ``senet bench``: tax.csv for programs, tax.json with everything, tax.png to look at."""
+"""The files of ``senet bench``: tax.csv with the timings, tax.json with everything, and tax.png with a plot."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from senet.text import json_text
 
 
 def write_tax(folder: Path, everything: Sequence[Measured], name: str = "tax") -> None:
-    """Write what has been measured so far: ``<name>.csv``, ``.json`` and ``.png``, each atomically."""
+    """Write the measurements so far to ``<name>.csv``, ``.json``, and ``.png``, each atomically."""
     if any(measured.timings for measured in everything):
         write_numbers(folder, everything, name)
         complete = all(measured.complete for measured in everything)
@@ -24,7 +24,7 @@ def write_tax(folder: Path, everything: Sequence[Measured], name: str = "tax") -
 
 
 def write_numbers(folder: Path, everything: Sequence[Measured], name: str = "tax") -> None:
-    """``<name>.csv``, a row a candidate and setting, and ``<name>.json``, with checks, stages and the machine."""
+    """Write ``<name>.csv``, one row per candidate and setting, and ``<name>.json``, with everything."""
     write_csv(folder / f"{name}.csv", COLUMNS, (row for measured in everything for row in measured.rows()))
     settings = [measured.to_dict() for measured in everything]
     content = {"machine": machine(), "complete": all(m.complete for m in everything), "settings": settings}

@@ -1,4 +1,4 @@
-"""Memory of a training step: what autograd keeps for the backward pass, and the peak on a CUDA device."""
+"""Memory of a training step: bytes that autograd keeps for the backward pass, and the peak on a CUDA device."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from senet.ops.dispatch import use_backend
 
 
 def saved_for_backward(model: nn.Module, x: Tensor, y: Tensor) -> int:
-    """Bytes of distinct storages that a forward pass with cross-entropy keeps for backward; parameters excluded."""
+    """Bytes of distinct storages that a forward pass with cross-entropy keeps for backward, without parameters."""
     with saved_storages(model) as found:
         loss = F.cross_entropy(model(x), y)
     total = sum(kept.size for kept in found.values())
-    del loss  # the graph kept every storage alive until here, so no address was used twice
+    del loss  # until here, the graph kept every storage alive, so no address was reused
     return total
 
 
 def saved_mb_per_image(name: str, setting: Setting, twins: Twins, runner: Runner) -> float | None:
-    """MB (10⁶ bytes) an image saved for backward; None for inference and for compiled code, which has its own ways."""
+    """MB (10⁶ bytes) per image saved for backward; None for inference and compiled code."""
     candidate = CANDIDATES[name]
     if setting.mode != "train" or candidate.compiled or runner.model is None:
         return None
@@ -32,14 +32,14 @@ def saved_mb_per_image(name: str, setting: Setting, twins: Twins, runner: Runner
 
 
 def peak_mb(name: str, setting: Setting, runner: Runner) -> float | None:
-    """Peak MB of one step on CUDA as if the candidate were alone: its own state, and what the step adds to all else.
+    """Peak MB of one step on CUDA, as if the candidate were alone: its own state plus what the step allocates.
 
     None for compiled inference, whose CUDA graphs own their memory, and on other devices.
     """
     hidden = setting.mode == "inference" and CANDIDATES[name].compiled
     if runner.model is None or hidden or setting.device != "cuda":
         return None
-    runner.run()  # the optimiser's state and the gradients exist from here on
+    runner.run()  # creates the optimizer's state and the gradients
     own = list(itertools.chain(runner.model.parameters(), runner.model.buffers()))
     own += [p.grad for p in runner.model.parameters() if p.grad is not None]
     if runner.optimizer is not None:

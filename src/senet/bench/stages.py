@@ -1,4 +1,4 @@
-"""Where the tax is paid: each stage of a network timed on its own, on the input that it gets in the network."""
+"""Where the tax arises: each stage of a network timed alone, on the input that it gets in the network."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from senet.ops.dispatch import use_backend
 from senet.system.timing import interleaved, ratio
 
 Stage = Callable[[Tensor], Tensor]
-_STAGED = ("se-reference", "se-fast")  # what is accelerated has no stages of its own
+_STAGED = ("se-reference", "se-fast")  # accelerated networks have no separate stages
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,11 @@ class StageCost:
     """One stage of one candidate.
 
     Attributes:
-        candidate, stage: the paper's number of the stage; 2 is the first after the stem.
-        ms, plain_ms: median times of the stage and of plain eager's.
-        share: (ms − plain_ms) ÷ the time of all plain stages: what this stage adds to the whole.
-        over_plain: median of the rounds' ratios.
+        candidate: its name.
+        stage: numbered as in the paper; 2 is the first stage after the stem.
+        ms, plain_ms: median time of the stage, for this candidate and for plain eager, in milliseconds.
+        share: (ms − plain_ms) ÷ the time of all plain stages, which is what this stage adds to the total.
+        over_plain: median of the per-round ratios to plain eager.
     """
 
     candidate: str
@@ -37,7 +38,7 @@ class StageCost:
 
 
 def stage_costs(setting: Setting, twins: Twins, runners: dict[str, Runner], rounds: int) -> list[StageCost]:
-    """The stages of SE eager candidates against plain eager's, interleaved; empty for networks without stages."""
+    """Time the stages of eager SE candidates and of plain eager in turn; empty for networks without stages."""
     names = [n for n in (BASE, *_STAGED) if n in runners and isinstance(runners[n].model, ConvNet)]
     if len(names) < 2 or BASE not in names:
         return []
@@ -63,7 +64,7 @@ def stage_costs(setting: Setting, twins: Twins, runners: dict[str, Runner], roun
 
 
 def entries(model: ConvNet, name: str, setting: Setting, twins: Twins) -> list[tuple[Stage, Tensor]]:
-    """The stages with the input that each gets."""
+    """The stages and the input of each."""
     x = twins.x if setting.mode == "train" else twins.x.to(DTYPES[setting.dtype])
     pairs = []
     with torch.no_grad(), use_backend(CANDIDATES[name].backend), precision(setting):

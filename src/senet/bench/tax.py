@@ -1,7 +1,7 @@
-"""The SE tax: what a network with SE costs in time and memory, beside its plain twin, on this machine.
+"""The SE tax: the time and memory of a network with SE relative to its plain twin, on this machine.
 
-Everything of one setting is timed in turn in one run; the result is the ratio of the same rounds, its median and its
-quartiles. Correctness is checked first, and nothing that fails is timed.
+All candidates of a setting are timed in turn in one run. The result is the median and the quartiles of the per-round
+ratios. Correctness is checked first; if a check fails, nothing is timed.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ COLUMNS = (
     *("over_plain", "over_plain_q25", "over_plain_q75", "twin", "over_twin", "over_twin_q25", "over_twin_q75"),
     *("saved_mb_per_image", "peak_mb"),
 )
-FOREIGN_PAUSE = 0.005  # seconds: longer than the threads of any engine here spin before they sleep
+FOREIGN_PAUSE = 0.005  # seconds; longer than the idle threads of any of these engines spin before they sleep
 
 Progress = Callable[[str, int, int], object]
 
 
 class CheckError(InputError):
-    """Two networks that should compute the same do not; nothing was timed."""
+    """Two networks that should compute the same function do not; nothing was timed."""
 
 
 @dataclass
 class Measured:
-    """What is known of one setting; filled step by step, so that a stopped run keeps what it has.
+    """The measurements of one setting, filled step by step, so that an interrupted run keeps its results.
 
     Attributes:
-        setting: the circumstances.
-        checks: in the order they were made.
-        left_out: candidate → why it takes no part.
-        timings: candidate → its rounds so far.
-        saved_mb, peak_mb: candidate → MB an image saved for backward, and MB at the peak of a step (CUDA).
-        stages: cost of each stage.
+        setting: the configuration.
+        checks: the checks so far, in order.
+        left_out: why a candidate was left out, by its name.
+        timings: the rounds so far, by candidate.
+        saved_mb, peak_mb: MB per image saved for backward, and peak MB of a step (CUDA), by candidate.
+        stages: the cost of each stage.
         complete: whether everything was measured.
     """
 
@@ -60,13 +60,13 @@ class Measured:
     complete: bool = False
 
     def ratio(self, numerator: str, denominator: str) -> Ratio | None:
-        """Time of one candidate over another's, of the same rounds; None if one of them was not timed."""
+        """The time of one candidate ÷ that of another, per round; None if either was not timed."""
         if numerator not in self.timings or denominator not in self.timings:
             return None
         return ratio(self.timings[numerator], self.timings[denominator])
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row a candidate, with ``COLUMNS``; what was not measured is None."""
+        """One row per candidate, with ``COLUMNS``; missing values are None."""
         setting = self.setting
         shared = {name: getattr(setting, name) for name in COLUMNS[:7]} | {"threads": torch.get_num_threads()}
         rows = []
@@ -81,7 +81,7 @@ class Measured:
         return rows
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """The measurements as JSON-serializable values."""
         return {
             "setting": asdict(self.setting),
             "complete": self.complete,
@@ -93,16 +93,16 @@ class Measured:
 
 
 def checked_setting(setting: Setting) -> Setting:
-    """The setting, with the SE network's name where the plain twin's was given.
+    """The validated setting. The name of a plain twin is replaced with that of the SE network.
 
     Raises:
-        InputError: a value that is not allowed, or that this machine cannot do.
+        InputError: a value is not allowed, or not supported on this machine.
     """
     spec = model_spec(setting.model)
     allowed = {"mode": ("train", "inference"), "dtype": DTYPES, "layout": LAYOUTS, "device": ("cpu", "cuda")}
     for name, values in allowed.items():
         if getattr(setting, name) not in values:
-            raise InputError(f"--{name} {getattr(setting, name)!r} is not known; there are {', '.join(values)}")
+            raise InputError(f"--{name} {getattr(setting, name)!r} is unknown; choose one of {', '.join(values)}")
     for name, least in (("batch", 1), ("size", 1), ("rounds", 1)):
         if getattr(setting, name) < least:
             raise InputError(f"--{name} {getattr(setting, name)} is not allowed; it must be at least {least}")
@@ -112,25 +112,25 @@ def checked_setting(setting: Setting) -> Setting:
 
 
 def measure(setting: Setting, progress: Progress = lambda what, done, total: None) -> Measured:
-    """Check, then measure one setting; see ``measure_into``."""
+    """Check and measure one setting; see ``measure_into``."""
     measured = Measured(checked_setting(setting))
     measure_into(measured, progress)
     return measured
 
 
 def measure_into(measured: Measured, progress: Progress) -> None:
-    """Check, then measure ``measured.setting`` and fill ``measured``, which holds what there is when it is stopped.
+    """Check and measure ``measured.setting``. If interrupted, ``measured`` keeps the results so far.
 
     Args:
-        measured: with a setting that ``checked_setting`` gave.
-        progress: called with what is done now, and how much of how much.
+        measured: holds a setting from ``checked_setting``.
+        progress: called as ``progress(task, done, total)``.
 
     Raises:
-        CheckError: a candidate does not compute what it should; nothing is timed.
+        CheckError: a candidate computes another function; nothing is timed.
         InputError: the plain network itself cannot run.
     """
     setting = measured.setting
-    torch.compiler.reset()  # nothing compiled for another shape may make this one's code dynamic
+    torch.compiler.reset()  # code compiled for other shapes would make this setting's code dynamic
     twins = _twins(setting)
     progress("checking gradients", 0, 1)
     _demand(measured, checks.check_gradients(setting))
@@ -158,7 +158,7 @@ def measure_into(measured: Measured, progress: Progress) -> None:
 
 
 def _twins(setting: Setting) -> Twins:
-    """The networks; a training step that cannot be done, or cannot be compared, is refused here."""
+    """The networks; refuses settings whose training step cannot run or cannot be compared."""
     twins = make_twins(setting)
     if setting.mode == "inference":
         return twins
@@ -168,14 +168,12 @@ def _twins(setting: Setting) -> Twins:
     except ValueError as error:
         if "more than 1 value per channel" in str(error):
             raise InputError(
-                f"--batch {setting.batch} with --size {setting.size} leaves batch norm one value a channel; "
-                "train with a larger batch or size"
+                f"--batch {setting.batch} with --size {setting.size} leaves batch norm one value per channel; "
+                "use a larger batch or size for training"
             ) from error
         raise
     if not torch.allclose(first, second, rtol=0, atol=0.01 * first.abs().max().item()):
-        raise InputError(
-            f"{setting.model} draws random numbers in training, so nothing can be compared; use --mode inference"
-        )
+        raise InputError(f"{setting.model} is random in training, so outputs cannot be compared; use --mode inference")
     return twins
 
 
@@ -183,11 +181,11 @@ def _demand(measured: Measured, made: Iterable[checks.Check]) -> None:
     for check in made:
         measured.checks.append(check)
         if not check.ok:
-            raise CheckError(f"{check}: it does not compute what it should; nothing was timed")
+            raise CheckError(f"{check}: the results differ, so nothing was timed")
 
 
 def _ready(measured: Measured, twins: Twins, progress: Progress) -> dict[str, Runner]:
-    """The candidates that can run here, compiled; the others are noted with their reasons."""
+    """The candidates that can run here, compiled; the reasons for the others go to ``measured.left_out``."""
     setting, runners = measured.setting, {}
     names = [name for name in setting.candidates if setting.mode in CANDIDATES[name].modes]
     for index, name in enumerate(names):
@@ -207,6 +205,6 @@ def _ready(measured: Measured, twins: Twins, progress: Progress) -> dict[str, Ru
             measured.left_out[name] = f"cannot run here: {first_line(error)}"
     if BASE not in runners:
         raise InputError(
-            f"batch {setting.batch}, size {setting.size}: the device is out of memory; use a smaller --batch"
+            f"batch {setting.batch}, size {setting.size}: the device ran out of memory; use a smaller --batch"
         )
     return runners

@@ -1,1 +1,1 @@
-"""Parameters, multiply-adds and memory, counted; and those that the paper prints."""
+"""Counts of parameters, multiply-adds, and memory, next to the figures that the paper prints."""

@@ -1,7 +1,8 @@
-"""What a network costs: parameters, and multiply-adds counted by PyTorch's own counter, module by module.
+"""The cost of a network: parameters, and multiply-adds from PyTorch's own counter, per module.
 
-The SE blocks' share is counted apart, in any network: ours, and whatever ``surgery.find_gates`` finds. A block is two
-fully connected layers (multiply-adds), a pooling (one addition a value) and a scaling (one multiplication a value).
+The share of SE is counted separately in any network whose gates ``surgery.find_gates`` finds. An SE block costs two
+fully connected layers (multiply-adds), a pooling (one addition per value), and a scaling (one multiplication per
+value).
 """
 
 from __future__ import annotations
@@ -30,15 +31,15 @@ CIFAR_SIDE = 32
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of a network, or of one of its modules with all inside it.
+    """The cost of a network, or of one of its modules including its submodules.
 
     Attributes:
-        params: trainable values.
-        running_stats: batch norm's running means and variances.
-        mult_adds: multiply-adds of convolutions and fully connected layers for one image, those of SE included.
-        se_params, se_mult_adds: the SE blocks' part of ``params`` and ``mult_adds``.
-        squeeze_adds: additions of the SE blocks' poolings: one for each value of the map; 0 for NoSqueeze.
-        scale_mults: multiplications of the SE blocks' scalings: one for each value of the map.
+        params: number of trainable parameters.
+        running_stats: number of running means and variances in batch norm.
+        mult_adds: multiply-adds of convolutions and fully connected layers for one image, including SE.
+        se_params, se_mult_adds: the part of ``params`` and ``mult_adds`` that belongs to SE blocks.
+        squeeze_adds: additions in the pooling of SE blocks, one per value of the feature map; 0 for NoSqueeze.
+        scale_mults: multiplications in the scaling of SE blocks, one per value of the feature map.
     """
 
     params: int = 0
@@ -51,26 +52,28 @@ class Cost:
 
     @property
     def params_with_statistics(self) -> int:
-        """What the paper prints as parameters of the ablations (section 6): the running statistics are counted."""
+        """The parameters that the paper prints for its ablations (section 6), which include running statistics."""
         return self.params + self.running_stats
 
     @property
     def paper_mult_adds(self) -> int:
-        """What the paper prints as FLOPs: multiply-adds, and SE's poolings; its scalings are not counted."""
+        """The FLOPs that the paper prints: multiply-adds and the pooling of SE, without its scaling."""
         return self.mult_adds + self.squeeze_adds
 
 
 def module_costs(model: nn.Module, input_size: int, in_chans: int = 3) -> dict[str, Cost]:
-    """The cost of every module of ``model`` by its qualified name, ``""`` being the whole; changes nothing in it.
-
-    A module that stands in several places is counted in the first, with all its calls. The order is that of the first
-    calls; modules that are not called themselves, lists say, come behind.
+    """Count the cost of every module of ``model``, which is not changed.
 
     Args:
-        model: any network of images, on any device; on ``"meta"`` nothing is allocated or computed. Of a wrapped one
-            (compiled, accelerated, for several devices) the network inside is counted, operation by operation.
-        input_size: side of the image, in pixels; one image is run.
+        model: any image network, on any device. On ``"meta"``, nothing is allocated or computed. If the network is
+            wrapped (compiled, accelerated, data-parallel), the network inside is counted, one operation at a time.
+        input_size: side of the image, in pixels; the network runs once on one image.
         in_chans: channels of the image.
+
+    Returns:
+        the cost by qualified name, in the order of the first calls; ``""`` is the whole network. Modules that are never
+        called, such as lists, come last. A module that is registered in several places is counted in the first one,
+        with all its calls.
     """
     model = plain_network(model)
     maps = {gate.name: _Map(gate.module) for gate in find_gates(model)}
@@ -97,7 +100,7 @@ def module_costs(model: nn.Module, input_size: int, in_chans: int = 3) -> dict[s
 
 
 def module_cost(model: nn.Module, input_size: int, in_chans: int = 3) -> Cost:
-    """The cost of ``model`` for one image of ``in_chans`` × ``input_size`` × ``input_size``; changes nothing in it."""
+    """The cost of ``model``, which is not changed, for one image of ``in_chans`` × ``input_size`` × ``input_size``."""
     return module_costs(model, input_size, in_chans)[""]
 
 
@@ -108,20 +111,20 @@ def model_cost(
 
     Args:
         name: a registered name.
-        num_classes: None is 1000, or 10 for networks of CIFAR's images.
+        num_classes: None means 1000, or 10 for CIFAR networks.
         in_chans: channels of the image.
-        input_size: None is the network's own.
-        **kwargs: for ``create_model``: ``se=SEConfig(…)`` say.
+        input_size: side of the image, in pixels; None means the network's default.
+        **kwargs: passed to ``create_model``, such as ``se=SEConfig(…)``.
 
     Raises:
-        InputError: no such network, an argument that it does not take, or images too small for it.
+        InputError: unknown network, an argument that it does not accept, or images that are too small for it.
     """
     size = image_side(name, input_size)
     return module_cost(meta_model(name, num_classes, in_chans, **kwargs), size, in_chans)
 
 
 def image_side(name: str, input_size: int | None) -> int:
-    """``input_size``, which a registered network must be able to take; None is the network's own."""
+    """``input_size``, checked against the network's minimum; None means the network's default."""
     spec = model_spec(name)
     size = spec.input_size if input_size is None else input_size
     if size < spec.min_size:
@@ -130,20 +133,20 @@ def image_side(name: str, input_size: int | None) -> int:
 
 
 def meta_model(name: str, num_classes: int | None = None, in_chans: int = 3, **kwargs: Any) -> nn.Module:
-    """A registered network without memory: shapes alone. The arguments are those of ``model_cost``."""
+    """A registered network on the meta device. The arguments are those of ``model_cost``."""
     classes = usual_classes(model_spec(name)) if num_classes is None else num_classes
-    # Autograd, which says what memory a training step keeps, takes no tensors that were made in inference mode.
+    # Autograd, which tells what a training step keeps in memory, rejects tensors created in inference mode.
     with torch.device("meta"), torch.inference_mode(mode=False):
         return build_model(name, classes, in_chans, **kwargs)
 
 
 def usual_classes(spec: ModelSpec) -> int:
-    """The classes that a network is counted with: ImageNet's, or CIFAR-10's for images of that size."""
+    """The default number of classes: that of CIFAR-10 for networks with its image size, else that of ImageNet."""
     return 10 if spec.input_size == CIFAR_SIDE else 1000
 
 
 def lineage(name: str) -> Iterator[str]:
-    """A qualified name, its ancestors' and ``""``, the root's."""
+    """A qualified name, the names of its ancestors, and ``""`` for the root."""
     while name:
         yield name
         name = name.rpartition(".")[0]
@@ -151,7 +154,7 @@ def lineage(name: str) -> Iterator[str]:
 
 
 def one_image(model: nn.Module, input_size: int, in_chans: int) -> Tensor:
-    """A black image of the type of the parameters, where they are."""
+    """A black image, with the dtype and the device of the parameters."""
     tensors = (*model.parameters(), *model.buffers())
     like = next((tensor for tensor in tensors if tensor.is_floating_point()), torch.empty(0))
     return torch.zeros(1, in_chans, input_size, input_size, device=like.device, dtype=like.dtype)
@@ -159,9 +162,9 @@ def one_image(model: nn.Module, input_size: int, in_chans: int) -> Tensor:
 
 @contextmanager
 def running_modules(model: nn.Module, before_change: Callable[[str], None] | None = None) -> Iterator[list[str]]:
-    """The names of the modules that run, by one who calls the other; ``before_change`` gets the innermost one's.
+    """The call stack of modules, by name. ``before_change`` gets the innermost name before the stack changes.
 
-    Every module is listened to, which keeps the fast forms away: they would not call it.
+    Every module gets hooks. They also disable the fast forms, which would not call the modules.
     """
     running = [""]
 
@@ -178,8 +181,8 @@ def running_modules(model: nn.Module, before_change: Callable[[str], None] | Non
     with ExitStack() as hooks:
         for name, module in model.named_modules():
             if isinstance(module, torch.jit.ScriptModule):
-                continue  # cannot be listened to: its operations are its caller's
-            # First and last, so that what other hooks compute, an attached gate say, is the module's own.
+                continue  # takes no hooks: its operations count as its caller's
+            # First and last, so that the work of other hooks, such as an attached gate, counts as the module's.
             first = module.register_forward_pre_hook(functools.partial(enter, name), prepend=True)
             hooks.callback(first.remove)
             hooks.callback(module.register_forward_hook(leave).remove)
@@ -187,10 +190,10 @@ def running_modules(model: nn.Module, before_change: Callable[[str], None] | Non
 
 
 class _Map:
-    """The values of the map that a module pools and scales, which looks like a gate: the hook ``count`` adds them up.
+    """Counts the values of the feature map that a candidate gate pools and scales; ``count`` is its forward hook.
 
     Attributes:
-        multiplies: no call has shown yet that it is no gate: the output has the shape of the input.
+        multiplies: every call so far returned the shape of its input. Otherwise, the module is not a gate.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -220,14 +223,14 @@ class _ShapesOfNorms(TorchFunctionMode):
 
 
 def _count_multiply_adds(model: nn.Module, x: Tensor, maps: Iterable[_Map], add: Callable[..., None]) -> list[str]:
-    """Run ``model`` once; gives each module's multiply-adds to ``add``, and the modules in the order of first calls."""
+    """Run ``model`` once and pass each module's multiply-adds to ``add``; returns the modules in call order."""
     called: dict[str, None] = {}
     counted = 0
 
     def settle(name: str) -> None:
         nonlocal counted
         total = counter.get_total_flops()
-        # The counter counts a multiplication and an addition as two operations.
+        # The counter counts a multiply-add as two operations.
         add(name, mult_adds=(total - counted) // 2)
         counted = total
         called[name] = None

@@ -1,7 +1,7 @@
-"""Activation memory of one image, counted storage by storage; on the ``meta`` device nothing is allocated.
+"""Activation memory of one image, summed over storages. On the ``meta`` device, nothing is allocated.
 
-What is counted is the network operation by operation, as PyTorch runs it eagerly with the reference form of SE: a
-property of the network, not of a machine. The fast forms keep less; ``senet bench`` measures those.
+The count covers the network as PyTorch runs it eagerly, with the reference form of SE. It is a property of the
+network, not of a machine. The fast forms keep less; ``senet bench`` measures them.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from senet.surgery.find_gates import plain_network
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of maps for one image, parameters and buffers excluded; they grow with the images in proportion.
+    """Bytes of feature maps for one image, without parameters and buffers. They scale with the batch size.
 
     Attributes:
-        saved: distinct storages that autograd keeps for a backward pass, by the qualified name of the module in whose
-            forward pass they are first kept; ``""`` is the whole network. Maps and gates count; batch norm's
-            statistics of a training batch and dropout's masks do not.
-        peak: the most that is alive at one time in an inference pass, the image included.
+        saved: bytes of distinct storages that autograd keeps for the backward pass, by the qualified name of the module
+            whose forward pass first keeps them; ``""`` is the whole network. Feature maps and gates count. The batch
+            statistics of batch norm and the masks of dropout do not.
+        peak: the most bytes alive at one time during inference, including the image.
     """
 
     saved: dict[str, int]
@@ -39,7 +39,7 @@ class Memory:
 
 
 def activation_memory(model: nn.Module, input_size: int, in_chans: int = 3) -> Memory:
-    """Count the maps of ``model`` for one image of ``in_chans`` × ``input_size`` × ``input_size``; changes nothing."""
+    """Count the feature maps of ``model`` for one image (``in_chans``, ``input_size``, ``input_size``)."""
     model = plain_network(model)
     with evaluating(model):
         return Memory(_saved(model, input_size, in_chans), _peak(model, input_size, in_chans))
@@ -47,7 +47,7 @@ def activation_memory(model: nn.Module, input_size: int, in_chans: int = 3) -> M
 
 @dataclass(frozen=True)
 class SavedMap:
-    """A storage that autograd keeps: its bytes, the axes of the tensor, the innermost module that was running."""
+    """A storage that autograd keeps: its bytes, the number of axes of the tensor, and the innermost running module."""
 
     size: int
     axes: int
@@ -56,10 +56,10 @@ class SavedMap:
 
 @contextmanager
 def saved_storages(model: nn.Module, running: Sequence[str] = ("",)) -> Iterator[dict[int, SavedMap]]:
-    """The distinct storages that autograd keeps of what is computed while this is open; filled as it goes.
+    """Collect the distinct storages that autograd keeps while the context is open.
 
-    Parameters and buffers of ``model`` are left out. The graph must live until the last one is in: storages are told
-    apart by their addresses. ``running`` are the modules that are running, see ``running_modules``.
+    Parameters and buffers of ``model`` are excluded. Storages are identified by address, so the graph must stay alive
+    until the context closes. ``running`` is the call stack from ``running_modules``.
     """
     own = {t.untyped_storage()._cdata for group in (model.parameters(), model.buffers()) for t in group}
     found: dict[int, SavedMap] = {}
@@ -81,10 +81,10 @@ def _saved(model: nn.Module, input_size: int, in_chans: int) -> dict[str, int]:
             output = model(x)
     by_module: Counter[str] = Counter({"": 0})
     for kept in found.values():
-        if kept.axes > 1:  # else a value a channel: batch norm's statistics, which only some devices keep here
+        if kept.axes > 1:  # else one value per channel: batch statistics, which only some devices keep
             for name in lineage(kept.module):
                 by_module[name] += kept.size
-    del output  # with it goes the graph
+    del output  # frees the graph
     return dict(by_module)
 
 
@@ -97,7 +97,7 @@ def _peak(model: nn.Module, input_size: int, in_chans: int) -> int:
 
 
 class _LiveMaps(TorchDispatchMode):
-    """Adds up the storages that operations make while they are alive."""
+    """Tracks the total size of live storages that operations create."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,7 +1,8 @@
-"""The published complexity beside ours, under the paper's conventions.
+"""Published complexity compared with ours, under the paper's conventions.
 
-Multiply-adds are those of convolutions and fully connected layers and, with SE, of its poolings: the scaling is left
-out. This is what SE-VGG-16's 15.48 and SE-MobileNet's 572 fix; without the poolings, or with the scaling, neither fits.
+The paper counts the multiply-adds of convolutions and fully connected layers and, for SE, the pooling but not the
+scaling. The figures of SE-VGG-16 (15.48) and SE-MobileNet (572) imply this: neither fits without the pooling, or with
+the scaling.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from senet.models.registry import model_spec
 from senet.nn.squeeze_excite import SEConfig
 
 MIB = 2**20
-BYTES = 4  # of a value in float32
-# How far a figure may be from the printed one, both rounded to the printed digits. A released file has names, shapes
-# and settings beside its values.
+BYTES = 4  # per float32 value
+# Allowed difference from the printed figure, both rounded to the printed digits. A released file holds names, shapes,
+# and settings in addition to its values.
 ALLOWED: dict[Quantity, float] = {"gflops": 0.02, "file_mib": 1}
 UNITS: dict[Quantity, str] = {
     "gflops": "GFLOPs",
@@ -36,9 +37,9 @@ class Compared:
     """One published figure and ours.
 
     Attributes:
-        row, quantity: what was published where.
-        printed: the figure.
-        ours: our count in the same unit, in full.
+        row, quantity: the published row and the quantity in it.
+        printed: the figure as printed.
+        ours: our count in the same unit, unrounded.
     """
 
     row: Row
@@ -53,27 +54,27 @@ class Compared:
 
     @property
     def difference(self) -> float:
-        """Ours, rounded as the paper rounds, minus the printed figure."""
+        """Our figure, rounded to the printed digits, minus the printed figure."""
         return round(round(self.ours, self.digits) - float(self.printed), self.digits)
 
     @property
     def agrees(self) -> bool:
-        """Whether the difference is allowed: 0.02 GFLOPs, 1 MiB of a file, else none."""
+        """Whether the difference is within the limit: 0.02 GFLOPs, 1 MiB for a file, zero otherwise."""
         return abs(self.difference) <= ALLOWED.get(self.quantity, 0)
 
     def cells(self) -> tuple[str, str, str]:
-        """For a table: what is printed, ours with two more digits, the difference."""
+        """Table cells: the printed figure, ours with two more digits, and the difference."""
         difference = f"{self.difference:+.{self.digits}f}".replace("-", "−") if self.difference else "0"
         return self.printed, f"{self.ours:.{self.digits + 2}f}", difference
 
     @property
     def note(self) -> str:
-        """Why it does not agree; empty where it does."""
+        """Why the figures disagree; empty if they agree."""
         return self.row.notes.get(self.quantity, "")
 
 
 def compared(rows: Sequence[Row] = ROWS) -> list[Compared]:
-    """Every figure of ``rows`` beside ours; nothing is allocated."""
+    """Compare every figure of ``rows`` with ours; nothing is allocated."""
     return [
         Compared(row, quantity, printed, _ours(_cost(row.model, row.se), quantity, row))
         for row in rows
@@ -82,27 +83,27 @@ def compared(rows: Sequence[Row] = ROWS) -> list[Compared]:
 
 
 def numbered_notes(figures: Sequence[Compared]) -> dict[str, int]:
-    """The reasons among ``figures``, numbered from 1 in order."""
+    """The distinct notes in ``figures``, numbered from 1 in order."""
     return {note: number for number, note in enumerate(dict.fromkeys(f.note for f in figures if f.note), 1)}
 
 
 @functools.cache  # several tables print the same networks
 def _cost(model: str, se: SEConfig | None) -> Cost:
-    """The cost of the network that stands for a row, at its own image size."""
+    """The cost of the network that represents a row, at its default image size."""
     return model_cost(model) if se is None else model_cost(model, se=se)
 
 
 def rows_of(model: str) -> list[Row]:
-    """What is published of a network, its twin, and its other stride: ``resnet50`` finds what ``resnet50_v1`` is in.
+    """The published rows of a network, its twin, and its v1 form: ``resnet50`` also finds ``resnet50_v1``.
 
     Raises:
-        InputError: nothing is, or there is no such network.
+        InputError: nothing is published, or there is no such network.
     """
     names = {model, model_spec(model).twin}
     names |= {f"{name}_v1" for name in names}
     rows = [row for row in ROWS if row.model in names]
     if not rows:
-        raise InputError(f"the paper prints no cost of {model!r}; `senet cost --all --vs-paper` shows what it prints")
+        raise InputError(f"the paper prints no cost for {model!r}; `senet cost --all --vs-paper` shows what it prints")
     return rows
 
 

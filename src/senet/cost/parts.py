@@ -1,4 +1,4 @@
-"""All that a registered network costs, as a whole and part by part: stem, stages and head, or block by block."""
+"""The cost of a registered network, in total and by part: stem, stages, and head, or single blocks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STEM, HEAD = "stem", "head"
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a network: its cost, and the bytes kept for backward first seen in it."""
+    """A part of a network: its cost, and the bytes it is the first to keep for the backward pass."""
 
     name: str
     cost: Cost
@@ -32,7 +32,7 @@ class Part:
 
 @dataclass(frozen=True)
 class NetworkCost:
-    """A network's cost for one image of ``input_size`` pixels a side; attached gates are ``+se`` behind its name."""
+    """A network's cost for one image of ``input_size`` pixels per side; with attached gates, ``name`` ends in +se."""
 
     name: str
     input_size: int
@@ -42,23 +42,23 @@ class NetworkCost:
 
 
 def network_cost(name: str, input_size: int | None = None, per: Per = "stage", **kwargs: Any) -> NetworkCost:
-    """All that a registered network costs; nothing is allocated.
+    """The cost of a registered network; nothing is allocated.
 
     Args:
         name: a registered name.
-        input_size: None is the network's own.
+        input_size: side of the image, in pixels; None means the network's default.
         per: see ``cost_parts``.
-        **kwargs: ``num_classes``, ``in_chans`` and what else ``create_model`` takes.
+        **kwargs: ``num_classes``, ``in_chans``, and further arguments of ``create_model``.
 
     Raises:
-        InputError: no such network, or images too small for it.
+        InputError: unknown network, or images that are too small for it.
     """
     size = image_side(name, input_size)
     return _counted(meta_model(name, **kwargs), size, per)
 
 
 def config_cost(config: NetworkConfig, input_size: int | None = None, per: Per = "stage") -> NetworkCost:
-    """All that the network costs which ``config`` makes, attached and folded gates included; see ``network_cost``."""
+    """The cost of the network that ``config`` creates, including attached and folded gates; see ``network_cost``."""
     size = image_side(config.model, input_size)
     with torch.device("meta"), torch.inference_mode(mode=False):
         return _counted(config.create(), size, per)
@@ -72,18 +72,18 @@ def _counted(model: nn.Module, size: int, per: Per) -> NetworkCost:
 
 
 def cost_parts(model: nn.Module, costs: dict[str, Cost], memory: Memory, per: Per = "stage") -> list[Part]:
-    """The parts of a network in order; together they are the whole.
+    """The parts of a network in order; they add up to the whole network.
 
     Args:
-        model: a network of ours in stages (numbered as the paper does), or blocks; of any other network the children,
-            or the grandchildren.
-        costs, memory: what ``module_costs`` and ``activation_memory`` counted.
-        per: ``"stage"`` or ``"block"``. What stands outside of all parts is the head.
+        model: the network. Our networks are split into stages (numbered as in the paper) or blocks, any other network
+            into its children or grandchildren.
+        costs, memory: from ``module_costs`` and ``activation_memory``.
+        per: ``"stage"`` or ``"block"``. Everything outside the parts is the head.
     """
     if isinstance(model, ConvNet):
         groups = _stages(model, list(costs))
     else:
-        groups = {name: [name] for name, _ in model.named_children() if name in costs}  # else it is in another, too
+        groups = {name: [name] for name, _ in model.named_children() if name in costs}  # else shared, and counted there
     if per == "block":
         stem = {name: group for name, group in groups.items() if name == STEM}
         rows = [root for name, group in groups.items() if name != STEM for root in group]
@@ -102,9 +102,9 @@ def _part(name: str, group: Sequence[str], costs: dict[str, Cost], memory: Memor
 
 
 def _stages(model: ConvNet, order: list[str]) -> dict[str, list[str]]:
-    """Part → the modules that make it; the head, which is what remains, is not among them.
+    """The modules of each part, except the head, which is the rest.
 
-    ``order`` has the modules as they ran: what ran before the first stage is the stem.
+    ``order`` lists the modules in call order: those that run before the first stage are the stem.
     """
     if isinstance(model, FlatConvNet):
         rows = [list(row) for row in model.stage_rows]
@@ -117,7 +117,7 @@ def _stages(model: ConvNet, order: list[str]) -> dict[str, list[str]]:
 
 
 def _outside(model: nn.Module, taken: Sequence[str], prefix: str = "") -> Iterator[str]:
-    """The largest modules that share nothing with those taken."""
+    """The largest modules that do not overlap those in ``taken``."""
     for child, module in model.named_children():
         name = prefix + child
         if name in taken:
@@ -129,7 +129,7 @@ def _outside(model: nn.Module, taken: Sequence[str], prefix: str = "") -> Iterat
 
 
 def _blocks(model: nn.Module, root: str, costs: dict[str, Cost]) -> list[str]:
-    """The blocks of a part: the children of a sequence, else the module itself."""
+    """The blocks of a part: the children of a ``Sequential``, else the module itself."""
     module = model.get_submodule(root)
     children = [f"{root}.{name}" for name, _ in module.named_children()]
     children = [name for name in children if name in costs]

@@ -1,7 +1,7 @@
-"""The complexity that the paper prints (arXiv 1709.01507 v4), row by row, and the network that stands for each row.
+"""The complexity that the paper prints (arXiv 1709.01507 v4), and the network that represents each row.
 
-Figures are kept as printed, since their last digit says how exact they are. Errors of the same tables stand beside
-them: percent of ImageNet's validation images, one centre crop of 224 pixels (299 for Inception-ResNet-v2).
+Figures are stored as printed, because the last digit shows their precision. The errors come from the same tables:
+percent of ImageNet's validation images, with one center crop of 224 pixels (299 for Inception-ResNet-v2).
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ Quantity = Literal["gflops", "mflops", "params_m", "added_m", "added_percent", "
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a published table, or one network of a table that has several in a row.
+    """One row of a published table, or one network of a table with several networks per row.
 
     Attributes:
-        table: where it is printed.
-        name: the network in the paper's words.
-        model: the registered network that stands for it.
-        printed: quantity → figure as printed. ``gflops`` and ``mflops`` are multiply-adds, ``params_m`` millions of
-            parameters, ``added_m`` and ``added_percent`` the weights that SE adds, in millions and relative to the
-            plain network, ``file_mib`` the size of the released file in MiB.
-        se: replaces the model's own configuration; None leaves it.
+        table: where the row is printed.
+        name: the network's name in the paper.
+        model: the registered network that represents it.
+        printed: figures as printed, by quantity. ``gflops`` and ``mflops`` are multiply-adds, ``params_m`` is millions
+            of parameters, ``added_m`` and ``added_percent`` are the weights that SE adds, in millions and relative to
+            the plain network, and ``file_mib`` is the size of the released file in MiB.
+        se: replaces the model's own configuration, unless None.
         counts_statistics: whether ``params_m`` includes batch norm's running statistics, as in the ablations.
-        errors: top-1 and top-5 error as printed.
-        notes: quantity → why our count differs from what is printed.
+        errors: top-1 and top-5 error as printed, in percent.
+        notes: why our count differs from the printed figure, by quantity.
     """
 
     table: str
@@ -42,17 +42,17 @@ class Row:
 
 
 _INCEPTION_RESNET = (
-    "not reproduced: the common definition (timm's and TensorFlow-Slim's, whose weights were released) counts 13.16, "
-    "with SE 13.18; the paper does not say which definition it counted"
+    "not reproduced: the common definition (timm and TensorFlow-Slim, whose weights were released) has 13.16, "
+    "with SE 13.18; the paper does not say which definition it used"
 )
 _SHUFFLENET_MFLOPS = (
-    "not reproduced: 140 is a round figure for this width, whose networks count 134 to 143 with one to eight groups; "
-    "with three it is 137.5, and with SE 139.7: SE's rise of 2 is reproduced"
+    "not reproduced: 140 is a round figure for this width, whose networks have 134 to 143 with one to eight groups; "
+    "three groups have 137.5, with SE 139.7; the increase of 2 from SE is reproduced"
 )
-_SHUFFLENET_PARAMS = "not reproduced by rounding: the printed figure is ours cut off after its first decimal"
+_SHUFFLENET_PARAMS = "not reproduced by rounding: the printed figure is ours, truncated after the first decimal"
 _R8 = (
-    "not reproduced: without FC biases, as the ablations are said to be, 30.64; with them 30.66 would fit, "
-    "but r = 2 fits only without"
+    "not reproduced: 30.64 without FC biases, which is how the paper describes the ablations; 30.66 with them would "
+    "fit, but r = 2 fits only without"
 )
 
 _V1 = "resnet50_v1"
@@ -82,8 +82,8 @@ def _table_2() -> list[Row]:
     return rows
 
 
-# Table 3: MFLOPs, millions of parameters, errors. Its parameters do not include running statistics: MobileNet's 4.2 is
-# the figure of its own paper, and with them it would be 4.25, printed 4.3.
+# Table 3: MFLOPs, millions of parameters, errors. Running statistics are not counted: MobileNet's 4.2 is the figure of
+# its own paper; with them, it would be 4.25, printed as 4.3.
 _TABLE_3 = (
     ("MobileNet", "mobilenet_v1", ("569", "4.2"), (28.4, 9.4)),
     ("SE-MobileNet", "se_mobilenet_v1", ("572", "4.7"), (25.3, 7.7)),
@@ -106,7 +106,7 @@ def _table_3() -> list[Row]:
 def _ablation(
     table: str, name: str, params_m: str, errors: tuple[float, float], gflops: str | None = None, **se: Any
 ) -> Row:
-    """A ResNet-50 of the ablations; ``se`` are its block's arguments, none for the plain network."""
+    """A ResNet-50 of the ablations; ``se`` holds the SE block's arguments, none for the plain network."""
     printed: dict[Quantity, str] = {"params_m": params_m}
     if gflops is not None:
         printed = {"gflops": gflops, "params_m": params_m}
@@ -136,8 +136,8 @@ _ABLATIONS = (
     _ablation("Table 16", "SE", "28.1", _SE, "3.87", squeeze="avg"),
 )
 
-# Released models (the authors' repository): size of the file and errors. Neither the paper nor the repository prints
-# SENet-154's parameters or FLOPs.
+# Released models (the authors' repository): file size and errors. Neither the paper nor the repository gives the
+# parameters or FLOPs of SENet-154.
 _RELEASED = (
     ("SE-BN-Inception", "se_bn_inception", "46", (23.62, 7.04)),
     ("SE-ResNet-50", "se_resnet50_v1", "107", (22.37, 6.36)),

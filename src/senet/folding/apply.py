@@ -1,4 +1,4 @@
-"""A network's gates and where each would fold to; folded copies of it; and the proof that they are exact."""
+"""Folds the gates of a network into copies of it, and proves that the folds are exact."""
 
 import copy
 import dataclasses
@@ -22,7 +22,7 @@ from senet.surgery.example_input import recorded
 from senet.surgery.find_gates import Gate, find_gates
 from senet.text import first_line
 
-_RELATIVE = 1e-9  # of the output's size, in float64
+_RELATIVE = 1e-9  # relative to the largest output, in float64
 
 
 class Folder:
@@ -30,12 +30,12 @@ class Folder:
 
     Args:
         network: the network.
-        by: gate → its constant excitation (C,), float64.
-        constants: put a ``ConstantGate`` where a gate does not fold exactly; else such gates stay.
-        example_input: as for ``senet.attach``.
+        by: the constant excitation of each gate, (C,) in float64, by the gate's name.
+        constants: replace gates that do not fold exactly with a ``ConstantGate``; otherwise, they stay.
+        example_input: as in ``senet.attach``.
 
     Raises:
-        InputError: the network does not run on the example, in its own type or in float64.
+        InputError: the network does not run on the example input, in its own dtype or in float64.
     """
 
     def __init__(
@@ -54,9 +54,9 @@ class Folder:
                 self.reasons[name] = str(reason)
         self._prove(example_input)
 
-    @torch.inference_mode(False)  # what is copied in that mode cannot train
+    @torch.inference_mode(False)  # tensors copied in inference mode cannot train
     def apply(self, names: Collection[str]) -> nn.Module:
-        """A copy of the network with these gates folded; those that do not fold are as ``constants`` says."""
+        """A copy of the network with these gates folded; ``constants`` decides about those that do not fold."""
         twin: Any = copy.deepcopy(self.network)
         left: dict[str, int] = {}
         for name in self.by:
@@ -77,9 +77,9 @@ class Folder:
     def sites(
         self, chosen: Collection[str], refused: Collection[str], variations: Mapping[str, float]
     ) -> tuple[SiteFold, ...]:
-        """What becomes of each gate of the network with ``apply(chosen)``, in the network's order.
+        """The fate of each gate under ``apply(chosen)``, in the network's order.
 
-        Those ``refused`` were tried and cost too much.
+        Gates in ``refused`` were tried and cost too much accuracy.
         """
         stages = self.stages()
         return tuple(
@@ -96,9 +96,10 @@ class Folder:
         )
 
     def stages(self) -> dict[str, tuple[int, tuple[int, ...]]]:
-        """Gate → its stage, as the paper numbers them, and the size of its map.
+        """The stage of each gate, numbered as in the paper, and the spatial size of its feature map.
 
-        Maps of one size are a stage, and the largest that a block ends with is stage 2. 0 where a gate never runs.
+        Feature maps of the same size form a stage; the largest at the end of a block is stage 2. A gate that never runs
+        has stage 0.
         """
         sizes = {name: self._map_size(gate) for name, gate in self.gates.items()}
         sums = [n.spatial for n in self.flow.nodes if n.op == "add" and len(n.inputs) == 2 and n.is_map]
@@ -133,7 +134,7 @@ class Folder:
         replace_gate(twin, name, constant)
 
     def _prove(self, example_input: Any) -> None:
-        """Compare with the network whose gates are held constant; what differs is not folded."""
+        """Compare with the network whose gates are held constant; folds that change the output are dropped."""
         if not self.plans:
             return
         wide = _Wide(self.network, self.by, _example(self.flow, example_input))
@@ -142,9 +143,9 @@ class Folder:
         for name in list(self.plans):
             if not wide.agrees(self, [name]):
                 del self.plans[name]
-                self.reasons[name] = "it was tried, and the output was another, or none"
+                self.reasons[name] = "it was tried, and the output changed, or there was none"
         if not wide.agrees(self, self.plans):
-            self.reasons |= dict.fromkeys(self.plans, "the folds do not go together")
+            self.reasons |= dict.fromkeys(self.plans, "the folds do not work together")
             self.plans.clear()
 
 
@@ -157,7 +158,7 @@ class _Wide:
         self.args, self.kwargs = tree_map(_as_wide, example)
 
     def agrees(self, folder: Folder, names: Collection[str]) -> bool:
-        """Whether folding these gates gives the output of holding them constant."""
+        """Whether folding these gates gives the same output as holding them constant."""
         wanted = self._constant(names)
         twin = copy.deepcopy(self.network)
         for name in names:
@@ -165,7 +166,7 @@ class _Wide:
         try:
             found = self._run(twin)
         except InputError:
-            return False  # something calls the gate as an nn.Identity cannot be called, say
+            return False  # for example, a caller uses the gate in a way that nn.Identity does not support
         return len(found) == len(wanted) and all(map(_is_close, found, wanted))
 
     def _constant(self, names: Collection[str]) -> list[Tensor]:
@@ -183,7 +184,9 @@ class _Wide:
                 return list(_tensors(network(*self.args, **self.kwargs)))
         except (RuntimeError, TypeError) as error:
             kind, reason = type(network).__name__, first_line(error)
-            raise InputError(f"fold: {kind} does not run in float64, in which folds are proven: {reason}") from error
+            raise InputError(
+                f"fold: {kind} does not run in float64, which the check of folds needs: {reason}"
+            ) from error
 
 
 def _holding(constant: ConstantGate) -> Any:
@@ -194,7 +197,7 @@ def _holding(constant: ConstantGate) -> Any:
 
 
 def _example(flow: Flow, example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """(arguments, keywords) of the run that proves; where the example was guessed, noise of its shapes."""
+    """Arguments and keywords for the check; noise of the recorded shapes if no example was given."""
     if isinstance(example_input, dict):
         return (), example_input
     if example_input is not None:

@@ -1,4 +1,4 @@
-"""``senet fold`` in Python: a checkpoint, images, and the checkpoint with fewer gates."""
+"""``senet fold`` in Python: from a checkpoint and images to a checkpoint with fewer gates."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ from senet.weights.load import save_weights
 
 WEIGHTS = "folded.safetensors"
 FILES = (WEIGHTS, *fold_files.FILES)
-_IN_MEMORY = 2**30  # bytes of decoded images that are kept between two steps of the search
+_IN_MEMORY = 2**30  # bytes of decoded images kept between steps of the search
 _TIMED_BATCH = 8
 
-Progress = Callable[[str, int, int], object]  # what is being done, steps done, steps in all
+Progress = Callable[[str, int, int], object]  # current task, steps done, total steps
 
 
 @dataclass(frozen=True)
 class FoldOptions:
-    """Which gates to fold, and how the folded network is judged.
+    """Which gates to fold, and how to measure the folded network.
 
     Attributes:
-        sites, stage, max_drop, constants: as for ``senet.fold``.
-        excitations: a file of ``Excitations.save``, instead of recording.
-        record_images: how many images to record at most.
-        images: how many validation images to measure the accuracy on at most; None: all.
-        rounds: how often the networks' turn comes when each step is timed; 0 leaves the time out.
+        sites, stage, max_drop, constants: as in ``senet.fold``.
+        excitations: a file from ``Excitations.save``, to use instead of recording.
+        record_images: maximum number of images to record.
+        images: maximum number of validation images for the accuracy; None means all.
+        rounds: timing rounds per step; 0 turns timing off.
     """
 
     sites: str = "*"
@@ -77,25 +77,25 @@ def fold_checkpoint(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> tuple[FoldReport, dict[str, str]]:
-    """Fold gates of a network of ``senet train`` and write the folded network and ``FILES`` into a folder.
+    """Fold gates of a network from ``senet train``, and write ``FILES`` to a folder.
 
-    The gates are recorded on training images where the data has them, and the accuracy is that on validation images.
-    Nothing is written before everything has been computed.
+    Gates are recorded on training images if the data has any. Accuracy is measured on validation images. Files are
+    written only after all computation has succeeded.
 
     Args:
-        checkpoint: a ``.safetensors`` file of ``senet train``, or of this function.
-        data: as for ``senet.evaluation.evaluate.evaluate``.
-        output: the folder; files of an earlier run in it are replaced with ``overwrite`` only.
-        options: which gates, and how they are judged.
-        view: how the images are shown.
-        overwrite: replace files of an earlier run.
-        progress: called as ``progress(what, done, total)``.
+        checkpoint: a ``.safetensors`` file written by ``senet train`` or by this function.
+        data: as in ``senet.evaluation.evaluate.evaluate``.
+        output: the folder. Files from an earlier run are replaced only with ``overwrite``.
+        options: which gates to fold, and how to measure the result.
+        view: how images are loaded and prepared.
+        overwrite: replace files from an earlier run.
+        progress: called as ``progress(task, done, total)``.
 
     Returns:
-        the report, and where it comes from, in words.
+        the report, and a description of its inputs.
 
     Raises:
-        InputError: files are there already; no gates, or none of that name; excitations of another network; …
+        InputError: the files exist already, there are no matching gates, the excitations belong to another network, …
     """
     output, checkpoint = Path(output), Path(checkpoint)
     check_output(output, overwrite, FILES, {"--checkpoint": checkpoint, "--excitations": options.excitations})
@@ -155,7 +155,7 @@ def _recorded(
 
 
 def _to_record(known: TrainedOn | None, data: str, view: Viewing, unseen: ImageSet) -> ImageSet:
-    """The training images that go with the images to be judged on; those themselves where all were taken for that."""
+    """The training images that belong to the validation images ``unseen``; ``unseen`` itself if there are none."""
     fraction = known.val_fraction if known else 0.2
     try:
         source = open_source(data, root=view.root, val_fraction=fraction, max_pixels=view.max_pixels)
@@ -165,14 +165,14 @@ def _to_record(known: TrainedOn | None, data: str, view: Viewing, unseen: ImageS
 
 
 def _evenly(images: ImageSet, most: int | None) -> ImageSet:
-    """At most so many images, evenly spread."""
+    """At most ``most`` images, evenly spaced."""
     if most is None or len(images) <= most:
         return images
     return images.subset([index * len(images) // most for index in range(most)])
 
 
 def _evaluation(loader: Iterable[Any], images: ImageSet, spec: TransformSpec) -> Evaluate:
-    """The accuracy; decoded images are kept in memory where they are few."""
+    """A function that measures accuracy. Decoded images stay in memory if they fit."""
     if 3 * spec.size**2 * len(images) > _IN_MEMORY:
         return accuracy_of(loader, spec.normalize)
     kept: list[Any] = []
@@ -193,7 +193,7 @@ def _example(network: nn.Module, metadata: dict[str, Any], spec: TransformSpec, 
 
 
 def _described(report: FoldReport, metadata: dict[str, Any], known: TrainedOn | None) -> dict[str, Any]:
-    """What makes the folded network again, and which images it must not be judged on."""
+    """Metadata that rebuilds the folded network and identifies its training images."""
     config: Any = report.network.network_config
     structure = {"attached": config.attached, "folded": config.folded} if config.folded else {}
     final = report.final

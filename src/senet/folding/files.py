@@ -1,4 +1,4 @@
-"""The files of ``senet fold``: the steps as CSV, everything as JSON, and the picture of the trade-off."""
+"""The files of ``senet fold``: the steps as CSV, everything as JSON, and a plot of the trade-off."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ COLUMNS = (
     "time_q25",
     "time_q75",
 )
-_KEPT, _TRIED, _PARAMETERS = "#0072B2", "#D55E00", "#555555"  # Okabe and Ito's blue and vermilion, and a grey
+_KEPT, _TRIED, _PARAMETERS = "#0072B2", "#D55E00", "#555555"  # Okabe and Ito's blue and vermilion, and a gray
 
 
 def time_of(x: torch.Tensor, rounds: int) -> Measure:
-    """What times two networks in turn, in evaluation mode on ``x``: the quartiles of the ratio."""
+    """A function that times two networks alternately on ``x`` in evaluation mode and returns quartiles of the ratio."""
     import torch
 
     def measure(before: nn.Module, after: nn.Module) -> tuple[float, float, float]:
@@ -55,7 +55,7 @@ def time_of(x: torch.Tensor, rounds: int) -> Measure:
 
 
 def step_rows(steps: Sequence[FoldStep]) -> list[dict[str, Any]]:
-    """The rows of fold.csv; an empty cell where there is no number."""
+    """The rows of fold.csv; a missing number is an empty cell."""
     rows = []
     for number, step in enumerate(steps):
         q25, median, q75 = step.time if step.time is not None else ("", "", "")
@@ -78,7 +78,7 @@ def step_rows(steps: Sequence[FoldStep]) -> list[dict[str, Any]]:
 
 
 def write_fold(folder: Path, report: FoldReport, about: dict[str, str]) -> None:
-    """Write ``FILES`` into a folder; ``about`` says where the numbers come from."""
+    """Write ``FILES`` to a folder; ``about`` describes where the numbers come from."""
     write_csv(folder / "fold.csv", COLUMNS, step_rows(report.steps))
     content = {"about": about, "machine": machine(), **report.to_dict()}
     write_atomically(folder / "fold.json", (json_text(content, indent=2) + "\n").encode())
@@ -86,15 +86,15 @@ def write_fold(folder: Path, report: FoldReport, about: dict[str, str]) -> None:
 
 
 def plot_tradeoff(path: Path, report: FoldReport, title: str) -> None:
-    """Accuracy, and below it time and parameters, over the gates in the order in which they were tried; saves a PNG."""
+    """Save a PNG of accuracy, time, and parameters over the gates, in the order in which they were tried."""
     steps = report.steps
     figure = new_figure(max(6.0, 0.42 * len(steps) + 2.5), 6.5)
-    figure.suptitle(f"Folding the gates of {title}, the least moving first", fontsize=11, x=0.01, ha="left")
+    figure.suptitle(f"Folding the gates of {title}, least movement first", fontsize=11, x=0.01, ha="left")
     above, below = figure.subplots(2, 1, sharex=True)
     _accuracy(above, steps, report.max_drop)
     _cost(below, steps)
     below.set_xticks(range(len(steps)), ["none", *(s.site for s in steps[1:])], rotation=60, ha="right", fontsize=8)
-    below.set_xlabel("gate folded in addition", fontsize=9)
+    below.set_xlabel("next gate folded", fontsize=9)
     for axes in (above, below):
         axes.grid(axis="y", color="0.9", linewidth=0.8)
         axes.set_axisbelow(True)
@@ -110,7 +110,7 @@ def _accuracy(axes: Axes, steps: Sequence[FoldStep], max_drop: float | None) -> 
         axes.plot(*zip(*tried, strict=True), "x", color=_TRIED, markersize=7, label="tried, not kept")
     if max_drop is not None:
         limit = steps[0].accuracy - max_drop
-        axes.axhline(limit, color="0.3", linewidth=1, linestyle="--", label=f"allowed: {max_drop:g} points less")
+        axes.axhline(limit, color="0.3", linewidth=1, linestyle="--", label=f"limit: {max_drop:g} points lower")
     axes.set_ylabel("accuracy, %", fontsize=9)
     axes.legend(frameon=False, fontsize=8)
 
@@ -129,5 +129,5 @@ def _cost(axes: Axes, steps: Sequence[FoldStep]) -> None:
         style: dict[str, Any] = {"color": _KEPT, "markersize": 5, "capsize": 2.5, "linewidth": 1.2}
         axes.errorbar([i for i, _ in timed], medians, yerr=spread, fmt="-o", label="time (median, quartiles)", **style)
     axes.axhline(1.0, color="0.3", linewidth=1, linestyle="--")
-    axes.set_ylabel("÷ network as it was", fontsize=9)
+    axes.set_ylabel("ratio to the original network", fontsize=9)
     axes.legend(frameon=False, fontsize=8)

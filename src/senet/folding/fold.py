@@ -1,4 +1,4 @@
-"""``senet.fold``: take gates out of a network again, by hand or as far as an accuracy budget allows."""
+"""``senet.fold``: remove gates from a network, by name or within an accuracy budget."""
 
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,49 +30,51 @@ def fold(
     example_input: Any = None,
     progress: Progress | None = None,
 ) -> FoldReport:
-    """A copy of a network in which gates are replaced by their mean excitation, and that folded into other weights.
+    """Replace gates with their mean excitation and fold these constants into other weights, in a copy of the network.
 
-    A gate that is held at its mean g (C,) over ``excitations`` is a factor a channel. It goes, exactly, into the norm,
-    convolution or linear layer before it, or into the input columns of those behind it (``senet.folding.plan``); the
-    result is proven in float64 to be the network with constant gates. What is lost is what the gate's movement from
-    image to image was worth, which ``evaluate`` measures.
+    A gate held at its mean g (C,) over ``excitations`` is one factor per channel. The factors move into the norm,
+    convolution, or linear layer before the gate, or into the input channels of the layers after it
+    (``senet.folding.plan``). A check in float64 proves that the result equals the network with constant gates. The cost
+    is the benefit of the gate's movement from image to image, which ``evaluate`` measures.
 
-    With ``evaluate`` the gates are taken in the order of their movement, least first, and the accuracy is measured
-    after each. With ``max_drop``, a fold that loses more than that is not kept, and the search goes on without it.
+    With ``evaluate``, gates are tried in the order of their movement, least first, and the accuracy is measured after
+    each one. With ``max_drop``, a fold that would exceed the limit is rejected, and the search continues without it.
 
     Args:
-        model: any network with SE gates: ours, timm's, torchvision's, with attached ones; in any mode. Not changed.
-        excitations: of this network, from ``senet.record_excitations``.
-        sites: a shell pattern of gate names, ``"layer4.*"``, or a list of names.
-        stage: only the gates of this stage; maps of one size are a stage, the largest is 2 as in the paper.
-        evaluate: gives a network's accuracy in percent; or a loader of (images, targets), of which the share that is
-            classified rightly is counted.
-        max_drop: how much the accuracy may be lower in the end, in the unit of ``evaluate``: percentage points.
-        constants: replace a gate that does not fold exactly by a ``ConstantGate``; else it stays, and the report says
-            why it does not fold.
-        measure: gives the time of its second network ÷ that of its first, as (quartile, median, quartile).
-        example_input: what the network takes, as for ``senet.attach``; None: guessed.
+        model: any network with SE gates (ours, timm's, torchvision's, attached ones), in any mode. It is not changed.
+        excitations: the excitations of this network, from ``senet.record_excitations``.
+        sites: a shell pattern of gate names, such as ``"layer4.*"``, or a list of names.
+        stage: fold only gates of this stage. Feature maps of the same size form a stage; the largest is stage 2, as in
+            the paper.
+        evaluate: a function that returns a network's accuracy in percent, or a loader of (images, targets) for the
+            top-1 accuracy.
+        max_drop: maximum loss of accuracy, in the unit of ``evaluate`` (percentage points).
+        constants: replace gates that do not fold exactly with a ``ConstantGate``. Otherwise, they stay, and the report
+            gives the reason.
+        measure: a function of two networks that returns the time of the second ÷ the first, as (quartile, median,
+            quartile).
+        example_input: an input of the network, as in ``senet.attach``; None means a guess.
         progress: called as ``progress(done, total, gate)`` before each measurement.
 
     Returns:
-        the report, whose ``network`` is the copy: an ordinary network that saves, exports and trains.
+        the report. Its ``network`` is the copy, an ordinary network that saves, exports, and trains.
 
     Raises:
-        InputError: no gates, or none of that name or stage; excitations of another network, or with NaN; a budget
-            without ``evaluate``; an accelerated network, or one on the meta device.
+        InputError: no matching gates; excitations of another network, or with NaN; ``max_drop`` without ``evaluate``;
+            an accelerated network, or one on the meta device.
     """
     if max_drop is not None and (evaluate is None or not max_drop >= 0):
-        raise InputError(f"fold: max_drop={max_drop} needs evaluate=, and must be at least 0")
+        raise InputError(f"fold: max_drop={max_drop} requires evaluate= and a value of at least 0")
     network, gates = _opened(model)
     names = _named(gates, sites)
     by = _constants(gates, excitations)
-    # Compiled parts run eagerly: hooks that come after the compilation are not called in it.
+    # Compiled parts run eagerly, because compiled code does not call hooks that were added later.
     with torch.compiler.set_stance("force_eager"), torch.inference_mode(False):
         folder = Folder(network, by, constants, example_input)
     chosen = _of_stage(folder, names, stage)
     missing = [name for name in chosen if name not in by]
     if missing and not isinstance(sites, str):
-        raise InputError(f"fold: {missing[0]!r} is not among the {len(by)} gates recorded; record it too")
+        raise InputError(f"fold: {missing[0]!r} is not among the {len(by)} recorded gates; record it too")
     variations = {name: excitations[name].variation() for name in by}
     candidates = [name for name in sorted(by, key=variations.__getitem__) if name in chosen]
     if not constants:
@@ -90,13 +92,13 @@ def fold(
 
 
 def _opened(model: nn.Module) -> tuple[nn.Module, list[Gate]]:
-    """The network out of its wrappers, and its gates."""
+    """The network without its wrappers, and its gates."""
     if isinstance(model, Accelerated):
-        raise InputError("fold: the network is accelerated; fold the ordinary one, then accelerate the result")
+        raise InputError("fold: the network is accelerated; fold the original network, then accelerate the result")
     network = plain_network(model)
     gates = find_gates(network)
     if not gates:
-        raise InputError(f"fold: {type(network).__name__} has no SE gates; there is nothing to take out")
+        raise InputError(f"fold: {type(network).__name__} has no SE gates, so there is nothing to fold")
     if any(tensor.is_meta for tensor in (*network.parameters(), *network.buffers())):
         raise InputError("fold: the network is on the meta device and has no weights; load them before folding")
     return network, gates
@@ -107,13 +109,17 @@ def _named(gates: list[Gate], sites: str | Sequence[str]) -> list[str]:
     if isinstance(sites, str):
         found = fnmatch.filter(known, sites)
         if not found:
-            raise InputError(f"fold: no gate matches {sites!r}; the {len(known)} gates begin with {known[0]!r}")
+            raise InputError(
+                f"fold: no gate matches {sites!r}; there are {len(known)} gates, the first is {known[0]!r}"
+            )
         return found
     for name in sites:
         if name not in known:
-            raise InputError(f"fold: there is no gate {name!r}; the {len(known)} gates begin with {known[0]!r}")
+            raise InputError(
+                f"fold: there is no gate {name!r}; there are {len(known)} gates, the first is {known[0]!r}"
+            )
     if not sites:
-        raise InputError("fold: sites names no gate; give a pattern or a list of names")
+        raise InputError("fold: sites is empty; give a pattern or a list of names")
     return list(sites)
 
 
@@ -124,7 +130,7 @@ def _of_stage(folder: Folder, names: list[str], stage: int | None) -> list[str]:
     found = [name for name in names if stages[name][0] == stage]
     if not found:
         known = ", ".join(map(str, sorted({number for number, _ in stages.values() if number})))
-        raise InputError(f"fold: there is no gate in stage {stage}; there are stages {known}")
+        raise InputError(f"fold: there is no gate in stage {stage}; choose one of {known}")
     return found
 
 
@@ -134,16 +140,16 @@ def _constants(gates: Sequence[Gate], excitations: Excitations) -> dict[str, Ten
     for site in excitations:
         if site.name not in channels:
             raise InputError(
-                f"fold: the excitations are of another network: this one has no gate {site.name!r}; record them again"
+                f"fold: the excitations belong to another network: this has no gate {site.name!r}; record them again"
             )
         if site.channels != channels[site.name]:
             raise InputError(
-                f"fold: the excitations are of another network: {site.name!r} has {site.channels} channels there and "
-                f"{channels[site.name]} here; record them again"
+                f"fold: the excitations belong to another network: {site.name!r} has {site.channels} channels there "
+                f"and {channels[site.name]} here; record them again"
             )
         mean, _ = site.overall()
         if not np.isfinite(mean).all():
-            raise InputError(f"fold: the excitations of {site.name!r} are NaN or of no image; record them again")
+            raise InputError(f"fold: the excitations of {site.name!r} are NaN or empty; record them again")
     if not len(excitations):
         raise InputError("fold: no gate was recorded; record the excitations again")
     return {name: torch.from_numpy(excitations[name].overall()[0]) for name in channels if name in excitations.sites}

@@ -1,10 +1,10 @@
-"""Where the factors of a constant gate go: along the data flow, into the weights before the gate or behind it.
+"""Plans where the factors of a constant gate go: along the data flow, into weights before or after the gate.
 
-A factor a channel moves through whatever treats channels alike and scales with them (sums, average pooling, padding by
-zeros, interpolation), and if it is not negative through ReLU and max pooling. Before the gate it ends in the output
-channels of a norm, a convolution or a linear layer (weight and bias), behind it in the input channels of convolutions
-and linear layers, where zero padding stays zero. Which modules scale is tried out, not known by class: a convolution
-that standardises its weight does not, a norm with a ReLU of its own does.
+One factor per channel moves through operations that are linear within each channel (sums, average pooling, zero
+padding, interpolation). A nonnegative factor also moves through ReLU and max pooling. Before the gate, the factors go
+into the output channels of a norm, convolution, or linear layer (weight and bias). After the gate, they go into the
+input channels of convolutions and linear layers, where zero padding stays zero. Whether a module can take them is
+tested, not derived from its class: a convolution with weight standardization cannot; a norm with its own ReLU can.
 """
 
 import copy
@@ -37,30 +37,30 @@ _POSITIVE = frozenset(
     }
 )
 _SUMS = frozenset({"add", "sub", "lerp"})
-_STEPS = 64  # of a factor's way; what is longer leads through the whole network
-_RELATIVE = 1e-9  # float64: what is exact but for rounding
+_STEPS = 64  # operations that factors may pass; longer paths run through the whole network
+_RELATIVE = 1e-9  # float64: exact except for rounding
 
 
 class CannotFold(Exception):  # noqa: N818 - a reason, not a failure
-    """Why a factor cannot be moved; a part of a sentence."""
+    """Why factors cannot be moved, as part of a sentence."""
 
 
 @dataclass(frozen=True)
 class Factor:
-    """A module's output channels, or what it takes, times ``by`` (channels of that side, float64)."""
+    """Scales the output or input channels of a module by ``by``, one float64 factor per channel of that side."""
 
     path: str
     side: Side
     by: Tensor
 
     def apply(self, model: nn.Module) -> None:
-        """Multiply weight and bias of the module in ``model``, in place, each in its own type."""
+        """Multiply the weight and bias of the module in ``model``, in place, each in its own dtype."""
         scale_module(model.get_submodule(self.path), self.side, self.by)
 
 
 @torch.no_grad()
 def scale_module(module: nn.Module, side: Side, by: Tensor) -> None:
-    """Multiply a module's output channels, or the columns of its weight that read its input channels, in place."""
+    """Scale a module's output channels, or the columns of its weight that read its input channels, in place."""
     weight, bias = _weight(module), _own_tensor(module, "bias")
     if side == "input":
         groups = getattr(module, "groups", 1)
@@ -73,7 +73,7 @@ def scale_module(module: nn.Module, side: Side, by: Tensor) -> None:
 
 
 def _multiply(tensor: Tensor, by: Tensor) -> None:
-    # In float64 where there is one, so that a weight is rounded once.
+    # In float64 on the CPU, so that each weight is rounded only once.
     wide = tensor.detach().cpu().double() * by.cpu()
     tensor.copy_(wide)
 
@@ -106,7 +106,7 @@ class Planner:
         self.shared = Counter(id(tensor) for tensor in tensors if tensor is not None)
 
     def ends(self, gate: Gate) -> tuple[Node, Node]:
-        """The map that a gate takes and the one that it gives; CannotFold where there is no single one of each."""
+        """The input and the output of a gate; CannotFold unless there is exactly one of each."""
         inside = self.owned.get(gate.name, [])
         if self.flow.calls[gate.name] != 1 or not inside:
             raise CannotFold(f"it is called {self.flow.calls[gate.name]} times in a forward pass")
@@ -114,16 +114,16 @@ class Planner:
         last = [node for node in inside if gate.name in node.returned_by]
         leaks = [node for node in inside if node not in last and any(user not in inside for user in node.users)]
         if entry is None or len(last) != 1 or leaks:
-            raise CannotFold("its module does more than to rescale one map")
+            raise CannotFold("its module does more than rescale one feature map")
         if len(entry.shape) < 2 or entry.shape[1] != gate.channels or entry.shape != last[0].shape:
             raise CannotFold(f"it rescales {entry.shape}, where {gate.channels} channels are expected")
         return entry, last[0]
 
     def plan(self, gate: Gate, by: Tensor) -> list[Factor]:
-        """Where the factors ``by`` (C,) of a gate go; the weights before it first, else those behind it.
+        """Place the factors ``by`` (C,) of a gate in the weights before it or, failing that, in those after it.
 
         Raises:
-            CannotFold: says why neither is possible.
+            CannotFold: neither is possible; the message says why.
         """
         entry, last = self.ends(gate)
         try:
@@ -133,17 +133,17 @@ class Planner:
         try:
             return self._forward(last, 1, by, 0)
         except CannotFold as behind:
-            raise CannotFold(f"before it, {before}; behind it, {behind}") from None
+            raise CannotFold(f"before it, {before}; after it, {behind}") from None
 
     def _backward(self, node: Node, axis: int, by: Tensor, readers: list[Node], steps: int) -> list[Factor]:
-        """Scale what ``node`` gives, which nobody but ``readers`` may read."""
+        """Scale the output of ``node``, which only ``readers`` may read."""
         if any(user not in readers for user in node.users):
-            raise CannotFold("the map is read elsewhere too")
+            raise CannotFold("the feature map is also read elsewhere")
         for path in self._makers(node):
             if self._scales(path, "output", by):
                 return [Factor(path, "output", by)]
         if steps > _STEPS or not node.inputs:
-            raise CannotFold("there is no weight")
+            raise CannotFold("no weight was found")
         if node.op == "cat" and all(len(each.shape) == len(node.shape) for each in node.inputs):
             sizes = [each.shape[axis] for each in node.inputs]
             if sum(sizes) == len(by):
@@ -151,27 +151,27 @@ class Planner:
                 return [f for each, part in parts for f in self._backward(each, axis, part, [node], steps + 1)]
         passes = node.op in _SUMS and len(node.inputs) > 1
         if not passes and not self._lets_through(node, by):
-            raise CannotFold(f"it follows {_name(node)}, through which factors do not move")
+            raise CannotFold(f"it follows {_name(node)}, which blocks the factors")
         for each in node.inputs:
             if each.shape[axis : axis + 1] != (len(by),) or len(each.shape) != len(node.shape):
-                raise CannotFold(f"it follows {_name(node)}, where channels are not one to one")
+                raise CannotFold(f"it follows {_name(node)}, which mixes channels")
         return [factor for each in node.inputs for factor in self._backward(each, axis, by, [node], steps + 1)]
 
     def _makers(self, node: Node) -> list[str]:
-        """The modules that return the map; one with an attached gate returns it to the gate."""
+        """The modules that return the feature map; a module with an attached gate returns it to the gate."""
         holder = self.modules.get(node.owner)
         attached = [node.owner] if holder is not None and gate_of_output(holder) is not None else []
         return [*attached, *node.returned_by]
 
     def _forward(self, node: Node, axis: int, by: Tensor, steps: int) -> list[Factor]:
-        """Let all who read ``node`` multiply it themselves."""
+        """Move the factors into every operation that reads ``node``."""
         if not node.users:
-            raise CannotFold("the map is the network's output")
+            raise CannotFold("the feature map is the network's output")
         return [factor for user in node.users for factor in self._reader(node, user, axis, by, steps)]
 
     def _reader(self, node: Node, user: Node, axis: int, by: Tensor, steps: int) -> list[Factor]:
         if steps > _STEPS:
-            raise CannotFold("there is no weight")
+            raise CannotFold("no weight was found")
         if user.op == "convolution" or user.op in PRODUCTS:
             if user.inputs == (node,) and self._scales(user.owner, "input", by):
                 return [Factor(user.owner, "input", by)]
@@ -182,10 +182,10 @@ class Planner:
             if user.shape[axis] == sum(map(len, parts)):
                 return self._forward(user, axis, torch.cat(parts), steps + 1)
         if user.op in _SUMS and len(user.inputs) > 1:
-            raise CannotFold("the map is added to another")
+            raise CannotFold("the feature map is added to another")
         moved = _moved(node, user, axis, by) if self._lets_through(user, by) else None
         if moved is None:
-            raise CannotFold(f"it is read by {_name(user)}, through which factors do not move")
+            raise CannotFold(f"it is read by {_name(user)}, which blocks the factors")
         return self._forward(user, *moved, steps + 1)
 
     def _lets_through(self, node: Node, by: Tensor) -> bool:
@@ -194,14 +194,14 @@ class Planner:
         return node.op in _LINEAR | RESHAPES or (node.op in _POSITIVE and bool((by >= 0).all()))
 
     def _entry(self, path: str) -> Node | None:
-        """The one map that the operations inside a module read from outside."""
+        """The only tensor that the operations inside a module read from outside; None if there is not exactly one."""
         inside = self.owned.get(path, [])
         known = set(map(id, inside))
         outside = {id(each): each for node in inside for each in node.inputs if id(each) not in known}
         return next(iter(outside.values())) if len(outside) == 1 else None
 
     def _scales(self, path: str, side: Side, by: Tensor) -> bool:
-        """Whether the module's weights can take the factors: it is called once, shares nothing, and does it exactly."""
+        """Whether the module's weights can take the factors: one call, no shared weights, and an exact result."""
         module, entry = self.modules.get(path), self._entry(path)
         if module is None or entry is None or self.flow.calls[path] != 1:
             return False
@@ -215,7 +215,7 @@ class Planner:
 
 
 def _is_exact(module: nn.Module, side: Side, by: Tensor, shape: tuple[int, ...]) -> bool:
-    """Try it in float64, on numbers that have nothing to do with the network's."""
+    """Test the scaling in float64, on random input."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(shape, generator=generator, dtype=torch.float64)
     twin = copy.deepcopy(module).cpu().double().eval()
@@ -240,16 +240,16 @@ def _along(x: Tensor, by: Tensor, axis: int) -> Tensor:
 
 
 def _moved(node: Node, user: Node, axis: int, by: Tensor) -> tuple[int, Tensor] | None:
-    """(axis, factors) of the channels of ``user``, which reads ``node``; None where they are not one to one."""
+    """The channel axis and the factors in the output of ``user``, which reads ``node``; None if channels mix."""
     shape, before = user.shape, node.shape
     if user.op in ("permute", "transpose"):
         return (user.channel, by) if user.channel is not None and node.channel == axis else None
     if len(shape) == len(before) and shape[axis] == len(by):
         return axis, by
     if axis == 1 and len(shape) == 2 and shape[1] == len(by):
-        return 1, by  # pooled, or flattened from one pixel
+        return 1, by  # pooled, or flattened from a single pixel
     if axis == 1 and len(shape) == 2 and user.op in RESHAPES and shape[1] == math.prod(before[1:]):
-        return 1, by.repeat_interleave(shape[1] // len(by))  # flattened: all pixels of a channel in a row
+        return 1, by.repeat_interleave(shape[1] // len(by))  # flattened: the pixels of a channel are adjacent
     if user.channel is not None and node.channel == axis and shape[user.channel] == len(by):
         return user.channel, by
     return None

@@ -1,4 +1,4 @@
-"""What ``senet.fold`` did: the folded network, what became of each gate, and the steps of the search."""
+"""The result of ``senet.fold``: the folded network, the fate of each gate, and the steps of the search."""
 
 import math
 from dataclasses import asdict, dataclass, field
@@ -16,14 +16,15 @@ class SiteFold:
     """One gate.
 
     Attributes:
-        name: its path.
-        stage, map_size: the paper's number of the stage (maps of one size are a stage, the largest is 2), and the size.
-        channels, parameters: of the gate.
-        variation: how far it moves from image to image, against its size (``SiteExcitations.variation``).
-        fate: ``"folded"`` into other weights, ``"constant"``: replaced by a factor a channel, ``"kept"``.
+        name: its path in the network.
+        stage, map_size: its stage, numbered as in the paper (feature maps of the same size form a stage, the largest is
+            stage 2), and the spatial size of its feature map.
+        channels, parameters: the gate's number of channels and parameters.
+        variation: its movement from image to image, relative to its size (``SiteExcitations.variation``).
+        fate: ``"folded"`` into other weights, ``"constant"`` (replaced with one factor per channel), or ``"kept"``.
         into: the modules whose weights took the factors.
-        reason: why it does not fold, or was kept, in words.
-        obstacle: what keeps it from folding exactly; empty where nothing does.
+        reason: why it does not fold, or was kept.
+        obstacle: what prevents an exact fold; empty if nothing does.
     """
 
     name: str
@@ -40,17 +41,17 @@ class SiteFold:
 
 @dataclass(frozen=True)
 class FoldStep:
-    """One step of the search: a gate more was folded and the network measured.
+    """One step of the search: one more gate was folded, and the network was measured.
 
     Attributes:
-        site: the gate; empty in the first row, the network as it was.
-        kept: whether the fold was kept; the next step starts from the last kept one.
-        folds: gates folded in the network that was measured.
-        accuracy: of that network, as ``evaluate`` gives it.
-        drop: how much lower that is than at the start, in the same unit.
-        parameters: of that network.
-        variation: of the gate.
-        time: its time ÷ that of the network at the start: quartile, median, quartile; None where not measured.
+        site: the gate; empty in the first row, which is the original network.
+        kept: whether the fold was kept. The next step starts from the last kept fold.
+        folds: number of folded gates in the measured network.
+        accuracy: its accuracy, as returned by ``evaluate``.
+        drop: the loss of accuracy relative to the original network, in the same unit.
+        parameters: its number of parameters.
+        variation: the gate's movement.
+        time: its time ÷ the time of the original network (quartile, median, quartile); None if not measured.
     """
 
     site: str
@@ -68,12 +69,12 @@ class FoldReport:
     """The result of ``senet.fold``; ``print`` shows it as tables.
 
     Attributes:
-        network: a folded copy, in the mode and on the device of the original, which was not changed.
-        name: the class of the network.
+        network: the folded copy, in the mode and on the device of the original, which was not changed.
+        name: the class name of the network.
         sites: every gate, in the network's order.
-        steps: the search, from the network as it was; empty without ``evaluate``.
-        parameters: of the network (before, after).
-        max_drop: what the accuracy was allowed to lose; None: anything.
+        steps: the search, starting with the original network; empty without ``evaluate``.
+        parameters: number of parameters (before, after).
+        max_drop: the allowed loss of accuracy; None means no limit.
     """
 
     network: nn.Module = field(repr=False)
@@ -109,7 +110,7 @@ class FoldReport:
         return text
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
+        """The report as JSON-serializable values."""
         sites = [asdict(site) | {"variation": _number(site.variation)} for site in self.sites]
         steps = [asdict(step) | {"variation": _number(step.variation)} for step in self.steps]
         before, after = self.parameters

@@ -1,4 +1,4 @@
-"""How many gates fold within an accuracy budget: least movement first, one at a time, each tried on the last kept."""
+"""The search within an accuracy budget: one gate at a time, least movement first, on top of the last kept fold."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,9 +29,9 @@ def search(
     measure: Measure | None = None,
     progress: Progress | None = None,
 ) -> list[FoldStep]:
-    """The network as it is, and a step for each gate of ``order``; see ``senet.fold``.
+    """Measure the original network, then try each gate in ``order``; see ``senet.fold``.
 
-    Accuracy does not fall evenly, so nothing is skipped by bisection: every gate is tried.
+    Accuracy is not monotonic in the number of folds, so every gate is tried, without bisection.
     """
     start = folder.apply([])
     base = _finite(evaluate, start, "the network as it is")
@@ -57,17 +57,17 @@ def search(
 def _finite(evaluate: Evaluate, network: nn.Module, what: str) -> float:
     accuracy = float(evaluate(network))
     if not math.isfinite(accuracy):
-        raise InputError(f"fold: evaluate gives {accuracy} for {what}; a finite accuracy is wanted")
+        raise InputError(f"fold: evaluate returned {accuracy} for {what}; it must return a finite accuracy")
     return accuracy
 
 
 def accuracy_of(loader: Iterable[Any], preprocess: Callable[[Tensor], Tensor] | None = None) -> Evaluate:
-    """What gives the share of a loader's images that a network classifies rightly, in percent.
+    """A function that measures the top-1 accuracy of a network on a loader, in percent.
 
     Args:
-        loader: gives (images, targets), and maybe more, as tuples; it is gone through once a call. Images of an
-            unknown class, −1, do not count.
-        preprocess: from the loader's images to the network's input, on the network's device.
+        loader: yields tuples of (images, targets, …). Each call iterates over it once. Images of unknown class (−1) do
+            not count.
+        preprocess: turns the loader's images into the network's input, on the network's device.
     """
 
     def evaluate(network: nn.Module) -> float:
@@ -81,12 +81,14 @@ def accuracy_of(loader: Iterable[Any], preprocess: Callable[[Tensor], Tensor] | 
                 answers = run(network, images.to(device, non_blocking=True), preprocess)
                 if not isinstance(answers, Tensor) or answers.ndim != 2:
                     shape = tuple(answers.shape) if isinstance(answers, Tensor) else type(answers).__name__
-                    raise InputError(f"fold: the network gives {shape}, not (N, classes); give a function evaluate=")
+                    raise InputError(
+                        f"fold: the network returns {shape}, not (N, classes); pass a function as evaluate="
+                    )
                 right += int((answers.argmax(1).cpu().numpy() == targets).sum())
                 count += int((targets >= 0).sum())
         if not count:
             raise InputError(
-                "fold: the loader to evaluate on gave no images with a class; it must start anew for every measurement"
+                "fold: the evaluation loader gave no images with a class; it must be iterable once per measurement"
             )
         return 100 * right / count
 

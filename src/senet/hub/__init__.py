@@ -1,1 +1,1 @@
-"""Networks as files, folders and repositories for others, and in timm's registry."""
+"""Sharing networks: as files, folders, and repositories on the Hugging Face Hub, and through timm's registry."""

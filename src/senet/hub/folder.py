@@ -1,4 +1,4 @@
-"""The folder of a shared network, by ``huggingface_hub``'s mixin; imported when a network is saved or loaded."""
+"""The folder of a shared network, using the mixin of ``huggingface_hub``. Imported only to save or load a network."""
 
 import contextlib
 import json
@@ -28,12 +28,12 @@ class NetworkFolder(
     tags=["squeeze-and-excitation"],
     paper_url="https://arxiv.org/abs/1709.01507",
 ):
-    """A network with what belongs beside its weights; the mixin saves, loads and uploads it.
+    """A network with its configuration and metadata; the mixin saves, loads, and uploads it.
 
     Attributes:
         network: the network.
-        config: how to create it.
-        metadata: what its weight file says, ``config`` included.
+        config: its configuration.
+        metadata: the metadata of its weight file, including ``config``.
     """
 
     def __init__(self, network: nn.Module, network_config: NetworkConfig, metadata: dict[str, Any]) -> None:
@@ -50,7 +50,7 @@ class NetworkFolder(
     def _from_pretrained(
         cls, *, model_id: str, config: dict[str, Any] | None = None, **options: Any
     ) -> "NetworkFolder":
-        """The network of a folder or repository; what the Hub does not know of ``options`` changes the network."""
+        """Load a folder or repository. ``options`` that are not download options change the network."""
         known = ("revision", "cache_dir", "force_download", "local_files_only", "token")
         download = {key: options.pop(key) for key in known}
         name = constants.SAFETENSORS_SINGLE_FILE
@@ -63,11 +63,11 @@ class NetworkFolder(
 
     @property
     def by_name(self) -> bool:
-        """Whether name and arguments alone make the network: timm does not know of attached or folded gates."""
+        """Whether name and arguments alone recreate the network; timm does not know attached or folded gates."""
         return self.config.attached is None and self.config.folded is None
 
     def _config_json(self) -> dict[str, Any]:
-        """``config.json``: ours under ``senet``, and beside it what ``timm.create_model("hf-hub:…")`` reads."""
+        """``config.json``: our entries under ``senet``, and those that ``timm.create_model("hf-hub:…")`` reads."""
         config = self.config
         values = {"senet": config.to_dict() | {"version": __version__}, "num_classes": config.num_classes}
         if not self.by_name:
@@ -82,7 +82,7 @@ class NetworkFolder(
         return values | for_timm | ({"label_names": classes} if classes else {})
 
     def generate_model_card(self, source: str) -> ModelCard:
-        """The card: what is known of the network, how to load it (from ``source``), whom to cite."""
+        """The model card: facts about the network, how to load it from ``source``, and the citation."""
         metadata = self.metadata
         numbers = {key: n for key, n in (metadata.get("metrics") or {}).items() if isinstance(n, int | float)}
         values: dict[str, Any] = {
@@ -102,7 +102,7 @@ class NetworkFolder(
         return ModelCard.from_template(self._card_data(numbers), template_str=template, source=source, **values)
 
     def _card_data(self, metrics: dict[str, float]) -> ModelCardData:
-        """What the Hub reads at the head of the card; results only with the data set that they belong to."""
+        """The metadata block of the card. The Hub accepts metrics only with a dataset."""
         config, dataset, info = self.config, self.metadata.get("dataset"), self._hub_mixin_info.model_card_data
         classifies = config.num_classes > 0 and not config.kwargs.get("features_only")
         task = "image-classification" if classifies else "image-feature-extraction"
@@ -122,7 +122,7 @@ class NetworkFolder(
 
 @contextlib.contextmanager
 def one_line(what: str) -> Iterator[None]:
-    """Turn what ``huggingface_hub`` raises into one ``InputError`` that begins with ``what``."""
+    """Turn exceptions of ``huggingface_hub`` into an ``InputError`` that starts with ``what``."""
     try:
         yield
     except (OSError, json.JSONDecodeError, UnicodeDecodeError, HFValidationError, EntryNotFoundError) as error:

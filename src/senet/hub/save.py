@@ -1,9 +1,9 @@
-"""Networks to keep and to give away: a file, a folder with a model card, a repository on the Hugging Face Hub.
+"""Saves and loads networks: as a file, a folder with a model card, or a repository on the Hugging Face Hub.
 
-Folder and repository are made and read by ``huggingface_hub``'s ``PyTorchModelHubMixin``. The networks do not inherit
-from it: everyone who imports a network would import it, and it takes the arguments of a class for the configuration,
-where here a registered name and an ``SEConfig`` make a network. ``senet.hub.folder`` puts the mixin around a network
-at the moment that it is saved or loaded.
+Folders and repositories are written and read by ``PyTorchModelHubMixin`` of ``huggingface_hub``. The networks do not
+inherit from it: importing a network would import it too, and it treats the arguments of a class as the configuration,
+whereas a network here is defined by a registered name and an ``SEConfig``. ``senet.hub.folder`` wraps a network in the
+mixin when it is saved or loaded.
 """
 
 import dataclasses
@@ -22,38 +22,39 @@ from senet.weights.create import create_described
 from senet.weights.load import described_network, load_weights, save_weights
 
 _ENTRIES = {"classes": list, "transform": dict, "metrics": dict, "dataset": str, "license": str}
-OTHERWISE = "senet.save_weights(path, model) writes the weights alone"
+OTHERWISE = "senet.save_weights(path, model) saves only the weights"
 
 
 def save(model: nn.Module, path: str | os.PathLike[str], metadata: dict[str, Any] | None = None) -> Path:
-    """Save a network so that ``from_pretrained`` makes it again: its weights and how it was created.
+    """Save a network with its weights and configuration. ``from_pretrained`` loads it.
 
-    A path that ends in ``.safetensors`` is one file. Any other is a folder: ``model.safetensors``; ``config.json``,
-    which timm reads too; and ``README.md``, a model card, which is left as it is where there is one.
+    A path that ends in ``.safetensors`` becomes a single file. Any other path becomes a folder with
+    ``model.safetensors``, ``config.json``, which timm can read too, and a model card, ``README.md``. An existing
+    ``README.md`` is kept.
 
-    An accelerated or compiled network is saved as the ordinary network that it stands for. Weights keep their type in
-    the file, and are loaded as float32.
+    An accelerated or compiled network is saved as the ordinary network. Weights keep their dtype in the file, and are
+    loaded as float32.
 
     Args:
-        model: made by ``create_model``, ``from_pretrained`` or ``build_from_checkpoint``.
-        path: the file or folder; folders are made.
-        metadata: JSON values that are kept beside the weights, those that ``build_from_checkpoint`` gives say. The
-            card shows ``classes`` (names), ``transform`` (a ``TransformSpec`` as a dict: input size, mean, std),
-            ``metrics`` (name: number), ``dataset`` and ``license`` (as the Hub calls them).
+        model: a network from ``create_model``, ``from_pretrained``, or ``build_from_checkpoint``.
+        path: the file or folder; missing folders are created.
+        metadata: JSON values to store with the weights, such as those that ``build_from_checkpoint`` returns. The card
+            shows ``classes`` (names), ``transform`` (a ``TransformSpec`` as a dict: input size, mean, std),
+            ``metrics`` (name: number), ``dataset``, and ``license`` (as the Hub calls them).
 
     Returns:
         the path.
 
     Raises:
-        InputError: the network is not as its name, its arguments and ``senet.attach`` make it (a layer was replaced);
-            the path is of another kind of file; ``metadata`` holds what JSON cannot.
+        InputError: name, arguments, and ``senet.attach`` do not recreate the network (a layer was replaced), the path
+            has the extension of another kind of file, or ``metadata`` contains values that JSON cannot represent.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
         model, _, metadata = described(model, metadata)
         save_weights(path, model, metadata)
     elif path.is_file() or path.suffix in (".pt", ".pth", ".bin", ".ckpt"):
-        raise InputError(f"{path}: give a path that ends in .safetensors, or a folder")
+        raise InputError(f"{path}: use a path that ends in .safetensors, or a folder")
     else:
         _hub().NetworkFolder(*described(model, metadata)).save_pretrained(path, model_card_kwargs={"source": path.name})
     return path
@@ -68,22 +69,22 @@ def from_pretrained(
     local_files_only: bool = False,
     **changes: Any,
 ) -> nn.Module:
-    """The network of a file or folder of ``save``, or of a repository of ``push_to_hub``, in evaluation mode.
+    """Load a network that ``save`` or ``push_to_hub`` wrote, in evaluation mode.
 
     Args:
-        source: a ``.safetensors`` file, a folder, or a repository, ``"owner/name"``. What was downloaded is cached, and
-            ``HF_HUB_OFFLINE=1`` keeps to the cache.
-        revision: of the repository: a branch, a tag or a commit.
+        source: a ``.safetensors`` file, a folder, or a repository, ``"owner/name"``. Downloads are cached;
+            ``HF_HUB_OFFLINE=1`` uses only the cache.
+        revision: branch, tag, or commit of the repository.
         token, cache_dir, local_files_only: as in ``huggingface_hub``.
-        **changes: other arguments of ``create_model`` than the saved: ``num_classes=5`` for a new classifier,
+        **changes: arguments of ``create_model`` that replace the saved ones: ``num_classes=5`` for a new classifier,
             ``features_only=True`` for a backbone.
 
     Raises:
-        InputError: there is no such file, folder or repository, or it holds no network of this package, or the changed
-            network cannot take the weights.
+        InputError: the file, folder, or repository does not exist or contains no network of this package, or the
+            weights do not fit the changed network.
     """
     if "pretrained" in changes:
-        raise InputError("from_pretrained: its weights are those of the source; senet.create_model takes pretrained=…")
+        raise InputError("from_pretrained: the weights come from the source; senet.create_model takes pretrained=…")
     source = Path(source) if Path(source).exists() else os.fspath(source).removeprefix("hf:")
     if str(source).endswith(".safetensors"):
         state, metadata = load_weights(source)
@@ -92,29 +93,29 @@ def from_pretrained(
     hub = _hub()
     options = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
     try:
-        with hub.one_line(f"{source}: there is no such folder, and from the Hub it cannot be had"):
+        with hub.one_line(f"{source}: there is no such folder, and it cannot be loaded from the Hub"):
             return hub.NetworkFolder.from_pretrained(source, **options, **changes).network
     except InputError:
         raise
-    except (AttributeError, TypeError, ValueError, RecursionError) as error:  # of the mixin, on JSON of another kind
+    except (AttributeError, TypeError, ValueError, RecursionError) as error:  # from the mixin, on unexpected JSON
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{source}: its config.json makes no network ({reason}); save it again") from error
+        raise InputError(f"{source}: its config.json does not describe a network ({reason}); save it again") from error
 
 
 def push_to_hub(model: nn.Module, repo_id: str, metadata: dict[str, Any] | None = None, **options: Any) -> str:
-    """Upload a network, its configuration and its model card to the Hugging Face Hub in one commit.
+    """Upload a network, its configuration, and its model card to the Hugging Face Hub in one commit.
 
     Args:
         model, metadata: as in ``save``.
-        repo_id: the repository, ``"owner/name"``; made where there is none.
-        **options: of ``PyTorchModelHubMixin.push_to_hub``: ``private``, ``token``, ``branch``, ``create_pr``,
+        repo_id: the repository, ``"owner/name"``; created if it does not exist.
+        **options: options of ``PyTorchModelHubMixin.push_to_hub``: ``private``, ``token``, ``branch``, ``create_pr``,
             ``commit_message``, ``ignore_patterns`` (``"README.md"`` keeps a card that was edited on the Hub).
 
     Returns:
-        the address of the commit.
+        the URL of the commit.
 
     Raises:
-        InputError: as ``save``; or the Hub refuses, for want of a token say.
+        InputError: as in ``save``, or the Hub rejects the upload, for example because there is no token.
     """
     hub = _hub()
     folder = hub.NetworkFolder(*described(model, metadata))
@@ -123,22 +124,22 @@ def push_to_hub(model: nn.Module, repo_id: str, metadata: dict[str, Any] | None 
 
 
 def described(model: nn.Module, metadata: dict[str, Any] | None) -> tuple[nn.Module, NetworkConfig, dict[str, Any]]:
-    """The network without a compiler's wrapper, how to create it again, and all that its weight file says.
+    """The network without the wrapper of ``torch.compile``, its configuration, and the metadata of its weight file.
 
     Raises:
-        InputError: it cannot be created again, or the metadata do not fit it or JSON.
+        InputError: the network cannot be recreated, or the metadata do not match it or are not JSON values.
     """
     model = getattr(model, "_orig_mod", model)
     config = getattr(model, "network_config", None)
     if not isinstance(config, NetworkConfig):
         kind = type(model).__name__
-        raise InputError(f"save: this {kind} was not made by senet.create_model and cannot be made again; {OTHERWISE}")
+        raise InputError(f"save: this {kind} was not made by senet.create_model, so cannot be recreated; {OTHERWISE}")
     classes_now = getattr(model, "num_classes", config.num_classes)
-    attached = config.attached if config.folded else attachment.described(model)  # a folded network's: as it was before
+    attached = config.attached if config.folded else attachment.described(model)  # folding keeps the description
     config = dataclasses.replace(config, num_classes=classes_now, attached=attached)
     difference = _difference(model, config)
     if difference:
-        raise InputError(f"save: {config.model!r} would not be made again as it is now: {difference}; {OTHERWISE}")
+        raise InputError(f"save: {config.model!r} has changed since it was created: {difference}; {OTHERWISE}")
     try:
         metadata = json.loads(json.dumps({**(metadata or {}), **config.to_dict()}))
     except (TypeError, ValueError) as error:
@@ -148,7 +149,7 @@ def described(model: nn.Module, metadata: dict[str, Any] | None) -> tuple[nn.Mod
 
 
 def _check_card(metadata: dict[str, Any], num_classes: int) -> None:
-    """Refuse what the card could not show."""
+    """Reject entries that the card cannot show."""
     for name, kind in _ENTRIES.items():
         value = metadata.get(name)
         if value is not None and not isinstance(value, kind):
@@ -159,7 +160,7 @@ def _check_card(metadata: dict[str, Any], num_classes: int) -> None:
 
 
 def _difference(model: nn.Module, config: NetworkConfig) -> str | None:
-    """What distinguishes the network from one that ``config`` makes, first found; None: nothing but its weights."""
+    """The first difference, other than weights, between the network and one that ``config`` creates; None if none."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         fresh = config.create()
     if not isinstance(model, type(fresh)):
@@ -170,10 +171,10 @@ def _difference(model: nn.Module, config: NetworkConfig) -> str | None:
             f"{type(m).__name__}({m.extra_repr()})" if m else "nothing" for m in (now.get(name), then.get(name))
         )
         if there != new:
-            return f"{name} is {there}, and {new} when made anew"
+            return f"{name} is {there}, but a new one has {new}"
     shapes, wanted = ({key: tuple(t.shape) for key, t in net.state_dict().items()} for net in (model, fresh))
     different = sorted(shapes.items() ^ wanted.items())
-    return f"{different[0][0]} is of another shape or not in both" if different else None
+    return f"{different[0][0]} has a different shape or is missing in one of them" if different else None
 
 
 def _hub() -> Any:

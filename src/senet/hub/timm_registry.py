@@ -1,7 +1,7 @@
-"""The zoo in timm's registry: ``timm.create_model("senet_se_resnet50")``, for whatever is built on timm.
+"""The zoo in timm's registry: ``timm.create_model("senet_se_resnet50")``, for code that is built on timm.
 
-timm takes a ``/`` or ``:`` in a name for a place on the Hub or on disk and what follows a ``.`` for a tag, and it has a
-``senet154`` of its own: there, the networks have the zoo's names behind ``senet_``.
+The networks have the prefix ``senet_`` there: timm has its own ``senet154``, and in its names, ``/`` and ``:`` mark a
+location on the Hub or on disk, and ``.`` starts a tag.
 """
 
 import functools
@@ -17,22 +17,25 @@ from senet.nn.squeeze_excite import SEConfig
 from senet.weights.create import create_model
 
 PREFIX = "senet_"
-# timm finds a network's configuration under this name in the module of its entry point.
+# timm looks up the configuration of a network under this name, in the module of its entry point.
 default_cfgs: dict[str, dict[str, Any]] = {}
-# Where a configuration of timm's says that weights are.
+# Keys of a timm configuration that name a source of weights.
 _SOURCES = ("source", "url", "file", "state_dict", "hf_hub_id")
 
 
 def register_timm(pattern: str = "*") -> list[str]:
-    """Add the zoo to timm's registry; gives the names that timm now has, ``senet_`` and ours.
+    """Add the zoo to timm's registry. Calling it again is harmless.
 
-    ``timm.create_model`` takes ``num_classes``, ``in_chans``, ``drop_rate``, ``features_only`` with ``out_indices``
-    (stages; 0 is the first), ``se``, and the family's own arguments. ``pretrained=True`` stands for ``"default"`` of
-    ``senet.create_model``; ``"local-dir:folder"`` loads what ``senet.save`` wrote, and ``"hf-hub:name"`` what
-    ``senet.push_to_hub`` uploaded. Calling it twice does no harm.
+    ``timm.create_model`` then takes ``num_classes``, ``in_chans``, ``drop_rate``, ``features_only`` with
+    ``out_indices`` (stages; 0 is the first), ``se``, and family-specific arguments. ``pretrained=True`` loads the
+    ``"default"`` weights of ``senet.create_model``; ``"local-dir:folder"`` loads a folder of ``senet.save``, and
+    ``"hf-hub:name"`` a repository of ``senet.push_to_hub``.
 
     Args:
-        pattern: a shell pattern of our names; ``"se_*"`` leaves out the plain networks.
+        pattern: a shell pattern for our names; ``"se_*"`` skips the plain networks.
+
+    Returns:
+        the registered names: ``senet_`` followed by ours.
 
     Raises:
         InputError: timm is not installed.
@@ -53,17 +56,17 @@ def register_timm(pattern: str = "*") -> list[str]:
 
 
 def input_cfg(in_chans: int, size: int, transform: dict[str, Any] | None = None) -> dict[str, Any]:
-    """How images are fed to a network, in the words of timm's configurations.
+    """The preprocessing of a network in timm's terms.
 
     Args:
         in_chans: channels of the images.
-        size: their side in pixels, where ``transform`` does not say.
-        transform: the values of a ``TransformSpec``, as weight files carry them.
+        size: side of the images in pixels, unless ``transform`` specifies it.
+        transform: the values of a ``TransformSpec``, as in the metadata of weight files.
     """
     transform = transform or {}
     size = transform.get("size", size)
     resize = transform.get("resize")
-    if resize is None:  # as `TransformSpec` reads it
+    if resize is None:  # the default of `TransformSpec`
         resize = size if transform.get("augment", "imagenet") != "imagenet" else round(size * 256 / 224)
     statistics = {key: transform[key] for key in ("mean", "std") if key in transform}
     interpolation = transform.get("interpolation", "bilinear")
@@ -111,11 +114,11 @@ def _build(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
 def _create(
     name: str, pretrained: str | None, *, global_pool: str | None = None, se: Any = "from name", **kwargs: Any
 ) -> nn.Module:
-    """What timm calls: ``se`` may come from a ``config.json`` as plain values."""
+    """The builder that timm calls. ``se`` may be a dict, from a ``config.json``."""
     if global_pool not in (None, "avg"):
         raise InputError(
-            f"timm.create_model({PREFIX + name!r}): global_pool={global_pool!r} is not known; "
-            "call forward_features for the map, or ask for features_only=True"
+            f"timm.create_model({PREFIX + name!r}): global_pool={global_pool!r} is not supported; "
+            "call forward_features, or use features_only=True, for feature maps"
         )
     se = SEConfig.from_dict(se) if isinstance(se, dict) else se
     return create_model(name, se=se, pretrained=pretrained, **kwargs)

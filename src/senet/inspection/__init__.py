@@ -1,1 +1,1 @@
-"""What gates do over a data set: recorded, judged, and shown as figures and a page."""
+"""Records what gates do over a data set, diagnoses them, and shows the result as figures and an HTML page."""

@@ -1,4 +1,4 @@
-"""``senet inspect`` in Python: a network, images, and the report on what its gates do with them."""
+"""``senet inspect`` in Python: from a network and images to a report on its gates."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from senet.weights.load import load_weights
 
 @dataclass(frozen=True)
 class Subject:
-    """A network, the images to show it (with their transform), and where both come from."""
+    """A network, its input images (with their transform), and a description of both."""
 
     network: nn.Module
     images: ImageSet
@@ -44,7 +44,7 @@ class Subject:
     about: dict[str, str]
 
     def picture(self, number: int) -> NDArray[np.uint8] | None:
-        """What the network sees of an image: uint8 (H, W, 1|3); None where it cannot be read."""
+        """An image after the transform, uint8 (H, W, 1|3); None if it cannot be read."""
         try:
             return self.images[number].image.permute(1, 2, 0).numpy()
         except BadImageError:
@@ -52,7 +52,7 @@ class Subject:
 
 
 def open_checkpoint(checkpoint: str | Path, data: str, view: Viewing = AS_TRAINED) -> Subject:
-    """A network of ``senet train``. Of the data that it was trained on, its validation images are taken."""
+    """Open a network from ``senet train``. If ``data`` is its training data, only validation images are used."""
     network, metadata, spec = load_network(checkpoint, view.size)
     images, sentence = unseen_images(Path(checkpoint), data, view, metadata)
     about = {"model": metadata["model"], "data": data, "images": sentence, "checkpoint": str(checkpoint)}
@@ -60,16 +60,16 @@ def open_checkpoint(checkpoint: str | Path, data: str, view: Viewing = AS_TRAINE
 
 
 def open_model(model: str, pretrained: str | None, data: str, view: Viewing = AS_TRAINED) -> Subject:
-    """A network of the zoo with weights from a file or another source. Its classifier is not needed.
+    """Open a network by name, with weights from a file or another source. Its classifier is not needed.
 
-    Images are prepared as the weights' file says, or as is known of the weights; else as for ImageNet.
+    Images are prepared as the weight file specifies, or as known for these weights; otherwise, as for ImageNet.
     """
     images, sentence = open_eval(data, root=view.root, max_pixels=view.max_pixels)
-    classes = 1000 if model.startswith("torchvision:") else 0  # torchvision's networks do not go without a classifier
+    classes = 1000 if model.startswith("torchvision:") else 0  # torchvision's networks need a classifier
     network = create_model(model, classes, pretrained=pretrained).eval()
     spec = _prepared_for(network, model, pretrained)
     spec = spec if view.size is None else spec.with_size(view.size)
-    about = {"model": model, "data": data, "images": sentence, "weights": pretrained or "none: as initialised"}
+    about = {"model": model, "data": data, "images": sentence, "weights": pretrained or "none: as initialized"}
     return _subject(network, images, spec, about)
 
 
@@ -109,22 +109,26 @@ def inspect(
     view: Viewing = AS_TRAINED,
     progress: Callable[[int], None] | None = None,
 ) -> list[Diagnosis]:
-    """Record the gates of a network over images and write the report (``senet.inspection.report.FILES``) into a folder.
+    """Record the gates of a network over images, and write the report (``senet.inspection.report.FILES``) to a folder.
 
-    Nothing is written before everything has been computed; whatever stops it leaves the folder as it was.
+    Files are written only after all computation has succeeded. A failure leaves the folder unchanged.
 
     Args:
         subject: from ``open_checkpoint`` or ``open_model``.
-        output: the folder; files of an earlier report in it are replaced with ``overwrite`` only.
+        output: the folder. Files from an earlier report are replaced only with ``overwrite``.
+        overwrite: replace files from an earlier report.
         sites: a shell pattern of the gates to record.
-        classes: what the two figures show; by default a few, evenly spread.
-        top: images to keep that open, and that close, each channel most.
-        thresholds: where the gate doctor draws its lines.
-        view: how the images are shown; their size and root are the subject's.
+        classes: classes for the two figures; by default a few, evenly spaced.
+        top: number of images to keep that open each channel most, and that close it most.
+        thresholds: the limits of the gate doctor.
+        view: how images are loaded; their size and root come from the subject.
         progress: called with the number of images so far.
 
+    Returns:
+        the gate doctor's diagnosis of each gate.
+
     Raises:
-        InputError: a report is there already, no gate, a class that is not there or has no images, NaN, …
+        InputError: a report exists already, no gate matches, a class is unknown or has no images, NaN, …
     """
     output = Path(output)
     check_output(output, overwrite)
@@ -132,7 +136,7 @@ def inspect(
     for name in classes or ():
         if name not in filled:
             few = ", ".join(filled[:8]) + (", …" if len(filled) > 8 else "")
-            raise InputError(f"there are no images of a class {name!r} here to draw; there are {few}")
+            raise InputError(f"class {name!r} has no images here, so it cannot be drawn; choose from {few}")
     loader = make_loader(
         subject.images,
         view.batch_size,
@@ -156,28 +160,28 @@ def inspect(
 def check_output(
     output: Path, overwrite: bool, files: Sequence[str] = FILES, inputs: Mapping[str, str | Path | None] | None = None
 ) -> None:
-    """Refuse a folder that holds one of these files, or that cannot be made or written into.
+    """Refuse an output folder that holds one of ``files``, or that cannot be created or written to.
 
-    ``inputs`` are options and the files that they name: they must not be among those to be replaced.
+    ``inputs`` maps options to the files that they name, which must not be overwritten.
     """
     there = next(path for path in (output, *output.absolute().parents) if path.exists())
     if not there.is_dir():
-        raise InputError(f"{there} is a file; give a folder as --output")
+        raise InputError(f"{there} is a file; choose a folder as --output")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(f"{there} cannot be written into; give another --output")
+        raise InputError(f"{there} cannot be written to; choose another --output")
     targets = {(output / name).resolve() for name in files}
     for option, named in (inputs or {}).items():
         if named and Path(named).resolve() in targets:
-            raise InputError(f"{option} {named} is a file that this command writes; give another --output")
+            raise InputError(f"{option} {named} would be overwritten by this command; choose another --output")
     for name in files:
         if (output / name).exists() and not overwrite:
-            raise InputError(f"{output / name} exists; choose another --output, or --overwrite")
+            raise InputError(f"{output / name} exists; choose another --output, or use --overwrite")
 
 
 @contextmanager
 def all_or_nothing(output: Path) -> Iterator[Path]:
-    """A folder to write into, whose files move to ``output`` at the end, or vanish if there is no such end."""
-    # Inside of the folder if it is there: it may be another disk than what is around it, or all that may be written.
+    """A temporary folder whose files move to ``output`` at the end, or are discarded on failure."""
+    # Inside the output folder if it exists: it may be on another disk, or the only writable place.
     with temporary_folder(output if output.is_dir() else output.parent) as folder:
         yield folder
         output.mkdir(exist_ok=True)

@@ -1,7 +1,7 @@
-"""The gate doctor: what is odd, or telling, about each gate, in numbers and in a sentence on what to do.
+"""The gate doctor: findings about each gate, with numbers and a sentence of advice.
 
-All limits are relative to the gate's own range: a sigmoid's unit is 1, that of 2·sigmoid is 2, a gate without a bound
-(ReLU) counts in units of 1. "Always" means: two standard deviations around the mean, over all images.
+All limits are relative to the gate's range: the unit is 1 for a sigmoid, 2 for 2·sigmoid, and 1 for an unbounded gate
+(ReLU). "Always" means within two standard deviations of the mean over all images.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ KINDS = ("dead", "saturated", "untrained", "input-independent", "class-selective
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Where the doctor draws its lines.
+    """The limits of the gate doctor, all between 0 and 1.
 
     Attributes:
-        dead: a channel is dead when |mean| + 2 std is at most this, in units of the gate's range.
-        saturated: it is saturated when |mean| − 2 std is within this of the range's end.
-        untrained: a gate is untrained when each channel's mean is within this of the gate function's value at 0 …
-        constant: … and its std is at most this. A single channel with that std counts as constant.
-        independent: a gate does not depend on the image when its variation (root mean square of std ÷ that of the
-            mean, over channels) is at most this.
-        selective: a gate, or a channel, is class-selective when the class explains at least this share of its variance.
+        dead: a channel is dead if |mean| + 2 std is at most this, in units of the gate's range.
+        saturated: a channel is saturated if |mean| − 2 std is within this distance of the end of the range.
+        untrained: a gate is untrained if the mean of each channel is within this distance of the gate function's value
+            at 0, and its std is at most ``constant``.
+        constant: a channel is constant if its std is at most this.
+        independent: a gate is input-independent if its variation (root mean square of the std ÷ that of the mean, over
+            channels) is at most this.
+        selective: a gate or channel is class-selective if the class explains at least this fraction of its variance.
     """
 
     dead: float = 0.05
@@ -44,10 +45,10 @@ class Thresholds:
         for field in fields(self):
             value = getattr(self, field.name)
             if not 0 <= value <= 1:
-                raise InputError(f"Thresholds: {field.name}={value!r} is not allowed; give a share between 0 and 1")
+                raise InputError(f"Thresholds: {field.name}={value!r} is not allowed; give a fraction between 0 and 1")
 
     def sentence(self) -> str:
-        """The lines in words, to be printed under the findings."""
+        """The limits as text, to be printed under the findings."""
         return (
             f"dead: |mean| + 2 std ≤ {self.dead:g}; saturated: |mean| − 2 std within {self.saturated:g} of the end; "
             f"untrained: every mean within {self.untrained:g} of the value at 0 and std ≤ {self.constant:g} "
@@ -58,7 +59,7 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing about one gate: its kind (one of ``KINDS``), the channels it concerns, the number behind it, advice."""
+    """A finding about a gate: its kind (one of ``KINDS``), the channels concerned, its value, and advice."""
 
     kind: str
     channels: tuple[int, ...]
@@ -68,15 +69,17 @@ class Finding:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All about one gate.
+    """The diagnosis of one gate.
 
     Attributes:
         site: the gate's name.
-        mean, std: of the excitation, over all channels (std: root mean square over channels, of image to image).
-        variation: std against mean; 0 is a constant gate. Gates are best folded in this order.
-        selectivity: share of the variance that the class explains; NaN where there are no classes to compare.
-        dead, saturated, constant: how many channels are.
-        findings: the most pressing first; empty where nothing is odd.
+        channels: its number of channels.
+        mean: mean excitation over all channels and images.
+        std: standard deviation from image to image, as root mean square over channels.
+        variation: std relative to the mean; 0 for a constant gate. Gates with the least variation fold best.
+        selectivity: fraction of the variance that the class explains; NaN if there are no classes to compare.
+        dead, saturated, constant: number of such channels.
+        findings: the most urgent first; empty for a healthy gate.
     """
 
     site: str
@@ -91,7 +94,7 @@ class Diagnosis:
     findings: tuple[Finding, ...]
 
     def row(self) -> dict[str, Any]:
-        """One line of a table or CSV file."""
+        """One row of a table or CSV file."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         advice = " ".join(finding.sentence for finding in self.findings) or HEALTHY
         return values | {"findings": ", ".join(finding.kind for finding in self.findings), "advice": advice}
@@ -102,13 +105,16 @@ Numbers = dict[str, Any]
 
 
 def diagnose(excitations: Excitations, thresholds: Thresholds | None = None) -> list[Diagnosis]:
-    """The gate doctor: dead, saturated, untrained, input-independent and class-selective gates, in the network's order.
+    """Find dead, saturated, untrained, input-independent, and class-selective gates.
+
+    Returns:
+        one diagnosis per gate, in the network's order.
 
     Raises:
-        InputError: fewer than two images were seen; from one nothing can be said.
+        InputError: fewer than two images were recorded.
     """
     if excitations.images < 2:
-        raise InputError(f"{excitations.images} images are too few to judge a gate by; record at least 2")
+        raise InputError(f"{excitations.images} images are too few to diagnose a gate; record at least 2")
     lines = thresholds if thresholds is not None else Thresholds()
     return [_examine(site, lines) for site in excitations]
 
@@ -147,14 +153,14 @@ def _is_untrained(site: SiteExcitations, numbers: Numbers, lines: Thresholds) ->
 def _untrained(site: SiteExcitations, numbers: Numbers, lines: Thresholds) -> Finding | None:
     if not _is_untrained(site, numbers, lines):
         return None
-    effect = {0.0: "closes its map", 1.0: "leaves its map as it is"}.get(site.neutral, "shrinks its map")
+    effect = {0.0: "zeroes its feature map", 1.0: "does nothing"}.get(site.neutral, "shrinks its feature map")
     return Finding(
         "untrained",
         tuple(range(site.channels)),
         numbers["offset"],
-        f"All {site.channels} channels stand at {site.neutral:g}, as in a gate that has learnt nothing: it only "
-        f"{effect}. Train it, with a higher learning rate than the rest if the network was trained before, or take it "
-        "out.",
+        f"All {site.channels} channels stay at {site.neutral:g}, as in a gate that has learned nothing: it only "
+        f"{effect}. Train it, with a higher learning rate than the rest if the network was trained before, or remove "
+        "it.",
     )
 
 
@@ -166,9 +172,9 @@ def _dead(site: SiteExcitations, numbers: Numbers, lines: Thresholds) -> Finding
         "dead",
         tuple(channels.tolist()),
         len(channels) / site.channels,
-        f"{len(channels)} of {site.channels} channels stay at 0 whatever the image (|mean| + 2 std ≤ "
-        f"{lines.dead * numbers['unit']:g}): what is computed there is thrown away. Prune these channels and their "
-        "filters; if they closed early in training, lower the learning rate.",
+        f"{len(channels)} of {site.channels} channels stay at 0 for every image (|mean| + 2 std ≤ "
+        f"{lines.dead * numbers['unit']:g}), so their computation is wasted. Prune these channels and their filters; "
+        "if they closed early in training, lower the learning rate.",
     )
 
 
@@ -177,12 +183,12 @@ def _saturated(site: SiteExcitations, numbers: Numbers, lines: Thresholds) -> Fi
     if not len(channels):
         return None
     most = len(channels) > site.channels / 2
-    advice = "The gate does little here: try `senet fold`." if most else "Nothing to repair: these channels are kept."
+    advice = "The gate does little here: try `senet fold`." if most else "No action needed: these channels are kept."
     return Finding(
         "saturated",
         tuple(channels.tolist()),
         len(channels) / site.channels,
-        f"{len(channels)} of {site.channels} channels stay at the end of the range, {site.high:g}, whatever the image. "
+        f"{len(channels)} of {site.channels} channels stay at the end of the range, {site.high:g}, for every image. "
         + advice,
     )
 
@@ -195,7 +201,7 @@ def _independent(site: SiteExcitations, numbers: Numbers, lines: Thresholds) -> 
         tuple(numbers["constant"].tolist()),
         numbers["variation"],
         f"The gate moves by {100 * numbers['variation']:.2g} % of its size from image to image, so it is nearly a "
-        "fixed factor a channel. Fold it: `senet fold` puts the factors into the weights before it.",
+        "fixed factor per channel. Fold it: `senet fold` moves the factors into neighboring weights.",
     )
 
 
@@ -208,8 +214,8 @@ def _selective(site: SiteExcitations, numbers: Numbers, lines: Thresholds) -> Fi
         "class-selective",
         tuple(numbers["selective"].tolist()),
         share,
-        f"The class explains {100 * share:.0f} % of the gate's movement, in {count} of {site.channels} channels at "
-        f"least {100 * lines.selective:g} %. Keep this gate: it treats classes differently.",
+        f"The class explains {100 * share:.0f} % of the gate's variance, and at least {100 * lines.selective:g} % in "
+        f"{count} of {site.channels} channels. Keep this gate: it treats classes differently.",
     )
 
 

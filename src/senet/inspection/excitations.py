@@ -1,8 +1,8 @@
-"""What gates did over a data set: count, mean and spread of each channel by class, exact under merging.
+"""Statistics of excitations over a data set: count, mean, and spread of each channel by class, exact under merging.
 
-Welford's and Chan's updates in float64 (Chan, Golub and LeVeque, "Updating formulae", 1979): one pass, and memory that
-depends on channels and classes, never on the number of images. Shape suffixes: N images, C channels, K classes; rows
-are the K classes and a last one for images without a class.
+They use Welford's and Chan's updates in float64 (Chan, Golub and LeVeque, "Updating formulae", 1979). These need a
+single pass, and memory that depends on the number of channels and classes, not on the number of images. Shape
+suffixes: N images, C channels, K classes. Rows are the K classes, followed by one for images without a class.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from senet.inspection.site_excitations import Integers, SiteExcitations
 
 @dataclass
 class Excitations:
-    """What the gates of a network did over a data set; made by ``senet.record_excitations``.
+    """Statistics of a network's gates over a data set, from ``senet.record_excitations``.
 
     Attributes:
-        sites: by the gate's name, in the network's order.
-        classes: their names; row i of a site is class i.
-        names: names of the images that open or close a channel most, by number.
-        about: where this comes from (model, data, …): strings, for people.
+        sites: the statistics by the gate's name, in the network's order.
+        classes: class names; row i of a site is class i.
+        names: names of the images that open or close a channel most, by image number.
+        about: a description of the origin (model, data, …), as strings.
     """
 
     sites: dict[str, SiteExcitations]
@@ -50,28 +50,29 @@ class Excitations:
 
     @property
     def images(self) -> int:
-        """Images seen (by the gate that saw most)."""
+        """Number of images (the maximum over gates)."""
         return max((site.images for site in self), default=0)
 
     def class_index(self, name: str) -> int:
-        """The row of a class; InputError where there is none of that name."""
+        """The row of a class; InputError if the name is unknown."""
         if name not in self.classes:
             raise InputError(f"there is no class {name!r} among the {len(self.classes)}; {_few(self.classes)}")
         return self.classes.index(name)
 
     def empty_classes(self) -> list[str]:
-        """Classes without an image."""
+        """Names of the classes without images."""
         counts: Sequence[Integers] = [site.count[:-1] for site in self]
         return [name for i, name in enumerate(self.classes) if all(count[i] == 0 for count in counts)]
 
     @classmethod
     def merge(cls, parts: Sequence[Excitations]) -> Excitations:
-        """One out of the recordings of several processes: exactly what one process would have recorded.
+        """Merge the recordings of several processes. The result equals that of a single process.
 
-        Images must be numbered over the whole data set, as this package's loaders do, and none seen twice.
+        Images must be numbered over the whole data set, as this package's loaders do, and no image may be recorded
+        twice.
 
         Raises:
-            InputError: no parts, or parts of other gates or classes.
+            InputError: no parts, or parts with different gates or classes.
         """
         if not parts:
             raise InputError("Excitations.merge: there is nothing to merge; give at least one recording")
@@ -80,10 +81,12 @@ class Excitations:
         for number, part in enumerate(parts):
             if part.classes != longest[: len(part.classes)]:
                 raise InputError(
-                    f"Excitations.merge: part {number} has other classes; merge recordings of one data set"
+                    f"Excitations.merge: part {number} has different classes; merge recordings of the same data set"
                 )
             if _shape(part) != _shape(first):
-                raise InputError(f"Excitations.merge: part {number} has other gates; merge recordings of one network")
+                raise InputError(
+                    f"Excitations.merge: part {number} has different gates; merge recordings of the same network"
+                )
         sites = {}
         for name, site in first.sites.items():
             top = site.opening.values.shape[1]
@@ -98,17 +101,17 @@ class Excitations:
         return cls(sites, longest, {i: names[i] for i in sorted(names) if i in shown}, dict(first.about))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write ``….npz`` or ``….parquet`` (a row a gate, class and channel; needs pyarrow), whole or not at all."""
+        """Write ``….npz`` or ``….parquet`` (one row per gate, class, and channel; needs pyarrow) atomically."""
         files.save(path, files.Content(self.sites, self.classes, self.names, self.about))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Excitations:
-        """Read what ``save`` wrote, equal in every number; InputError for a file that is missing, damaged or other."""
+        """Read a file written by ``save``, with identical numbers; InputError if it is missing, damaged, or foreign."""
         return cls(*files.load(path))
 
 
 def shown_images(sites: Mapping[str, SiteExcitations]) -> set[int]:
-    """Numbers of all images that open or close some channel most."""
+    """Numbers of all images that open or close any channel most."""
     shown: set[int] = set()
     for site in sites.values():
         for extremes in (site.opening, site.closing):

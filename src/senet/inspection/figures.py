@@ -1,4 +1,4 @@
-"""Excitations drawn as the paper draws them: by class (Fig. 6), and with their spread within a class (Fig. 7)."""
+"""Figures of excitations as in the paper: by class (Fig. 6), and with the spread within a class (Fig. 7)."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 MEAN_CLASSES, SPREAD_CLASSES, PANELS = 4, 2, 12
 CHANNELS = 50  # "fifty uniformly sampled channels" (section 7.2)
 ALL = "all"
-# Okabe and Ito's colours: told apart by colour-blind readers. Styles differ too, for grey print.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8C6D31", "#6A3D9A")
+# Okabe and Ito's colors, safe for color-blind readers. Line styles differ too, for grayscale print.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8C6D31", "#6A3D9A")
 _STYLES = ("-", "--", "-.", (0, (1, 1.2)), (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (3, 1)), (0, (1, 3)))
 
 
 def figure_sites(excitations: Excitations) -> list[str]:
-    """The gates that the paper shows: the last of every stage, and all of the last stage (section 7.2).
+    """The gates that the paper shows: the last of each stage, and all of the last stage (section 7.2).
 
-    A stage ends where the number of channels changes. Of more than twelve, twelve are drawn, evenly spread.
+    A stage ends where the number of channels changes. At most twelve gates are drawn, evenly spaced.
     """
     sites = list(excitations)
     last_change = max((i for i in range(1, len(sites)) if sites[i].channels != sites[i - 1].channels), default=0)
@@ -43,7 +43,7 @@ def figure_sites(excitations: Excitations) -> list[str]:
 
 
 def figure_classes(excitations: Excitations, count: int) -> list[str]:
-    """So many classes that have images, evenly spread over all."""
+    """At most ``count`` classes that have images, evenly spaced."""
     empty = set(excitations.empty_classes())
     filled = [name for name in excitations.classes if name not in empty]
     if len(filled) <= count:
@@ -52,23 +52,23 @@ def figure_classes(excitations: Excitations, count: int) -> list[str]:
 
 
 def sampled_channels(channels: int, most: int = CHANNELS) -> range:
-    """At most so many channels in equal steps, as in the paper: 0, 6, 12, … of 256."""
+    """At most ``most`` channels in equal steps, as in the paper: 0, 6, 12, … of 256."""
     return range(0, channels, math.ceil(channels / most))
 
 
 def plot_class_means(
     path: str | Path, excitations: Excitations, sites: Sequence[str] | None = None, classes: Sequence[str] | None = None
 ) -> None:
-    """Fig. 6: mean excitation of each channel, a line a class and one for all images, a panel a gate; saves a PNG.
+    """Save Fig. 6 as a PNG: the mean excitation of each channel, for each class and for all images, a panel per gate.
 
     Args:
-        path: the file.
-        excitations: what was recorded.
+        path: the file to write.
+        excitations: the recorded excitations.
         sites: names of gates; by default those that the paper shows, see ``figure_sites``.
-        classes: names of classes; by default four, evenly spread, as ``figure_classes`` chooses.
+        classes: names of classes; by default four from ``figure_classes``.
 
     Raises:
-        InputError: no such gate or class, or a class without images.
+        InputError: unknown gate or class, or a class without images.
     """
     chosen = list(classes) if classes is not None else figure_classes(excitations, MEAN_CLASSES)
     _plot(path, excitations, sites, chosen, "Mean excitation by class", band=False)
@@ -77,9 +77,9 @@ def plot_class_means(
 def plot_class_spread(
     path: str | Path, excitations: Excitations, sites: Sequence[str] | None = None, classes: Sequence[str] | None = None
 ) -> None:
-    """Fig. 7: mean excitation and a band of one standard deviation over the images of a class; else as Fig. 6.
+    """Save Fig. 7: as Fig. 6, with a band of one standard deviation over the images of each class.
 
-    By default two classes are drawn; where there are no classes, all images.
+    By default, two classes are drawn; without classes, all images.
     """
     chosen = list(classes) if classes is not None else figure_classes(excitations, SPREAD_CLASSES)
     _plot(path, excitations, sites, chosen, "Mean and standard deviation within a class", band=True)
@@ -93,7 +93,7 @@ def _plot(
     rows = [(name, excitations.class_index(name)) for name in classes]
     for name, row in rows:
         if not any(site.count[row] for site in chosen):
-            raise InputError(f"class {name!r} has no images here and cannot be drawn; choose another")
+            raise InputError(f"class {name!r} has no images here, so it cannot be drawn; choose another")
     columns = min(3, len(chosen))
     lines = math.ceil(len(chosen) / columns)
     figure = new_figure(4.6 * columns, 2.9 * lines + 0.9, dpi=130)
@@ -108,12 +108,12 @@ def _plot(
         _decorate(axes, chosen[number])
     _legend(figure, panels.flat[0].lines)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # a box says so; the page has the name
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # drawn as a box; the page has the name
         save_png(figure, path)
 
 
 def _legend(figure: Figure, lines: Sequence[Line2D]) -> None:
-    """All lines by their names, whatever these are: "_" at the front and "$" mean something to matplotlib."""
+    """A legend with literal names: matplotlib interprets a leading "_" and "$"."""
     places = [str(number) for number, _ in enumerate(lines)]
     legend = figure.legend(
         lines, places, loc="outside lower center", ncols=min(len(places), 5), frameon=False, fontsize=9
@@ -127,13 +127,13 @@ def _draw(axes: Axes, site: SiteExcitations, rows: list[tuple[str, int]], band: 
     channels = np.array(sampled_channels(site.channels))
     means, stds = site.class_mean(), site.class_std()
     lines: list[tuple[str, Any, Any, str, Any, float]] = [
-        # Where the colours begin again, the styles are one further.
+        # When the colors repeat, the styles are offset by one.
         (
             name,
             means[row],
             stds[row],
-            _COLOURS[i % len(_COLOURS)],
-            _STYLES[(i + i // len(_COLOURS)) % len(_STYLES)],
+            _COLORS[i % len(_COLORS)],
+            _STYLES[(i + i // len(_COLORS)) % len(_STYLES)],
             1.3,
         )
         for i, (name, row) in enumerate(rows)
@@ -141,12 +141,12 @@ def _draw(axes: Axes, site: SiteExcitations, rows: list[tuple[str, int]], band: 
     if not band or not rows:
         lines.append((ALL, *site.overall(), "0.15", "-", 1.8))
     marker = "o" if len(channels) == 1 else None
-    for name, mean, std, colour, style, width in lines:
+    for name, mean, std, color, style, width in lines:
         y, half = mean[channels], std[channels]
-        axes.plot(channels, y, color=colour, linestyle=style, linewidth=width, marker=marker, label=name, zorder=3)
+        axes.plot(channels, y, color=color, linestyle=style, linewidth=width, marker=marker, label=name, zorder=3)
         if band:
             low, high = np.maximum(y - half, site.low), np.minimum(y + half, site.high)
-            axes.fill_between(channels, low, high, color=colour, alpha=0.2, linewidth=0, zorder=2)
+            axes.fill_between(channels, low, high, color=color, alpha=0.2, linewidth=0, zorder=2)
 
 
 def _decorate(axes: Axes, site: SiteExcitations) -> None:

@@ -1,4 +1,4 @@
-"""Excitations on disk: ``.npz`` for programs in Python, ``.parquet`` for everything that reads tables."""
+"""Excitations on disk: ``.npz`` for Python programs, ``.parquet`` for everything that reads tables."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ _FORMAT = "senet excitations 1"
 _GATE = ("name", "kind", "function", "low", "neutral", "high")
 _ARRAYS = ("count", "mean", "m2", "lowest", "highest")
 _ENDS = ("opening", "closing")
-_MAX_BYTES = 2**33  # of all numbers; 21,000 classes and 24,000 gated channels take as much
-_MAX_RATIO = 1032  # bytes that deflate can make of one
-_ROW_BYTES = 64  # of the numbers of one row of a table
-# Of either file, in its header or its numbers.
+_MAX_BYTES = 2**33  # for all numbers; enough for 21,000 classes and 24,000 gated channels
+_MAX_RATIO = 1032  # the maximum compression ratio of deflate
+_ROW_BYTES = 64  # for the numbers in one table row
+# Errors from a damaged header or damaged numbers, in either format.
 _DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, MemoryError)
 
 
 class Content(NamedTuple):
-    """What a file holds: the attributes of ``Excitations``."""
+    """The content of a file: the attributes of ``Excitations``."""
 
     sites: dict[str, SiteExcitations]
     classes: tuple[str, ...]
@@ -48,7 +48,7 @@ class _Gate(TypedDict):
     name: str
     kind: str
     function: str
-    low: Any  # numbers, infinite ones too
+    low: Any  # a number, possibly infinite
     neutral: Any
     high: Any
 
@@ -61,7 +61,7 @@ class _Header(TypedDict):
 
 
 def save(path: str | os.PathLike[str], content: Content) -> None:
-    """Write a file by its ending, atomically; see ``Excitations.save``."""
+    """Write a file atomically, in the format of its extension; see ``Excitations.save``."""
     path = Path(path)
     if path.suffix == ".npz":
         text = io.BytesIO()
@@ -74,16 +74,16 @@ def save(path: str | os.PathLike[str], content: Content) -> None:
         parquet.write_table(_to_table(content), sink, compression="zstd")
         write_atomically(path, sink.getvalue())
     else:
-        raise InputError(f"{path}: excitations are kept as .npz or .parquet; choose one of these endings")
+        raise InputError(f"{path}: excitations are saved as .npz or .parquet; use one of these extensions")
 
 
 def load(path: str | os.PathLike[str]) -> Content:
-    """Read a file by its ending; see ``Excitations.load``."""
+    """Read a file in the format of its extension; see ``Excitations.load``."""
     path = Path(path)
     if path.suffix not in (".npz", ".parquet"):
-        raise InputError(f"{path}: excitations are kept as .npz or .parquet; choose one of these endings")
+        raise InputError(f"{path}: excitations are saved as .npz or .parquet; use one of these extensions")
     if not path.is_file():
-        raise InputError(f"{path}: there is no such file of excitations")
+        raise InputError(f"{path}: no such file of excitations; check the path")
     if path.suffix == ".parquet":
         return _load_parquet(path)
     try:
@@ -95,7 +95,7 @@ def load(path: str | os.PathLike[str]) -> Content:
 
 
 def _check_archive(path: Path) -> None:
-    """Refuse arrays that claim more numbers than the archive has, before any is read."""
+    """Refuse arrays that claim more data than the archive holds, before reading any."""
     with zipfile.ZipFile(path) as archive:
         total = 0
         for part in archive.infolist():
@@ -116,7 +116,7 @@ def _claimed_bytes(file: IO[bytes]) -> int:
 
 def _check_total(claimed: int) -> None:
     if claimed > _MAX_BYTES:
-        raise ValueError(f"it claims {claimed:,} bytes of numbers, {_MAX_BYTES:,} is the most")
+        raise ValueError(f"it claims {claimed:,} bytes of numbers, the maximum is {_MAX_BYTES:,}")
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:
@@ -138,7 +138,7 @@ def _header(content: Content) -> str:
 def _from_header(text: str) -> dict[str, Any]:
     header = json.loads(text)
     if not isinstance(header, dict) or header.get("format") != _FORMAT:
-        raise ValueError("its header is of another format")
+        raise ValueError("its header has another format")
     check_fields(header, _Header, "its header is damaged:")
     return header
 
@@ -172,7 +172,7 @@ def _from_arrays(arrays: dict[str, NDArray[Any]]) -> Content:
 
 
 def _check_shapes(site: SiteExcitations, rows: int) -> None:
-    """Refuse arrays that are not of one gate, for the classes of the header."""
+    """Refuse arrays whose shapes or dtypes do not fit together and to the classes of the header."""
     channels = site.mean.shape[-1]
     wanted = {"count": (rows,), "mean": (rows, channels), "m2": (rows, channels)}
     wanted |= {"lowest": (channels,), "highest": (channels,)}
@@ -181,7 +181,7 @@ def _check_shapes(site: SiteExcitations, rows: int) -> None:
         if array.shape != shape or array.dtype.kind != ("i" if name == "count" else "f"):
             raise ValueError(f"{name} of {site.name} is {array.dtype} {array.shape}, which does not fit the others")
     if not all(isinstance(value, int | float) for value in (site.low, site.neutral, site.high)):
-        raise ValueError(f"the range of {site.name} is not of numbers")
+        raise ValueError(f"the range of {site.name} is not numeric")
 
 
 def _pyarrow() -> tuple[Any, Any]:
@@ -189,12 +189,12 @@ def _pyarrow() -> tuple[Any, Any]:
         import pyarrow
         from pyarrow import parquet
     except ModuleNotFoundError:
-        raise InputError(".parquet needs pyarrow: pip install 'senet[report]', or take .npz") from None
+        raise InputError(".parquet needs pyarrow: pip install 'senet[report]', or use .npz") from None
     return pyarrow, parquet
 
 
 def _to_table(content: Content) -> pa.Table:
-    """A row a gate, channel and class, and one for all images, whose class is null."""
+    """One row per gate, channel, and class, and one for all images, whose class is null."""
     pa, _ = _pyarrow()
     tables = [_site_table(pa, site, content.classes) for site in content.sites.values()]
     table = pa.concat_tables(tables) if tables else pa.table({})

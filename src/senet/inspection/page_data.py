@@ -1,9 +1,9 @@
-"""Excitations packed for the page: rounded to 8 and 16 bits, compressed, and thinned out until they fit.
+"""Packs excitations for the HTML page: rounded to 8 and 16 bits, compressed, and subsampled until they fit.
 
-A gate becomes one little-endian block, deflated and written as base64, that the page unpacks when the gate is chosen:
-uint32 numbers of the images that open and close each channel most; uint16 mean, std, lowest, highest, selectivity and
-the excitations of those images; uint8 mean (as a distance from the mean over all images, 0 for a class without images)
-and std of each class.
+Each gate becomes one little-endian block, compressed with deflate and encoded as base64. The page decodes it when the
+gate is selected. The block holds uint32 numbers of the images that open and close each channel most; uint16 mean,
+lowest, highest, std, selectivity, and the excitations of those images; and, for each class, uint8 mean (as a distance
+from the mean over all images, 0 for a class without images) and std.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from senet.inspection.figures import sampled_channels
 from senet.inspection.site_excitations import Floats, SiteExcitations
 
 THUMBNAILS, THUMBNAIL_SIDE = 1500, 68
-SHOWN_IMAGES = 6  # of those that open a channel most, and of those that close it
+SHOWN_IMAGES = 6  # that open a channel most, and as many that close it
 _NOBODY, _NO_NUMBER = 2**32 - 1, 2**16 - 1
-_TINY = 32  # up to this side an image is kept as it is, without loss
+_TINY = 32  # images up to this side are stored losslessly at full size
 
-# The pixels, uint8 (H, W, 1|3), of an image by its number; None where it cannot be read.
+# Returns the pixels of an image by its number, uint8 (H, W, 1|3); None if it cannot be read.
 Picture = Callable[[int], NDArray[np.uint8] | None]
 Json = dict[str, Any]
 
 
 def page_data(excitations: Excitations, diagnoses: Iterable[Diagnosis], most_channels: int, pictures: Json) -> Json:
-    """All that the page knows, as JSON values, with at most so many channels of each gate."""
+    """The data of the page as JSON values, with at most ``most_channels`` channels per gate."""
     shown = _image_numbers(excitations, most_channels)
     places = {number: place for place, number in enumerate(shown)}
     names = [excitations.names.get(number, f"image {number}") for number in shown]
@@ -52,7 +52,7 @@ def page_data(excitations: Excitations, diagnoses: Iterable[Diagnosis], most_cha
 
 
 def thumbnails(excitations: Excitations, most_channels: int, most_bytes: int, uri: Callable[[int], str | None]) -> Json:
-    """Small pictures as data URIs, by the image's number, of those that are shown most often; ``uri`` makes one."""
+    """Thumbnails of the images shown most often, as data URIs by image number; ``uri`` creates one."""
     found: Json = {}
     often: Counter[int] = Counter()
     for site in excitations:
@@ -71,7 +71,7 @@ def thumbnails(excitations: Excitations, most_channels: int, most_bytes: int, ur
 
 
 def data_uri(pixels: NDArray[np.uint8]) -> str:
-    """An image (H, W, 1|3) as a data URI: as it is when tiny, else small and as JPEG."""
+    """An image (H, W, 1|3) as a data URI: PNG at full size if it is tiny, otherwise a small JPEG."""
     from PIL import Image
 
     image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
@@ -153,7 +153,7 @@ def _number(value: float) -> float | None:
 
 
 def channel_ranges(channels: tuple[int, ...]) -> str:
-    """``(0, 1, 2, 7)`` → ``"0-2, 7"``: what the page's field for channels takes."""
+    """``(0, 1, 2, 7)`` → ``"0-2, 7"``, the syntax of the page's channel field."""
     parts: list[list[int]] = []
     for channel in channels:
         if parts and parts[-1][1] == channel - 1:

@@ -1,4 +1,4 @@
-"""``senet.record_excitations``: run a network over images and keep what its gates did, in one pass."""
+"""``senet.record_excitations``: run a network over images, and collect statistics of its gates in one pass."""
 
 from __future__ import annotations
 
@@ -33,27 +33,32 @@ def record_excitations(
     top: int = 8,
     progress: Callable[[int], None] | None = None,
 ) -> Excitations:
-    """Mean and spread of every SE gate's excitation, by class and overall, over the images of a loader (Figs. 6, 7).
+    """Record mean and spread of each SE gate's excitation, by class and overall, over a loader's images (Figs. 6, 7).
 
-    The network runs in evaluation mode on the device where it is; it is given back as it was. Memory does not depend on
-    the number of images. With several processes each records its share, and ``Excitations.merge`` puts them together.
+    The network runs in evaluation mode on its current device, and its mode is restored afterward. Memory does not
+    depend on the number of images. In a multi-process run, each process records its share, and ``Excitations.merge``
+    combines them.
 
     Args:
-        model: any network with SE gates: ours, timm's, torchvision's, wrapped, compiled or accelerated
-            (``senet.surgery.find_gates`` says what is found).
-        loader: gives images, (images, targets) or (images, targets, numbers), as tuples or lists. Images (N, C, *S) go
-            to the network's device; targets (N,) are class numbers, −1 for unknown; numbers (N,) say which images of
-            the data set these are, by default they are counted.
-        preprocess: from the loader's images to the network's input, on the device: ``TransformSpec.normalize``, say.
+        model: any network with SE gates: ours, timm's, or torchvision's; plain, wrapped, compiled, or accelerated
+            (``senet.surgery.find_gates`` defines what counts as a gate).
+        loader: yields images, (images, targets), or (images, targets, numbers), as tuples or lists. Images (N, C, *S)
+            are moved to the network's device. Targets (N,) are class indices, −1 for unknown. Numbers (N,) identify
+            images in the data set; by default, images are numbered in order.
+        preprocess: turns the loader's images into the network's input, on its device; ``TransformSpec.normalize``, for
+            example.
         classes: names of the classes; by default those of the loader's data set, else "0", "1", …
-        names: of all images by number, paths say; by default those of the loader's image set.
-        sites: a shell pattern of gate names: ``"layer4.*"`` records these only.
-        top: how many images to keep that open, and that close, each channel most.
+        names: names of all images by number, such as paths; by default those of the loader's image set.
+        sites: a shell pattern of gate names; ``"layer4.*"`` records only those.
+        top: number of images to keep that open each channel most, and that close it most.
         progress: called after each batch with the number of images so far.
 
+    Returns:
+        the statistics of each gate that ran.
+
     Raises:
-        InputError: no gate (of that name), no images, targets that are no class numbers, a network on the meta device,
-            or a gate that gives NaN or infinity; the message says which and where.
+        InputError: no matching gate, no images, invalid targets, a network on the meta device, or a gate with NaN or
+            infinity; the message names it.
     """
     network = plain_network(model)
     gates = _chosen(find_gates(network), sites, type(network).__name__)
@@ -63,7 +68,7 @@ def record_excitations(
     recorder = _Recorder(gates, given, top)
     device = device_of(network)
     seen = 0
-    # Compiled parts run eagerly: hooks that come after the compilation are not called in it.
+    # Compiled parts run eagerly, because compiled code does not call hooks that were added later.
     with evaluating(network), torch.no_grad(), torch.compiler.set_stance("force_eager"), ExitStack() as stack:
         for gate in gates:
             stack.enter_context(gate.listening(recorder.receiver(gate)))
@@ -82,7 +87,7 @@ def record_excitations(
 
 
 class _Recorder:
-    """Holds one batch's excitations on the device, and the statistics of all before."""
+    """Holds the excitations of one batch on the device, and the statistics of all earlier batches."""
 
     def __init__(self, gates: list[Gate], classes: tuple[str, ...] | None, top: int) -> None:
         self.gates = {gate.name: gate for gate in gates}
@@ -95,22 +100,22 @@ class _Recorder:
             if excitation is not None:
                 self.batch.append((gate.name, excitation.detach().clone()))
             elif self.gates.pop(gate.name, None) is not None:
-                _LOG.warning("left out %s: its output is not gate × input, so it is no SE gate", gate.name)
+                _LOG.warning("skipped %s: its output is not gate × input, so it is not an SE gate", gate.name)
 
         return receive
 
     def end_of_batch(self, targets: Integers, numbers: Integers) -> None:
-        """Statistics of the batch. Until here nothing waits for the device."""
+        """Add the statistics of the batch. This is the only synchronization with the device."""
         if self.classes is not None and targets.max(initial=-1) >= len(self.classes):
             raise InputError(f"record_excitations: target {targets.max()}, but there are {len(self.classes)} classes")
         batch, self.batch = self.batch, []
         for name, excitation in batch:
             if name not in self.gates:
                 continue
-            values = excitation.cpu().double().numpy()  # in this order: Apple's devices have no float64
+            values = excitation.cpu().double().numpy()  # in this order, because MPS has no float64
             if len(values) != len(targets):
                 raise InputError(
-                    f"gate {name!r} saw {len(values)} maps for {len(targets)} images; it cannot be recorded"
+                    f"gate {name!r} got {len(values)} feature maps for {len(targets)} images; exclude it with sites="
                 )
             _require_finite(name, values, numbers)
             if name not in self.sites:
@@ -124,7 +129,7 @@ class _Recorder:
         if unused:
             _LOG.warning("%d gates were never used in the forward pass, %s first", len(unused), unused[0])
         if not self.sites:
-            raise InputError("record_excitations: none of the gates was used in the forward pass; nothing to record")
+            raise InputError("record_excitations: none of the gates ran in the forward pass; check the network")
         rows = max(len(site.count) - 1 for site in self.sites.values())
         for site in self.sites.values():
             site.widen(rows)
@@ -142,15 +147,17 @@ class _Recorder:
 
 def _chosen(gates: list[Gate], pattern: str, network: str) -> list[Gate]:
     if not gates:
-        raise InputError(f"{network} has no SE gates to record; `senet.attach` puts some in, or take an SE network")
+        raise InputError(f"{network} has no SE gates to record; add some with `senet.attach`, or use an SE network")
     chosen = [gate for gate in gates if fnmatch.fnmatchcase(gate.name, pattern)]
     if not chosen:
-        raise InputError(f"no SE gate of {network} matches {pattern!r}; its {len(gates)} begin with {gates[0].name!r}")
+        raise InputError(
+            f"no SE gate of {network} matches {pattern!r}; it has {len(gates)} gates, the first is {gates[0].name!r}"
+        )
     return chosen
 
 
 def device_of(network: nn.Module) -> torch.device:
-    """Where a network's first tensor is; InputError on the meta device."""
+    """The device of a network's first tensor; InputError for the meta device."""
     tensors = itertools.chain(network.parameters(), network.buffers())
     device = next((tensor.device for tensor in tensors), torch.device("cpu"))
     if device.type == "meta":
@@ -159,12 +166,12 @@ def device_of(network: nn.Module) -> torch.device:
 
 
 def parts_of(batch: Any, seen: int) -> tuple[Tensor, Integers, Integers]:
-    """Images, targets (−1: unknown) and numbers (from ``seen`` on) of what a loader gives."""
+    """The images, targets (−1 for unknown), and numbers (counted from ``seen``) of a loader's batch."""
     parts = list(batch) if isinstance(batch, (tuple, list)) else [batch]
     if not 1 <= len(parts) <= 3 or not all(isinstance(part, Tensor) for part in parts):
         raise InputError(
             f"the loader gives {type(batch).__name__} of {len(parts)}; "
-            "tensors are wanted: images, (images, targets) or (images, targets, numbers)"
+            "it must give tensors: images, (images, targets), or (images, targets, numbers)"
         )
     images = parts[0]
     targets = parts[1] if len(parts) > 1 else torch.full((len(images),), -1)
@@ -172,23 +179,23 @@ def parts_of(batch: Any, seen: int) -> tuple[Tensor, Integers, Integers]:
     for what, values in (("targets", targets), ("numbers", numbers)):
         if values.is_floating_point() or values.shape != (len(images),):
             shape = f"{tuple(values.shape)} {str(values.dtype).removeprefix('torch.')}"
-            raise InputError(f"{what} are {shape}; one integer an image is wanted")
+            raise InputError(f"{what} are {shape}; give one integer per image")
     return images, targets.cpu().numpy().astype(np.int64), numbers.cpu().numpy().astype(np.int64)
 
 
 def run(network: nn.Module, images: Tensor, preprocess: Callable[[Tensor], Tensor] | None) -> Any:
-    """What the network gives for a loader's images, which are on its device."""
+    """The network's output for a loader's images, which are already on its device."""
     if preprocess is not None:
         images = preprocess(images)
     elif not images.is_floating_point():
         raise InputError(
-            f"images are {images.dtype}; give preprocess= to record_excitations, or a loader of floating-point images"
+            f"images are {images.dtype}; pass preprocess= to record_excitations, or load floating-point images"
         )
     return network(images)
 
 
 def _classes_of(loader: object) -> tuple[str, ...] | None:
-    """The class names that the loader's data set knows: ours, or torchvision's."""
+    """The class names of the loader's data set, ours or torchvision's."""
     for holder in (getattr(loader, "images", None), getattr(loader, "dataset", None)):
         known = getattr(holder, "classes", None)
         if isinstance(known, (list, tuple)) and known:
@@ -201,5 +208,5 @@ def _require_finite(name: str, values: Any, numbers: Integers) -> None:
     if bad.any():
         raise InputError(
             f"gate {name!r} gives NaN or infinity for {bad.sum()} of {len(bad)} images, image {numbers[bad][0]} first; "
-            "look at the weights and at the images' normalisation"
+            "check the weights and the normalization of the images"
         )

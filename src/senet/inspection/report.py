@@ -1,4 +1,4 @@
-"""What the gates of a network do, for people: figures, a page that needs no server and no network, and a table."""
+"""The report on a network's gates: figures, a self-contained offline HTML page, and a table."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from senet.system.csv_file import write_csv
 from senet.text import shown
 
 FILES = ("index.html", "class_means.png", "class_spread.png", "findings.csv", "excitations.npz")
-PAGE_BYTES = 4_900_000  # the page stays below 5 MB whatever it shows
-_THUMBNAIL_BYTES = (3_000_000, 700_000)  # where there is room, and where classes and channels need it
-FIRST_CELLS = 5_000_000  # channels × classes over all gates with which the search for a fitting page begins
+PAGE_BYTES = 4_900_000  # the page always stays below 5 MB
+_THUMBNAIL_BYTES = (3_000_000, 700_000)  # if there is room, and if classes and channels need it
+FIRST_CELLS = 5_000_000  # channels × classes over all gates at which the search for a page that fits starts
 _COLUMNS = (
     *("site", "channels", "mean", "std", "variation", "selectivity", "dead", "saturated", "constant"),
     *("findings", "advice"),
@@ -37,21 +37,21 @@ def write_report(
     classes: Sequence[str] | None = None,
     picture: Picture | None = None,
 ) -> list[Diagnosis]:
-    """Write ``index.html``, ``class_means.png`` (Fig. 6), ``class_spread.png`` (Fig. 7), ``findings.csv`` and
-    ``excitations.npz`` into a folder, each whole or not at all.
+    """Write ``index.html``, ``class_means.png`` (Fig. 6), ``class_spread.png`` (Fig. 7), ``findings.csv``, and
+    ``excitations.npz`` to a folder, each atomically.
 
     Args:
-        folder: where to; made if need be. What is there under these names is replaced.
-        excitations: what was recorded.
-        thresholds: where the gate doctor draws its lines.
-        sites, classes: what the two figures show; by default as in the paper. The page has everything.
-        picture: gives the pixels, uint8 (H, W, 1|3), of an image by its number, for the page's thumbnails.
+        folder: the folder; created if needed. Existing files with these names are replaced.
+        excitations: the recorded excitations.
+        thresholds: the limits of the gate doctor.
+        sites, classes: the content of the two figures; by default as in the paper. The page shows everything.
+        picture: returns the pixels of an image by its number, uint8 (H, W, 1|3), for the page's thumbnails.
 
     Returns:
-        the gate doctor's findings.
+        the gate doctor's diagnosis of each gate.
 
     Raises:
-        InputError: fewer than two images, no such site or class, or a class to draw that has no images.
+        InputError: fewer than two images, an unknown site or class, or a class to draw that has no images.
     """
     folder = Path(folder)
     lines = thresholds if thresholds is not None else Thresholds()
@@ -66,7 +66,7 @@ def write_report(
 
 
 def finding_rows(diagnoses: Sequence[Diagnosis]) -> list[dict[str, Any]]:
-    """A row a gate, with the numbers, the findings and what to do."""
+    """One row per gate, with its numbers, findings, and advice."""
     return [{name: _cell(value) for name, value in diagnosis.row().items()} for diagnosis in diagnoses]
 
 
@@ -83,9 +83,9 @@ def build_page(
     picture: Picture | None = None,
     most_bytes: int = PAGE_BYTES,
 ) -> bytes:
-    """The page as one HTML file that asks nobody for anything, below ``most_bytes``.
+    """The page as one self-contained HTML file of at most ``most_bytes``.
 
-    Where all channels do not fit, fewer are kept of each gate, in equal steps, as in the paper's figures.
+    If the channels do not all fit, each gate keeps fewer, in equal steps, as in the paper's figures.
     """
     widest = max(site.channels for site in excitations)
     cells = len(excitations) * max(len(excitations.classes), 1)
@@ -108,11 +108,11 @@ def build_page(
             break
         else:
             channels = max(1, min(channels - 1, int(0.97 * channels * most_bytes / len(page))))
-    raise InputError(f"{cells} gates × classes do not fit into a page of {most_bytes:,} bytes; record fewer sites")
+    raise InputError(f"{cells} gates × classes do not fit in a page of {most_bytes:,} bytes; record fewer sites")
 
 
 def _page(data: dict[str, object], thresholds: Thresholds) -> bytes:
-    """The template filled in. ``<`` never stands in the data, so that nothing in it can end its element."""
+    """The template with the data. ``<`` is escaped in the data, so that nothing in it can close its element."""
     parts = resources.files("senet.inspection") / "page"
     text = json.dumps(data | {"thresholds": thresholds.sentence()}, ensure_ascii=False, separators=(",", ":"))
     script = "\n".join((parts / name).read_text(encoding="utf-8") for name in ("data.js", "plot.js", "page.js"))

@@ -1,6 +1,6 @@
-"""What one gate did: count, mean and spread of each channel by class, and the images that move it most.
+"""Statistics of one gate: count, mean, and spread of each channel by class, and the most extreme images.
 
-The maths and the shape suffixes are those of ``senet.inspection.excitations``.
+The math and the shape suffixes are those of ``senet.inspection.excitations``.
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ Integers = NDArray[np.int64]
 
 @dataclass
 class Extremes:
-    """For each channel the images with the largest (or smallest) excitations, the most extreme first.
+    """The images with the largest (or smallest) excitations of each channel, the most extreme first.
 
-    ``values`` (C, k) and ``images`` (C, k), the images' numbers; where there are fewer than k images: NaN and −1. Of
-    equal values the image of the lower number stands first, so that the order of the images does not matter.
+    Attributes:
+        values: (C, k) excitations; NaN if there are fewer than k images. Ties are ordered by image number, so that the
+            order of recording does not matter.
+        images: (C, k) numbers of these images; −1 if there are fewer.
+        largest: whether the largest excitations are kept, or the smallest.
     """
 
     values: Floats
@@ -33,16 +36,16 @@ class Extremes:
         return cls(np.full((channels, count), np.nan), np.full((channels, count), -1, np.int64), largest)
 
     def add(self, values_cn: Floats, images: Integers) -> None:
-        """Take in more images: ``values_cn`` (C, N), ``images`` (N,) or (C, N)."""
+        """Add images: ``values_cn`` (C, N), ``images`` (N,) or (C, N)."""
         count = self.values.shape[1]
         if count == 0 or values_cn.shape[1] == 0:
             return
-        worst = self.values[:, -1]  # only channels where someone gets in are sorted anew
-        best = np.fmax.reduce(values_cn if self.largest else -values_cn, axis=1)  # past NaN, which stands for nobody
+        worst = self.values[:, -1]  # only channels with a new entry are sorted again
+        best = np.fmax.reduce(values_cn if self.largest else -values_cn, axis=1)  # skips NaN, an empty entry
         rows = np.flatnonzero(np.isnan(worst) | (best >= (worst if self.largest else -worst)))
         values = np.concatenate([self.values[rows], values_cn[rows]], axis=1)
         numbers = np.concatenate([self.images[rows], np.broadcast_to(images, values_cn.shape)[rows]], axis=1)
-        order = np.lexsort((numbers, -values if self.largest else values), axis=1)[:, :count]  # NaN comes last
+        order = np.lexsort((numbers, -values if self.largest else values), axis=1)[:, :count]  # NaN sorts last
         self.values[rows] = np.take_along_axis(values, order, 1)
         self.images[rows] = np.take_along_axis(numbers, order, 1)
 
@@ -52,10 +55,10 @@ class SiteExcitations:
     """The excitations of one gate.
 
     Attributes:
-        name, kind, function, low, neutral, high: of the gate, see ``senet.surgery.find_gates.Gate``.
-        count: (K + 1,) images of each row; a gate that runs twice in a forward pass counts an image twice.
-        mean, m2: (K + 1, C) mean, and sum of squared distances from it; 0 in rows without images.
-        lowest, highest: (C,) over all images.
+        name, kind, function, low, neutral, high: properties of the gate, see ``senet.surgery.find_gates.Gate``.
+        count: (K + 1,) number of images per row. A gate that runs twice in a forward pass counts each image twice.
+        mean, m2: (K + 1, C) mean, and sum of squared deviations from it; 0 in rows without images.
+        lowest, highest: (C,) extremes over all images.
         opening, closing: the images that open and close each channel most.
     """
 
@@ -75,7 +78,7 @@ class SiteExcitations:
 
     @classmethod
     def empty(cls, gate: Any, classes: int, channels: int, top: int) -> SiteExcitations:
-        """No images yet; ``gate`` is whatever has a gate's name, kind, function and range."""
+        """No images yet; ``gate`` is any object with a gate's name, kind, function, and range."""
         return cls(
             name=gate.name,
             kind=gate.kind,
@@ -94,21 +97,21 @@ class SiteExcitations:
 
     @property
     def channels(self) -> int:
-        """C."""
+        """Number of channels, C."""
         return self.mean.shape[1]
 
     @property
     def images(self) -> int:
-        """All images, with and without a class."""
+        """Number of images, with and without a class."""
         return int(self.count.sum())
 
     @property
     def span(self) -> float:
-        """The width of the gate's range; 1 where it has no bound."""
+        """The width of the gate's range; 1 if it is unbounded."""
         return self.high - self.low if np.isfinite(self.high - self.low) else 1.0
 
     def overall(self) -> tuple[Floats, Floats]:
-        """(C,) mean and (C,) standard deviation (of the population) over all images."""
+        """(C,) mean and (C,) population standard deviation over all images."""
         mean, m2 = self._pooled()
         return mean, np.sqrt(m2 / self.images)
 
@@ -122,16 +125,16 @@ class SiteExcitations:
         return np.where(count > 0, np.sqrt(self.m2[:-1] / np.maximum(count, 1)), np.nan)
 
     def variation(self) -> float:
-        """How far the gate moves from image to image, against its size: root mean square of std ÷ that of the mean.
+        """The gate's movement: root mean square of the standard deviation ÷ root mean square of the mean.
 
-        0 is a constant gate, which folds into its neighbours exactly.
+        It is 0 for a constant gate, which folds into its neighbors exactly.
         """
         mean, std = self.overall()
         size = float(np.sqrt(np.mean(mean**2)))
         return float(np.sqrt(np.mean(std**2))) / size if size > 0 else 0.0
 
     def channel_selectivity(self) -> Floats:
-        """(C,) share of a channel's variance that the class explains, 0 to 1, adjusted for few images (ε²)."""
+        """(C,) fraction of each channel's variance that the class explains, 0 to 1, corrected for few images (ε²)."""
         between, within, n, k = self._explained()
         total = between + within
         if n <= k or k < 2:
@@ -140,7 +143,7 @@ class SiteExcitations:
         return np.where(total > self._rounding(n), share.clip(0, 1), 0.0)
 
     def selectivity(self) -> float:
-        """The same share over all channels together; NaN with fewer than two classes, or an image a class."""
+        """The same fraction over all channels; NaN with fewer than two classes, or one image per class."""
         between, within, n, k = self._explained()
         if n <= k or k < 2:
             return float("nan")
@@ -150,7 +153,7 @@ class SiteExcitations:
         return float(np.clip(1 - (within.sum() / (n - k)) / (total / (n - 1)), 0, 1))
 
     def update(self, values_nc: Floats, targets: Integers, images: Integers) -> None:
-        """Take in a batch: excitations (N, C), classes (N,) with −1 for none, numbers of the images (N,)."""
+        """Add a batch: excitations (N, C), classes (N,) with −1 for none, image numbers (N,)."""
         rows, inverse = np.unique(np.where(targets < 0, len(self.count) - 1, targets), return_inverse=True)
         one_hot = (inverse == np.arange(len(rows))[:, None]).astype(np.float64)
         count = np.bincount(inverse, minlength=len(rows))
@@ -163,7 +166,7 @@ class SiteExcitations:
         self.closing.add(values_nc.T, images)
 
     def add(self, other: SiteExcitations) -> None:
-        """Take in what another process saw of the same gate."""
+        """Add the statistics of the same gate from another process."""
         self.widen(len(other.count) - 1)
         rows = np.append(np.arange(len(other.count) - 1), len(self.count) - 1)
         self._combine(rows, other.count, other.mean, other.m2)
@@ -173,7 +176,7 @@ class SiteExcitations:
         self.closing.add(other.closing.values, other.closing.images)
 
     def widen(self, classes: int) -> None:
-        """Make room for so many classes."""
+        """Make room for ``classes`` classes."""
         more = classes + 1 - len(self.count)
         if more > 0:
             self.count = np.insert(self.count, [-1] * more, 0)
@@ -181,7 +184,7 @@ class SiteExcitations:
             self.m2 = np.insert(self.m2, [-1] * more, 0, axis=0)
 
     def _combine(self, rows: Integers, count: Integers, mean: Floats, m2: Floats) -> None:
-        """Chan's update of some rows."""
+        """Apply Chan's update to ``rows``."""
         before = self.count[rows]
         total = np.maximum(before + count, 1)[:, None]
         step = mean - self.mean[rows]
@@ -190,7 +193,7 @@ class SiteExcitations:
         self.count[rows] += count
 
     def _pooled(self) -> tuple[Floats, Floats]:
-        """(C,) mean and (C,) sum of squared distances from it, over all rows."""
+        """(C,) mean and (C,) sum of squared deviations from it, over all rows."""
         if not self.images:
             return np.full(self.channels, np.nan), np.full(self.channels, np.nan)
         weight = self.count[:, None] / self.images
@@ -198,7 +201,7 @@ class SiteExcitations:
         return mean, (self.m2 + self.count[:, None] * (self.mean - mean) ** 2).sum(0)
 
     def _explained(self) -> tuple[Floats, Floats, int, int]:
-        """Sums of squares between and within classes (C,), images with a class, classes with images."""
+        """(C,) sums of squares between and within classes; number of images with a class, of classes with images."""
         count = self.count[:-1, None]
         n = int(count.sum())
         mean = (count / max(n, 1) * self.mean[:-1]).sum(0)
@@ -206,5 +209,5 @@ class SiteExcitations:
         return between, self.m2[:-1].sum(0), n, int((count > 0).sum())
 
     def _rounding(self, n: int) -> float:
-        """A sum of squares that is nothing but the rounding of float32."""
+        """The largest sum of squares that float32 rounding alone can cause."""
         return n * (float(np.finfo(np.float32).eps) * self.span) ** 2

@@ -1,1 +1,1 @@
-"""The zoo: one family a file, and a registry."""
+"""The zoo: one family of networks per file, and a registry."""

@@ -1,4 +1,4 @@
-"""What every network of the zoo shares: stem, stages, head, features, and one initialisation for plain and SE twins."""
+"""The base class of all networks in the zoo: stem, stages, head, features, and the same initialization for twins."""
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
@@ -17,14 +17,15 @@ FIRST_STAGE = 2  # the paper numbers stages from the stem: conv2_x is the first 
 class ConvNet(nn.Module):
     """A convolutional classifier: ``stem`` → ``stages()`` → ``finish`` → pooling, dropout, ``fc``.
 
-    Input ``(N, in_chans, H, W)`` of any size; output ``(N, num_classes)``, or pooled features ``(N, num_features)``
-    with ``num_classes=0``, or with ``features_only`` the list of the stages' maps, highest resolution first, for
-    detectors and segmenters (``feature_channels`` and ``feature_strides`` describe them). Keys are alike in all forms.
+    The input is ``(N, in_chans, H, W)`` of any size. The output is ``(N, num_classes)``, or pooled features
+    ``(N, num_features)`` with ``num_classes=0``. With ``features_only``, it is the list of the stages' feature maps,
+    highest resolution first, for detectors and segmentation networks; ``feature_channels`` and ``feature_strides``
+    describe them. The state-dict keys are the same in all three cases.
 
     Subclasses build their modules, then call ``finish_build``.
 
     Attributes:
-        head_name: the attribute that holds the classifier, and so the first word of its keys.
+        head_name: the attribute that holds the classifier, and therefore the first component of its keys.
     """
 
     head_name: ClassVar[str] = "fc"
@@ -42,11 +43,11 @@ class ConvNet(nn.Module):
         self.in_chans = in_chans
         self.features_only = features_only
         self.drop_rate = drop_rate
-        # Drawn before any module draws: twins made under one seed get the same values for all that they share.
+        # Drawn before any module draws, so that twins made with the same seed share their initial values.
         self._init_seed = int(torch.randint(2**62, (), device="cpu"))
 
     def finish_build(self, feature_channels: tuple[int, ...], feature_strides: tuple[int, ...]) -> None:
-        """Add the head behind the last stage's channels and initialise every parameter."""
+        """Add the head after the last stage and initialize every parameter."""
         self.feature_channels = feature_channels
         self.feature_strides = feature_strides
         self.num_features = feature_channels[-1]
@@ -55,34 +56,34 @@ class ConvNet(nn.Module):
         self.init_weights()
 
     def structure(self) -> dict[str, bool]:
-        """Arguments that change what the network computes and no key or shape of its weights; none, as a rule."""
+        """Arguments that change the computation but no key or shape of the weights; usually none."""
         return {}
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Replace the classifier by a new one; 0 classes: the network gives pooled features."""
+        """Replace the classifier with a new one. With 0 classes, the network returns pooled features."""
         self.num_classes = num_classes
-        like = next(self.parameters())  # its device and type: the network may have moved since it was built
+        like = next(self.parameters())  # for device and dtype: the network may have moved since it was built
         head = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype) if num_classes else None
         setattr(self, self.head_name, head or nn.Identity())
 
     def get_classifier(self) -> nn.Module:
-        """The classifier; ``nn.Identity`` where there is none."""
+        """The classifier, or ``nn.Identity`` if there is none."""
         return getattr(self, self.head_name)
 
     @property
     def head_hidden_size(self) -> int:
-        """Width of what the last layer takes: of ``forward_head(x, pre_logits=True)``."""
+        """Number of inputs of the last layer: the width of ``forward_head(x, pre_logits=True)``."""
         last = [module for module in self.get_classifier().modules() if isinstance(module, nn.Linear)][-1:]
         return last[0].in_features if last else self.num_features
 
     @property
     def feature_info(self) -> list[dict[str, Any]]:
-        """What each stage gives, in timm's words: ``num_chs`` channels, at 1 / ``reduction``, from ``module``."""
+        """Each stage's output in timm's terms: ``num_chs`` channels at 1 / ``reduction``, from ``module``."""
         columns = zip(self.feature_channels, self.feature_strides, self.stage_names(), strict=True)
         return [{"num_chs": c, "reduction": stride, "module": names[-1]} for c, stride, names in columns]
 
     def init_weights(self) -> None:
-        """He initialisation (arXiv 1502.01852; section 5.1 of the SE paper): convolutions first, gates last."""
+        """He initialization (arXiv 1502.01852; section 5.1 of the SE paper): gates last, so that twins agree."""
         generator_of = functools.cache(lambda device: torch.Generator(device).manual_seed(self._init_seed))
         gates = [module for module in self.modules() if isinstance(module, SqueezeExcite)]
         inside_gates = {id(inner) for gate in gates for inner in gate.modules()}
@@ -96,7 +97,7 @@ class ConvNet(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Linear):
-                # PyTorch's own default for nn.Linear, drawn from this network's generator.
+                # PyTorch's default for nn.Linear, drawn from this network's generator.
                 bound = module.in_features**-0.5
                 nn.init.uniform_(module.weight, -bound, bound, generator=generator)
                 nn.init.uniform_(module.bias, -bound, bound, generator=generator)
@@ -109,7 +110,7 @@ class ConvNet(nn.Module):
         raise NotImplementedError
 
     def stages(self) -> Iterable[Callable[[Tensor], Tensor]]:
-        """The stages in order; each halves the resolution of the one before or keeps it."""
+        """The stages in order. Each one halves or keeps the resolution of the previous one."""
         raise NotImplementedError
 
     def stage_names(self) -> tuple[tuple[str, ...], ...]:
@@ -118,11 +119,11 @@ class ConvNet(nn.Module):
         return tuple((name_of[id(stage)],) for stage in self.stages())
 
     def finish(self, x: Tensor) -> Tensor:
-        """What stands between the last stage and the pooling; nothing, except in pre-activation networks."""
+        """The layers between the last stage and the pooling: none, except in pre-activation networks."""
         return x
 
     def forward_stages(self, x: Tensor) -> list[Tensor]:
-        """The map of each stage, (N, feature_channels[i], H / feature_strides[i], W / feature_strides[i])."""
+        """The feature map of each stage, (N, feature_channels[i], H / feature_strides[i], W / feature_strides[i])."""
         x = self.stem(x)
         maps = []
         for stage in self.stages():
@@ -139,21 +140,21 @@ class ConvNet(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> Any:
-        """The maps of chosen stages, with timm's signature: ``(last map, maps)``, or ``maps`` alone.
+        """The feature maps of selected stages, with timm's signature: ``(last map, maps)``, or only ``maps``.
 
         Args:
             x: (N, in_chans, H, W).
-            indices: which stages, 0 is the first and -1 the last; a number alone: so many of the last; None: all.
-            norm: does not matter here: only pre-activation networks end in a norm, and the last map always has it.
-            stop_early: leave out the stages behind the last chosen one.
+            indices: the stages, 0 is the first and -1 the last. An integer n selects the last n; None selects all.
+            norm: has no effect: only pre-activation networks end in a norm, and it is always applied to the last map.
+            stop_early: skip the stages after the last selected one.
             output_fmt: ``"NCHW"``.
-            intermediates_only: give the maps alone.
+            intermediates_only: return only the list of feature maps.
 
         Raises:
-            InputError: there is no such stage, or another format.
+            InputError: a stage does not exist, or the format is not ``"NCHW"``.
         """
         if output_fmt != "NCHW":
-            raise InputError(f"forward_intermediates: output_fmt={output_fmt!r} is not known; maps are 'NCHW'")
+            raise InputError(f"forward_intermediates: output_fmt={output_fmt!r} is not supported; use 'NCHW'")
         chosen = self._stage_indices(indices)
         stages = list(self.stages())
         x, maps = self.stem(x), []
@@ -168,10 +169,10 @@ class ConvNet(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop the stages behind the last of ``indices``, and the classifier; gives the indices, from 0 on.
+        """Drop the stages after the last of ``indices``, and the classifier. Returns the indices as non-negative.
 
-        What is left is for ``forward_intermediates`` with these indices. A norm behind the last stage goes with that
-        stage, whatever ``prune_norm`` says.
+        Call ``forward_intermediates`` with these indices on the remaining network. A norm after the last stage is
+        dropped with that stage, whatever ``prune_norm`` is.
         """
         chosen = self._stage_indices(indices)
         unused = [name for names in self.stage_names()[max(chosen) + 1 :] for name in names]
@@ -188,20 +189,20 @@ class ConvNet(nn.Module):
         else:
             chosen = [index + count if index < 0 else index for index in indices]
         if not chosen or not all(0 <= index < count for index in chosen):
-            raise InputError(f"stages {indices!r} are not in this network; it has {count}, 0 to {count - 1}")
+            raise InputError(f"stages {indices!r} do not exist; this network has {count}: 0 to {count - 1}")
         return chosen
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """The last map, (N, num_features, H', W')."""
+        """The last feature map, (N, num_features, H', W')."""
         x = self.stem(x)
-        for stage in self.stages():  # not forward_stages: it would keep every stage's map alive
+        for stage in self.stages():  # not forward_stages, which keeps the feature maps of all stages alive
             x = stage(x)
         return self.finish(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Global average pooling, dropout and the classifier: (N, num_features, H', W') → (N, num_classes).
+        """Global average pooling, dropout, and the classifier: (N, num_features, H', W') → (N, num_classes).
 
-        With ``pre_logits`` the last layer is left out: (N, head_hidden_size).
+        With ``pre_logits``, the last layer is skipped: (N, head_hidden_size).
         """
         x = self.dropout(x.mean((2, 3)))
         return x if pre_logits else self.get_classifier()(x)
@@ -213,10 +214,10 @@ class ConvNet(nn.Module):
 
 
 class FlatConvNet(ConvNet):
-    """A network whose keys do not nest its stages, as others named it before: ``Mixed_5b``, ``features.7``.
+    """A network whose established key names do not nest its stages: ``Mixed_5b``, ``features.7``.
 
     Attributes:
-        stage_rows: the names of each stage's modules, in order. Its stages are functions, not modules.
+        stage_rows: the names of each stage's modules, in order. The stages are functions, not modules.
     """
 
     stage_rows: tuple[tuple[str, ...], ...]
@@ -235,10 +236,10 @@ def _in_turn(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
 
 
 def make_gate(channels: int, se: SEConfig | None, stage: int) -> SqueezeExcite | None:
-    """The gate of a network that has one place for it; None in the plain network and in stages without gates.
+    """The gate of a block without a shortcut; None in the plain network and in stages without gates.
 
     Raises:
-        InputError: a placement other than ``"standard"``; the others are places in a residual block (Fig. 5).
+        InputError: the placement is not ``"standard"``; the others need a residual block (Fig. 5).
     """
     if se is None:
         return None
@@ -248,7 +249,7 @@ def make_gate(channels: int, se: SEConfig | None, stage: int) -> SqueezeExcite |
 
 
 class ResidualBlock(nn.Module):
-    """What residual blocks share: the gate, in any placement, and the end where it meets the shortcut (Fig. 5)."""
+    """Base class of residual blocks: the gate, in any placement, and the tail that adds the shortcut (Fig. 5)."""
 
     se: SqueezeExcite | None
     tail: ResidualTail
@@ -256,14 +257,14 @@ class ResidualBlock(nn.Module):
     def add_gate(
         self, se: SEConfig | None, stage: int, *, branch: int, inside: int, entry: int, activation: bool = True
     ) -> None:
-        """Add ``se`` (None where this block has no gate) and ``tail``.
+        """Set ``se`` (None if this block has no gate) and ``tail``.
 
         Args:
-            se: the configuration; None is the plain network.
-            stage: the paper's number of the stage (2 is the first).
-            branch: channels at the end of the branch, which are those of the shortcut and of the sum.
-            inside: channels after the 3×3 convolution that placement ``"3x3"`` follows.
-            entry: channels where the branch begins, for placement ``"pre"``.
+            se: the configuration; None for the plain network.
+            stage: the stage number in the paper (the first is 2).
+            branch: channels at the end of the branch, and of the shortcut and the sum.
+            inside: channels after the 3×3 convolution, for placement ``"3x3"``.
+            entry: channels at the start of the branch, for placement ``"pre"``.
             activation: whether a ReLU follows the addition.
         """
         placement = "standard" if se is None else se.placement
@@ -272,23 +273,23 @@ class ResidualBlock(nn.Module):
         self.tail = ResidualTail(placement, activation)
 
     def gate_entry(self, x: Tensor) -> Tensor:
-        """The input of the branch: gated with placement ``"pre"``."""
+        """The input of the branch, gated with placement ``"pre"``."""
         return self.se(x) if self.se is not None and self.tail.placement == "pre" else x
 
     @property
     def inside(self) -> SqueezeExcite | None:
-        """The gate behind the 3×3 convolution and its norm, with placement ``"3x3"``."""
+        """The gate after the 3×3 convolution and its norm, with placement ``"3x3"``."""
         return self.se if self.tail.placement == "3x3" else None
 
     def gate_inside(self, h: Tensor) -> Tensor:
-        """The map behind the 3×3 convolution where no ReLU follows: gated with placement ``"3x3"``."""
+        """The output of a 3×3 convolution that no ReLU follows, gated with placement ``"3x3"``."""
         return h if self.inside is None else self.inside(h)
 
 
 def make_stage(
     block: Callable[..., nn.Module], in_channels: int, out_channels: int, blocks: int, stride: int
 ) -> nn.Sequential:
-    """``blocks`` residual blocks in a row; the first takes ``in_channels`` and has the stride."""
+    """A sequence of ``blocks`` residual blocks. Only the first has ``in_channels`` inputs and the stride."""
     layers = [block(in_channels, stride=stride)]
     layers += [block(out_channels, stride=1) for _ in range(blocks - 1)]
     return nn.Sequential(*layers)

@@ -1,7 +1,7 @@
-"""The CIFAR networks: ResNet-20…110, pre-activation ResNet-164 and WRN-16-8, plain and with SE (Tables 4 and 5).
+"""The CIFAR networks: ResNet-20…110, pre-activation ResNet-164, and WRN-16-8, plain and with SE (Tables 4 and 5).
 
-The SE paper does not say how its blocks sit in them beyond "as in section 3.3", nor their reduction ratio: here SE ends
-the residual branch and r is the paper's default of 16, which leaves 1, 2 and 4 bottleneck channels in ResNet-20…110.
+The SE paper says only that SE is placed "as in section 3.3", and gives no reduction ratio. Here, SE ends the residual
+branch, and r is the paper's default of 16, which leaves 1, 2, and 4 bottleneck channels in ResNet-20…110.
 """
 
 import functools
@@ -19,7 +19,7 @@ from senet.nn.squeeze_excite import SEConfig
 
 
 class PadShortcut(nn.Module):
-    """The parameter-free shortcut of He et al. for CIFAR (option A): take each second pixel, append zero channels."""
+    """The parameter-free shortcut of He et al. for CIFAR (option A): subsample, then append zero channels."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -34,11 +34,11 @@ class PadShortcut(nn.Module):
 
 
 class PreActBasic(ResidualBlock):
-    """Pre-activation block of two 3×3 convolutions (arXiv 1603.05027, as wide ResNets use it).
+    """Pre-activation block with two 3×3 convolutions (arXiv 1603.05027, in the form that wide ResNets use).
 
-    Where the shape changes, norm and activation come before the split, and the shortcut is a 1×1 convolution. SE ends
-    the branch, before the addition; with placement ``"pre"`` it follows the first norm and activation, with ``"3x3"``
-    the first convolution.
+    If the shape changes, the first norm and activation also feed the shortcut, which is a 1×1 convolution. SE ends the
+    branch, before the addition. With placement ``"pre"``, SE follows the first norm and activation; with ``"3x3"``, it
+    follows the first convolution.
     """
 
     expansion: ClassVar[int] = 1
@@ -59,7 +59,7 @@ class PreActBasic(ResidualBlock):
         self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
 
     def branch(self, h: Tensor) -> Tensor:
-        """From the first activation to the output of the last convolution."""
+        """The layers after the first activation, up to the last convolution."""
         h = self.gate_inside(self.conv1(h))
         return self.conv2(norm_act(h, self.bn2, self.relu))
 
@@ -70,7 +70,7 @@ class PreActBasic(ResidualBlock):
 
 
 class PreActBottleneck(PreActBasic):
-    """Pre-activation block of 1×1, 3×3 and 1×1 convolutions; the stride is in the 3×3."""
+    """Pre-activation block with 1×1, 3×3, and 1×1 convolutions; the 3×3 has the stride."""
 
     expansion: ClassVar[int] = 4
 
@@ -88,13 +88,13 @@ class PreActBottleneck(PreActBasic):
 
 
 class CifarResNet(ConvNet):
-    """A network for small images: a 3×3 convolution and three stages with strides 1, 2 and 4.
+    """A network for small images: a 3×3 convolution and three stages with strides 1, 2, and 4.
 
     Args:
-        block: ``BasicBlock`` (ResNet-20…110), ``PreActBasic`` or ``PreActBottleneck``.
-        blocks: residual blocks in each stage.
-        width: planes of the first stage are ``16 * width``.
-        se: None is the plain network.
+        block: ``BasicBlock`` (ResNet-20…110), ``PreActBasic``, or ``PreActBottleneck``.
+        blocks: residual blocks per stage.
+        width: width factor; the first stage has ``16 * width`` planes.
+        se: None for the plain network.
     """
 
     layer1: nn.Sequential

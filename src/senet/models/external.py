@@ -1,6 +1,6 @@
-"""Networks of other libraries under the registry's roof: ``torchvision:NAME`` and ``timm:NAME``.
+"""Networks of other libraries in the registry: ``torchvision:NAME`` and ``timm:NAME``.
 
-They are plain to this package, whatever is in them: SE comes into them by ``senet.attach``.
+The registry treats all of them as plain networks. ``senet.attach`` adds SE to them.
 """
 
 import inspect
@@ -16,23 +16,23 @@ from senet.text import did_you_mean
 LIBRARIES = ("torchvision", "timm")
 
 
-ATTACHED = "+se"  # at the end of a name: that network with gates attached, which the training commands make
+ATTACHED = "+se"  # name suffix: the network with attached gates, as the training commands create it
 
 
 def is_elsewhere(name: str) -> bool:
-    """Whether a name is of the form ``LIBRARY:NAME``."""
+    """Whether a name has the form ``LIBRARY:NAME``."""
     return ":" in name
 
 
 def builder_of(name: str) -> tuple[Callable[..., nn.Module], int]:
-    """What makes the network ``LIBRARY:NAME``, and the side of the images it was designed for, in pixels.
+    """The builder of the network ``LIBRARY:NAME``, and the side of its design input, in pixels.
 
     Raises:
-        InputError: there is no such library or name, or the library is not installed.
+        InputError: the library or name is unknown, or the library is not installed.
     """
     library, _, model = name.partition(":")
     if library not in LIBRARIES:
-        raise InputError(f"there is no model {name!r}; other libraries' are torchvision:NAME and timm:NAME")
+        raise InputError(f"there is no model {name!r}; for other libraries, use torchvision:NAME or timm:NAME")
     try:
         return (_torchvision if library == "torchvision" else _timm)(model)
     except ModuleNotFoundError as error:
@@ -50,13 +50,13 @@ def _torchvision(name: str) -> tuple[Callable[..., nn.Module], int]:
     def build(num_classes: int, in_chans: int, se: SEConfig | None, pretrained: bool = False, **kwargs: Any) -> Any:
         _check(f"torchvision:{name}", se, num_classes, 1)
         if in_chans != 3:
-            raise InputError(f"torchvision:{name} takes images of 3 channels only; timm's networks take any number")
+            raise InputError(f"torchvision:{name} needs in_chans=3; timm's networks accept any number of channels")
         if "drop_rate" in kwargs and not name.startswith("densenet"):
             kwargs["dropout"] = kwargs.pop("drop_rate")
         if "weights_backbone" in known:
-            kwargs["weights_backbone"] = None  # else it is downloaded
+            kwargs["weights_backbone"] = None  # the default would download them
         if name in ("googlenet", "inception_v3"):
-            kwargs |= {"init_weights": not pretrained, "aux_logits": False}  # one output, in training too
+            kwargs |= {"init_weights": not pretrained, "aux_logits": False}  # a single output, also in training
         if pretrained:
             own = len(models.get_model_weights(name)["DEFAULT"].meta.get("categories", ()))
             model = builder(weights="DEFAULT", **kwargs)
@@ -73,7 +73,7 @@ def _timm(name: str) -> tuple[Callable[..., nn.Module], int]:
         raise InputError(_unknown("timm", name, timm.list_models()))
     try:
         config = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    except RuntimeError as error:  # no such tag behind the dot
+    except RuntimeError as error:  # unknown tag after the dot
         raise InputError(_unknown("timm", name, timm.list_pretrained())) from error
 
     def build(num_classes: int, in_chans: int, se: SEConfig | None, pretrained: bool = False, **kwargs: Any) -> Any:
@@ -91,17 +91,17 @@ def _unknown(library: str, name: str, names: list[str]) -> str:
 
 def _check(name: str, se: SEConfig | None, num_classes: int, least: int) -> None:
     if se is not None:
-        raise InputError(f"{name} takes no se=; attach SE to it: --attach, or senet.attach(model)")
+        raise InputError(f"{name} does not take se=; add SE with --attach or senet.attach(model)")
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < least:
-        raise InputError(f"{name}: num_classes={num_classes!r} is not allowed; it must be an integer from {least} on")
+        raise InputError(f"{name}: num_classes={num_classes!r} is not allowed; use an integer of at least {least}")
 
 
 def _new_head(model: nn.Module, own: int, num_classes: int) -> nn.Module:
-    """``model``, pretrained with ``own`` classes, with its last linear layer replaced."""
+    """Replace the last linear layer of ``model``, which was pretrained with ``own`` classes."""
     linear = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.Linear)]
     if not linear or linear[-1][1].out_features != own:
         kind = type(model).__name__
-        raise InputError(f"{kind} has no linear classifier to replace; pretrained it takes num_classes={own} alone")
+        raise InputError(f"{kind} has no linear classifier to replace; with pretrained weights, use num_classes={own}")
     path, last = linear[-1]
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, nn.Linear(last.in_features, num_classes, last.bias is not None))

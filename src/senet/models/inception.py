@@ -1,12 +1,12 @@
 """BN-Inception and Inception-v3, plain and with SE on each module's concatenated output (section 3.3 and Fig. 2).
 
-BN-Inception is the authors' form of arXiv 1502.03167, with ten modules, Caffe's pooling, no convolution biases and no
-dropout; its pool projections of modules 4c and 4d are 128 channels wide, not 96 as in that paper's table. Inception-v3
-has torchvision's parameter names, without the auxiliary classifier: drop the keys under ``AuxLogits`` and the rest of
-torchvision's weights load. They want images of mean 0.5 and standard deviation 0.5.
+BN-Inception is the SE authors' version of arXiv 1502.03167, with ten modules, Caffe's pooling, no convolution biases,
+and no dropout. The pool projections of modules 4c and 4d have 128 channels, not 96 as in the table of that paper.
+Inception-v3 has torchvision's parameter names, without the auxiliary classifier: torchvision's weights load once the
+keys under ``AuxLogits`` are dropped. They expect images normalized with mean 0.5 and standard deviation 0.5.
 
-``SEConfig.stages`` counts as in all networks here, by the resolution of what a module gives: 3, 4 and 5 are 1/8, 1/16
-and 1/32 of the input's.
+As in all networks here, ``SEConfig.stages`` refers to the output resolution: stages 3, 4, and 5 are at 1/8, 1/16, and
+1/32 of the input.
 """
 
 from collections.abc import Iterable, Sequence
@@ -25,14 +25,14 @@ Size = int | tuple[int, int]
 
 
 class ConvNorm(nn.Module):
-    """Convolution without bias, batch norm and ReLU.
+    """Convolution without bias, batch norm, and ReLU.
 
     Args:
-        in_channels, channels: of the input and of the output.
-        kernel: one number, or height and width.
-        stride: of the convolution.
-        padded: keep the size (at stride 1); else only whole windows count ("valid").
-        eps: of the norm.
+        in_channels, channels: channels of the input and of the output.
+        kernel: kernel size, one number or (height, width).
+        stride: stride of the convolution.
+        padded: "same" padding, which keeps the size at stride 1; otherwise no padding ("valid").
+        eps: epsilon of the norm.
     """
 
     def __init__(
@@ -50,10 +50,10 @@ class ConvNorm(nn.Module):
 
 
 class HalvingMaxPool(nn.Module):
-    """Caffe's 3×3 max pooling of stride 2 (windows begin at the first pixel), with sizes n → ⌈n/2⌉.
+    """Caffe's 3×3 max pooling with stride 2 (windows start at the first pixel), from size n to ⌈n/2⌉.
 
-    Caffe's own size of an odd n is ⌊n/2⌋, one less than that of the convolutions beside this pooling: there its network
-    cannot be built. At even n, all that 224 × 224 images meet, the two are the same.
+    For an odd n, Caffe itself gives ⌊n/2⌋, one less than the convolutions of the parallel paths, and cannot build the
+    network. For an even n, which is the only case with 224 × 224 images, both formulas agree.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ class HalvingMaxPool(nn.Module):
 
 @dataclass(frozen=True)
 class Unit:
-    """A ``ConvNorm`` of a module's path and its name."""
+    """The name and the arguments of a ``ConvNorm`` in a path of a module."""
 
     name: str
     channels: int
@@ -75,14 +75,14 @@ Step = Unit | tuple[Unit, Unit] | nn.Module
 
 
 class InceptionModule(nn.Module):
-    """Paths side by side, their maps concatenated, and SE on the whole.
+    """Parallel paths whose outputs are concatenated, with SE on the result.
 
     Args:
         in_channels: channels of the input.
-        paths: each a row of steps: a unit, a pooling, or two units that fork and are concatenated.
-        stage: for ``SEConfig.stages``.
+        paths: a sequence of steps each: a unit, a pooling, or two parallel units whose outputs are concatenated.
+        stage: the stage number, for ``SEConfig.stages``.
         se: None for the plain module.
-        eps: of the norms.
+        eps: epsilon of the norms.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class InceptionModule(nn.Module):
         super().__init__()
         self.eps = eps
         self.out_channels = 0
-        self.paths: list[list[tuple[str, ...]]] = []  # of each path, each step's attribute names
+        self.paths: list[list[tuple[str, ...]]] = []  # path → step → attribute names
         for path in paths:
             channels = in_channels
             names: list[tuple[str, ...]] = []
@@ -123,7 +123,7 @@ class InceptionModule(nn.Module):
         return x
 
 
-# Channels of the 1×1 (0: none, and stride 2), of the 3×3 path, of the double 3×3 path, of the pool projection.
+# Channels of the 1×1 (0: no 1×1, and the module has stride 2), the 3×3 path, the double 3×3 path, the pool projection.
 BN_MODULES: dict[str, tuple[int, tuple[int, int], tuple[int, int], int]] = {
     "3a": (64, (64, 64), (64, 96), 32),
     "3b": (64, (64, 96), (64, 96), 64),
@@ -157,7 +157,7 @@ def _bn_paths(name: str) -> list[list[Step]]:
 
 
 class InceptionNet(FlatConvNet):
-    """What both networks share: the modules."""
+    """Base class of both networks."""
 
     def add_inception_modules(
         self,
@@ -167,7 +167,7 @@ class InceptionNet(FlatConvNet):
         se: SEConfig | None,
         eps: float,
     ) -> list[tuple[str, ...]]:
-        """Add the modules of each stage, ``prefix`` before their names; gives the rows of the attribute names."""
+        """Add the modules of each stage, named ``prefix + name``. Returns the attribute names of each stage."""
         rows = []
         for stage, modules in stages.items():
             for name, paths in modules.items():
@@ -179,10 +179,10 @@ class InceptionNet(FlatConvNet):
 
 
 class BNInception(InceptionNet):
-    """BN-Inception; stages have strides 4, 8, 16 and 32 and end before the module that halves the resolution.
+    """BN-Inception. Stages have strides 4, 8, 16, and 32, and end before the module that halves the resolution.
 
     Args:
-        se: None is the plain network.
+        se: None for the plain network.
     """
 
     def __init__(
@@ -215,7 +215,7 @@ def _pool_path(channels: int) -> list[Step]:
 
 
 def _v3_a(pool_channels: int) -> list[list[Step]]:
-    """Two 3×3 convolutions in a row, and a 5×5 (torchvision's InceptionA)."""
+    """A path with two 3×3 convolutions, and one with a 5×5 (torchvision's InceptionA)."""
     return [
         [Unit("branch1x1", 64)],
         [Unit("branch5x5_1", 48), Unit("branch5x5_2", 64, 5)],
@@ -225,7 +225,7 @@ def _v3_a(pool_channels: int) -> list[list[Step]]:
 
 
 def _v3_b() -> list[list[Step]]:
-    """Half the resolution."""
+    """Halves the resolution (torchvision's InceptionB)."""
     return [
         [Unit("branch3x3", 384, 3, 2, padded=False)],
         [Unit("branch3x3dbl_1", 64), Unit("branch3x3dbl_2", 96, 3), Unit("branch3x3dbl_3", 96, 3, 2, padded=False)],
@@ -234,7 +234,7 @@ def _v3_b() -> list[list[Step]]:
 
 
 def _v3_c(width: int) -> list[list[Step]]:
-    """7×7 convolutions as 1×7 and 7×1."""
+    """7×7 convolutions, factored into 1×7 and 7×1 (torchvision's InceptionC)."""
     double = [
         Unit(f"branch7x7dbl_{index}", 192 if index == 5 else width, (7, 1) if index % 2 == 0 else (1, 7))
         for index in (2, 3, 4, 5)
@@ -248,7 +248,7 @@ def _v3_c(width: int) -> list[list[Step]]:
 
 
 def _v3_d() -> list[list[Step]]:
-    """Half the resolution again."""
+    """Halves the resolution again (torchvision's InceptionD)."""
     return [
         [Unit("branch3x3_1", 192), Unit("branch3x3_2", 320, 3, 2, padded=False)],
         [
@@ -262,7 +262,7 @@ def _v3_d() -> list[list[Step]]:
 
 
 def _v3_e() -> list[list[Step]]:
-    """3×3 convolutions as 1×3 and 3×1 side by side."""
+    """3×3 convolutions, split into a parallel 1×3 and 3×1 (torchvision's InceptionE)."""
 
     def fork(name: str) -> tuple[Unit, Unit]:
         return Unit(f"{name}a", 384, (1, 3)), Unit(f"{name}b", 384, (3, 1))
@@ -276,10 +276,10 @@ def _v3_e() -> list[list[Step]]:
 
 
 class InceptionV3(InceptionNet):
-    """Inception-v3 (arXiv 1512.00567); stages have strides of about 4, 8, 16 and 32, as its convolutions do not pad.
+    """Inception-v3 (arXiv 1512.00567). Stages have strides of about 4, 8, 16, and 32, because of unpadded convolutions.
 
     Args:
-        se: None is the plain network.
+        se: None for the plain network.
     """
 
     def __init__(

@@ -1,13 +1,12 @@
-"""Inception-ResNet-v2 (arXiv 1602.07261), plain and with SE; parameter names are those of timm.
+"""Inception-ResNet-v2 (arXiv 1602.07261), plain and with SE, with timm's parameter names.
 
-The network is the one whose weights were released (TensorFlow-Slim's, 10 + 20 + 10 residual blocks), which is larger
-than the one that its paper draws (5 + 10 + 5). It counts 13.16 GFLOPs; the SE paper prints 11.75, which neither this
-network nor the drawn one gives.
+This is the network with released weights (TensorFlow-Slim's, 10 + 20 + 10 residual blocks), which is larger than the
+one drawn in its paper (5 + 10 + 5). It needs 13.16 GFLOPs. The SE paper reports 11.75, which matches neither of them.
 
-Where the gates stand is not published beyond "similar schemes". Here they are on the branches of the 40 residual
-blocks, after the last convolution and before the constant that scales the branch down; ``mixed_5b``, ``mixed_6a`` and
-``mixed_7a`` have none. This adds 8.5 M multiply-adds in the FCs, 20.0 M with the pooling; the published rise from
-11.75 to 11.76 G leaves no room for gates on those as well.
+The paper says only "similar schemes" about the placement of the gates. Here, they are on the branches of the 40
+residual blocks, after the last convolution and before the constant scaling; ``mixed_5b``, ``mixed_6a``, and
+``mixed_7a`` have none. This adds 8.5 M multiply-adds in the FCs, or 20.0 M with the pooling. The published increase
+from 11.75 to 11.76 G leaves no room for gates on those three as well.
 """
 
 import torch
@@ -18,12 +17,12 @@ from senet.models.inception import ConvNorm, Size
 from senet.models.registry import register_model
 from senet.nn.squeeze_excite import SEConfig
 
-Conv = tuple[int, Size] | tuple[int, Size, int, bool]  # channels, kernel, and stride and padding if not 1 and "same"
+Conv = tuple[int, Size] | tuple[int, Size, int, bool]  # channels, kernel[, stride, padded]
 HALVE: tuple[Size, int, bool] = (3, 2, False)
 
 
 def _row(in_channels: int, *convs: Conv) -> nn.Module:
-    """A branch; a single convolution is not wrapped, which is what timm's keys say."""
+    """A branch. A single convolution is not wrapped in ``nn.Sequential``, to match timm's keys."""
     modules = []
     for conv in convs:
         modules.append(ConvNorm(in_channels, *conv))
@@ -32,7 +31,7 @@ def _row(in_channels: int, *convs: Conv) -> nn.Module:
 
 
 class Branches(nn.Module):
-    """Branches ``branch0``, ``branch1``, … side by side, their maps concatenated."""
+    """Parallel branches ``branch0``, ``branch1``, … whose outputs are concatenated."""
 
     def __init__(self, *branches: nn.Module) -> None:
         super().__init__()
@@ -45,14 +44,14 @@ class Branches(nn.Module):
 
 
 class ScaledBlock(Branches):
-    """A residual block: branches, a 1×1 convolution without norm, SE, a constant factor, and the shortcut.
+    """A residual block: parallel branches, a 1×1 convolution without norm, SE, a constant factor, and the shortcut.
 
     Args:
-        branches: side by side.
-        inside: channels of their concatenation.
-        channels: of the input and of the output.
-        factor: of the branch, which keeps the sum of many blocks small.
-        stage: for ``SEConfig.stages``.
+        branches: the parallel branches.
+        inside: channels of their concatenated outputs.
+        channels: channels of the input and of the output.
+        factor: scales the branch, which keeps the sum over many blocks small.
+        stage: the stage number, for ``SEConfig.stages``.
         se: None for the plain block.
         activation: whether a ReLU follows the addition.
     """
@@ -97,13 +96,13 @@ def _block8(se: SEConfig | None, factor: float = 0.2, activation: bool = True) -
 
 
 class InceptionResNetV2(FlatConvNet):
-    """Inception-ResNet-v2; stages have strides of about 4, 8, 16 and 32, as the convolutions of stride 2 do not pad.
+    """Inception-ResNet-v2. Stages have strides of about 4, 8, 16, and 32: the stride-2 convolutions are unpadded.
 
-    The 40th block has the factor 1 and no ReLU.
+    The 40th block has factor 1 and no ReLU.
 
     Args:
-        drop_rate: dropout before the classifier; 0.2 in the network's paper.
-        se: None is the plain network. ``SEConfig.stages``: 3, 4 and 5 are its three kinds of blocks.
+        drop_rate: dropout before the classifier; 0.2 in the paper of this network.
+        se: None for the plain network. In ``SEConfig.stages``, 3, 4, and 5 are the three kinds of blocks.
     """
 
     head_name = "classif"

@@ -1,7 +1,8 @@
 """MobileNet-v1 (arXiv 1704.04861) and ShuffleNet-v1 (arXiv 1707.01083), plain and with SE (Table 3).
 
-The SE paper says only that they are "constructed by following similar schemes". The gates stand where they reproduce
-its parameters and multiply-adds, in which a gate's pooling is counted: see ``SeparableConv`` and ``ShuffleUnit``.
+The SE paper says only that they are "constructed by following similar schemes". The gates are placed such that the
+parameters and multiply-adds match the paper, whose counts include the gates' pooling. See ``SeparableConv`` and
+``ShuffleUnit``.
 """
 
 import functools
@@ -17,16 +18,16 @@ from senet.nn.squeeze_excite import SEConfig
 
 
 class SeparableConv(nn.Module):
-    """A depthwise 3×3 and a pointwise convolution, each with norm and ReLU6; keys are timm's.
+    """A depthwise 3×3 and a pointwise convolution, each with norm and ReLU6, with timm's keys.
 
-    SE follows the pointwise convolution's activation, as in the paper's VGG-16, its other network without shortcuts:
-    with r = 16 this adds 0.48 M weights (4.23 M → 4.71 M; published: 4.2 M → 4.7 M) and, pooling included, 3.2 M
-    multiply-adds (569 M → 572 M, as published).
+    SE follows the activation of the pointwise convolution, as in VGG-16, the paper's other network without shortcuts.
+    With r = 16, this adds 0.48 M weights (4.23 M → 4.71 M; published: 4.2 M → 4.7 M) and, including the pooling,
+    3.2 M multiply-adds (569 M → 572 M, as published).
 
     Args:
-        in_channels, out_channels: of the unit; the depthwise convolution keeps ``in_channels``.
-        stride: of the depthwise convolution.
-        stage: for ``SEConfig.stages``; 2 is the first.
+        in_channels, out_channels: channels of the input and of the output.
+        stride: stride of the depthwise convolution.
+        stage: the stage number, for ``SEConfig.stages``; the first is 2.
         se: None for the plain unit.
     """
 
@@ -46,15 +47,15 @@ class SeparableConv(nn.Module):
 
 
 class MobileNetV1(ConvNet):
-    """MobileNet-v1 at width 1: 13 separable convolutions in five stages with strides 2, 4, 8, 16 and 32.
+    """MobileNet-v1 at width 1: 13 separable convolutions in five stages with strides 2, 4, 8, 16, and 32.
 
-    The activation is ReLU6, as in the authors' TensorFlow code and in timm, where their paper writes ReLU. Keys are
-    those of timm's ``mobilenetv1_100``, whose weights load as they are.
+    The activation is ReLU6, as in the authors' TensorFlow code and in timm; their paper says ReLU. Keys are those of
+    timm's ``mobilenetv1_100``, whose weights load unchanged.
 
     Args:
-        channels: of the five stages.
-        units: separable convolutions in each.
-        se: None is the plain network.
+        channels: channels of the five stages.
+        units: separable convolutions per stage.
+        se: None for the plain network.
     """
 
     head_name = "classifier"
@@ -90,23 +91,23 @@ class MobileNetV1(ConvNet):
 
 
 class ShuffleUnit(ResidualBlock):
-    """Grouped 1×1, channel shuffle, depthwise 3×3 and grouped 1×1 convolution beside a shortcut (Fig. 2 of its paper).
+    """Grouped 1×1, channel shuffle, depthwise 3×3, and grouped 1×1, with a shortcut (Fig. 2 of the ShuffleNet paper).
 
-    With stride 2 the shortcut is a 3×3 average pooling, and the outputs are concatenated instead of added.
+    With stride 2, the shortcut is a 3×3 average pooling, and the outputs are concatenated instead of added.
 
-    SE stands on the branch, after its last norm: with r = 16 this adds 0.61 M weights and, pooling included, 2.2 M
-    multiply-adds. Published are 1.8 M → 2.4 M, which fits 1.866 M → 2.477 M with the rest cut off (after the
-    concatenation or addition it would be 2.586 M), and 140 M → 142 M; 140 M is a round figure for all of that paper's
-    networks of width 1, this one has 137.5 M. The other placements mean what they mean in a residual block; with
-    stride 2 ``"post"`` follows the concatenation and ``"identity"`` the pooling.
+    SE is on the branch, after its last norm. With r = 16, this adds 0.61 M weights and, including the pooling, 2.2 M
+    multiply-adds. The published weights, 1.8 M → 2.4 M, match 1.866 M → 2.477 M truncated; with SE after the
+    concatenation or addition, it would be 2.586 M. The published multiply-adds are 140 M → 142 M; 140 M is a round
+    figure for all networks of width 1 in the ShuffleNet paper, and this one has 137.5 M. The other placements are the
+    same as in a residual block; with stride 2, ``"post"`` follows the concatenation and ``"identity"`` the pooling.
 
     Args:
-        in_channels, out_channels: of the unit; with stride 2 the branch gives the difference.
-        stride: of the depthwise convolution; 1 needs ``in_channels == out_channels``.
-        stage: the paper's number of the stage, for ``SEConfig.stages``.
+        in_channels, out_channels: channels of the unit. With stride 2, the branch computes the difference.
+        stride: stride of the depthwise convolution; 1 requires ``in_channels == out_channels``.
+        stage: the stage number in the paper, for ``SEConfig.stages``.
         se: None for the plain unit.
-        groups: of both 1×1 convolutions and of the shuffle.
-        first_groups: of the first 1×1; 1 in the network's first unit, whose input is narrow.
+        groups: groups of both 1×1 convolutions and of the shuffle.
+        first_groups: groups of the first 1×1; 1 in the first unit of the network, whose input is narrow.
     """
 
     def __init__(
@@ -146,18 +147,18 @@ class ShuffleUnit(ResidualBlock):
         branch = self.tail(u, self.bn3, se if placement == "standard" else None, None)
         if se is not None and placement == "identity":
             shortcut = se(shortcut)
-        # The ReLU after the concatenation would find nothing negative in the pooled half.
+        # No ReLU after the concatenation: the pooled half is never negative, and the tail has applied it to the branch.
         out = torch.cat((shortcut, branch), dim=1)
         return se(out) if se is not None and placement == "post" else out
 
 
 class ShuffleNetV1(ConvNet):
-    """ShuffleNet-v1 at width 1 with three groups; its stages 2, 3 and 4 have strides 8, 16 and 32.
+    """ShuffleNet-v1 at width 1 with three groups. Stages 2, 3, and 4 have strides 8, 16, and 32.
 
     Args:
-        groups: of the grouped 1×1 convolutions.
-        channels: of the three stages; its Table 1 has those that go with ``groups``.
-        se: None is the plain network.
+        groups: groups of the 1×1 convolutions.
+        channels: channels of the three stages, which depend on ``groups`` (Table 1 of the ShuffleNet paper).
+        se: None for the plain network.
     """
 
     layer1: nn.Sequential

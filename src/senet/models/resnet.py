@@ -1,4 +1,4 @@
-"""ResNet, ResNeXt and SENet-154, plain and with SE, by the same code; parameter names are timm's and torchvision's.
+"""ResNet, ResNeXt, and SENet-154, plain and with SE, with the parameter names of timm and torchvision.
 
 SE-ResNet and SE-ResNeXt: Table 1 of the paper. SENet-154: section 5.4 and the appendix.
 """
@@ -15,10 +15,10 @@ from senet.models.registry import register_model
 from senet.nn.residual_tail import norm_act, projected
 from senet.nn.squeeze_excite import SEConfig
 
-# timm rounds the bottleneck to multiples of 8. It makes a difference only for the 64 channels of ResNet-18 and -34
-# (8 instead of 4), where the paper has no model; with it, timm's weights load.
+# timm rounds the bottleneck to multiples of 8, so its weights need the same. This changes only the 64 channels of
+# ResNet-18 and -34 (8 instead of 4), which the paper does not cover.
 TIMM_SE = SEConfig(divisor=8)
-CEIL_POOL_MIN = 3  # a stem of stride 2 leaves the 2 pixels that Caffe's pooling wants at least
+CEIL_POOL_MIN = 3  # after the stem's stride of 2, Caffe's pooling needs at least 2 pixels
 
 
 def conv_norm(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Sequential:
@@ -30,14 +30,14 @@ def conv_norm(in_channels: int, out_channels: int, kernel: int, stride: int = 1)
 
 
 class BasicBlock(ResidualBlock):
-    """Two 3×3 convolutions and a shortcut. With placement ``"3x3"`` SE follows the first of them.
+    """Two 3×3 convolutions and a shortcut. With placement ``"3x3"``, SE follows the first convolution.
 
     Args:
         in_channels, planes: channels of the input and of both convolutions.
-        stride: of the first convolution.
-        stage: the paper's number of the stage, for ``SEConfig.stages``.
+        stride: stride of the first convolution.
+        stage: the stage number in the paper, for ``SEConfig.stages``.
         se: None for the plain block.
-        downsample: the module on the shortcut; None is the identity.
+        downsample: the module on the shortcut; None for the identity.
     """
 
     expansion: ClassVar[int] = 1
@@ -61,13 +61,16 @@ class BasicBlock(ResidualBlock):
 
 
 class Bottleneck(ResidualBlock):
-    """1×1, 3×3 (grouped in ResNeXt) and 1×1 convolutions and a shortcut.
+    """1×1, 3×3 (grouped in ResNeXt), and 1×1 convolutions, and a shortcut.
 
     Args:
         in_channels: channels of the input; the output has ``4 * planes``.
-        planes: the stage's base width; ``width`` is that of the 3×3 convolution, ``first_width`` of the first 1×1.
-        stride: in the 3×3, or in the first 1×1 with ``stride_in_1x1``.
+        planes: base width of the stage.
+        stride: stride of the 3×3 convolution, or of the first 1×1 with ``stride_in_1x1``.
         stage, se, downsample: as in ``BasicBlock``.
+        width, first_width: channels of the 3×3 convolution and of the first 1×1.
+        groups: groups of the 3×3 convolution.
+        stride_in_1x1: put the stride in the first 1×1 convolution (v1).
     """
 
     expansion: ClassVar[int] = 4
@@ -107,19 +110,19 @@ class Bottleneck(ResidualBlock):
 
 
 class ResNet(ConvNet):
-    """ResNet and its descendants for images of ImageNet's size; stages have strides 4, 8, 16 and 32.
+    """ResNet and its descendants for ImageNet-sized images. Stages have strides 4, 8, 16, and 32.
 
     Args:
         block: ``BasicBlock`` or ``Bottleneck``.
         layers: blocks in each of the four stages.
-        groups, base_width: ResNeXt's cardinality and width of a group at 64 planes.
-        stride_in_1x1: the original ResNet ("v1"), with which the paper counts 3.86 GFLOPs; else v1.5.
+        groups, base_width: ResNeXt's cardinality, and the width of a group at 64 planes.
+        stride_in_1x1: the original ResNet ("v1"), for which the paper reports 3.86 GFLOPs; otherwise v1.5.
         deep_stem: three 3×3 convolutions instead of the 7×7 (SENet-154, modification b).
-        down_kernel: kernel of the stride-2 projections; 3 in SENet-154 (modification c).
+        down_kernel: kernel size of the stride-2 projections; 3 in SENet-154 (modification c).
         first_width_divisor: the first 1×1 has ``width // first_width_divisor`` channels (SENet-154, modification a).
-        ceil_pool: Caffe's max pooling (no padding, size rounded up), as in the authors' models; else padding 1.
+        ceil_pool: Caffe's max pooling (no padding, size rounded up), as in the authors' models; otherwise padding 1.
         drop_rate: dropout before the classifier (SENet-154, modification d).
-        se: None is the plain network.
+        se: None for the plain network.
     """
 
     layer1: nn.Sequential
@@ -147,7 +150,9 @@ class ResNet(ConvNet):
     ) -> None:
         super().__init__(num_classes, in_chans, drop_rate, features_only)
         if block is BasicBlock and (groups, base_width, first_width_divisor, stride_in_1x1) != (1, 64, 1, False):
-            raise InputError("ResNet: groups, base_width, first_width_divisor and stride_in_1x1 need Bottleneck blocks")
+            raise InputError(
+                "ResNet: groups, base_width, first_width_divisor, and stride_in_1x1 need Bottleneck blocks"
+            )
         channels = 128 if deep_stem else 64
         self.conv1: nn.Module = _deep_stem(in_chans) if deep_stem else nn.Conv2d(in_chans, 64, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
@@ -184,7 +189,7 @@ class ResNet(ConvNet):
 
 
 def _deep_stem(in_chans: int) -> nn.Sequential:
-    """Three 3×3 convolutions of 64, 64 and 128 channels, the first with stride 2; the norm of the last is ``bn1``."""
+    """Three 3×3 convolutions with 64, 64, and 128 channels, the first with stride 2. ``bn1`` follows the last one."""
     return nn.Sequential(
         nn.Conv2d(in_chans, 64, 3, 2, padding=1, bias=False),
         nn.BatchNorm2d(64),
@@ -205,7 +210,7 @@ def _block(
     down_kernel: int,
     **kwargs: Any,
 ) -> nn.Module:
-    """A block with its projection shortcut: where the shape changes, a convolution and a norm."""
+    """A block, with a projection shortcut (convolution and norm) if the shape changes."""
     out_channels = planes * block.expansion
     downsample = None
     if stride != 1 or in_channels != out_channels:

@@ -1,11 +1,11 @@
 """Shake-Shake networks for CIFAR (arXiv 1705.07485), plain and with SE: 26 2×96d and 29 2×4×64d (Tables 4 and 5).
 
-Two residual branches are mixed with random weights, drawn for each block and each image. The blocks are those of the
-authors' Torch code, in which the 26-layer network has pre-activation blocks and a two-path shortcut, and the 29-layer
-one is a ResNeXt with projection shortcuts.
+Two residual branches are mixed with random weights, drawn for each block and each image. The blocks follow the
+Shake-Shake authors' Torch code: the 26-layer network has pre-activation blocks and a two-path shortcut, and the
+29-layer network is a ResNeXt with projection shortcuts.
 
-The SE paper does not say where its block stands among three branches. By its section 3.3 SE transforms the non-identity
-branch and acts before the summation; here each of the two branches has its own, before they are mixed.
+The SE paper does not say where SE goes in such a block. In its section 3.3, SE transforms the non-identity branch and
+acts before the summation. Here, each of the two branches has its own SE block, before they are mixed.
 """
 
 import functools
@@ -23,11 +23,11 @@ from senet.models.resnet import conv_norm
 from senet.nn.residual_tail import norm_act
 from senet.nn.squeeze_excite import SEConfig
 
-ON_THE_BRANCHES = ("standard", "pre", "3x3")  # placements of which each branch has its own gate
+ON_THE_BRANCHES = ("standard", "pre", "3x3")  # placements that give each branch its own gate
 
 
 class Mix(torch.autograd.Function):
-    """α·a + (1 − α)·b, whose gradient takes β for α: maps (N, C, H, W), weights (N, 1, 1, 1)."""
+    """α·a + (1 − α)·b, with β instead of α in the gradient: a and b are (N, C, H, W), α and β are (N, 1, 1, 1)."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
@@ -41,32 +41,33 @@ class Mix(torch.autograd.Function):
 
 
 def shake(a: Tensor, b: Tensor, random_backward: bool) -> Tensor:
-    """Mix two branches as in training: each image with its own random weights, uniform in 0…1.
+    """Mix two branches for training, with random weights per image, uniform in 0…1.
 
-    The gradient has random weights of its own ("Shake-Shake-Image"), or 1/2 where ``random_backward`` is false
-    ("Shake-Even-Image"). All are drawn in the forward pass, from the global generator of the maps' device.
+    The gradient uses separate random weights ("Shake-Shake-Image"), or 1/2 if ``random_backward`` is false
+    ("Shake-Even-Image"). All weights are drawn in the forward pass, from the global generator of the inputs' device.
 
     Args:
-        a, b: (N, C, H, W), of one type.
-        random_backward: whether the gradient is shaken as well.
+        a, b: (N, C, H, W), of the same dtype.
+        random_backward: whether to draw random weights for the gradient as well.
     """
-    one_an_image = a.detach()[:, :1, :1, :1]
-    # Drawn in float32 whatever the maps' type, so that one seed gives the same weights in each.
-    alpha = torch.rand_like(one_an_image, dtype=torch.float32)
+    one_per_image = a.detach()[:, :1, :1, :1]
+    # Drawn in float32 for every dtype, so that a seed gives the same weights for all of them.
+    alpha = torch.rand_like(one_per_image, dtype=torch.float32)
     beta = torch.rand_like(alpha) if random_backward else torch.full_like(alpha, 0.5)
     return Mix.apply(a, b, alpha.to(a.dtype), beta.to(a.dtype))
 
 
-torch.fx.wrap("shake")  # one operation to a trace, which cannot look into an autograd function
+torch.fx.wrap("shake")  # a leaf for torch.fx, which cannot trace an autograd function
 
 
 class TwoPathShortcut(nn.Module):
-    """The shortcut of the authors where the shape changes: two 1×1 convolutions side by side, and one norm.
+    """The Shake-Shake authors' shortcut for a change of shape: two parallel 1×1 convolutions and one norm.
 
-    The second sees the map moved by a pixel to the right and down, so that with stride 2 it sees other pixels.
+    The second path sees the feature map shifted by one pixel in both directions, so with stride 2 it reads different
+    pixels.
 
     Args:
-        in_channels, out_channels: half of ``out_channels`` comes from each path.
+        in_channels, out_channels: channels of the input and of the output; each path computes half of the output.
         stride: 1 or 2.
     """
 
@@ -78,18 +79,18 @@ class TwoPathShortcut(nn.Module):
         self.bn = nn.BatchNorm2d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        moved = F.pad(x, (1, -1, 1, -1))
-        return self.bn(torch.cat((self.conv1(x), self.conv2(moved)), dim=1))
+        shifted = F.pad(x, (1, -1, 1, -1))
+        return self.bn(torch.cat((self.conv1(x), self.conv2(shifted)), dim=1))
 
 
 class BasicBranch(ResidualBlock):
-    """Two 3×3 convolutions with norms, behind an activation that both branches share; SE ends it.
+    """Two 3×3 convolutions with norms, after an activation that both branches share. SE ends the branch.
 
     Args:
         in_channels, planes: channels of the input and of the output.
-        stride: of the first convolution.
-        stage: the paper's number of the stage, for ``SEConfig.stages``.
-        se: None where this branch has no gate.
+        stride: stride of the first convolution.
+        stage: the stage number in the paper, for ``SEConfig.stages``.
+        se: None if this branch has no gate.
     """
 
     expansion: ClassVar[int] = 1
@@ -114,9 +115,9 @@ class BasicBranch(ResidualBlock):
 
 
 class NextBranch(ResidualBlock):
-    """ResNeXt's 1×1, grouped 3×3 and 1×1 convolutions with norms; 4 groups of the stage's planes. SE ends it.
+    """ResNeXt's 1×1, grouped 3×3, and 1×1 convolutions with norms; 4 groups of ``planes`` channels. SE ends the branch.
 
-    Args: those of ``BasicBranch``; the output has ``4 * planes`` channels.
+    The arguments are those of ``BasicBranch``; the output has ``4 * planes`` channels.
     """
 
     expansion: ClassVar[int] = 4
@@ -148,13 +149,13 @@ class NextBranch(ResidualBlock):
 class ShakeBlock(ResidualBlock):
     """Two branches, mixed at random in training and evenly otherwise, and a shortcut.
 
-    With placements ``"post"`` and ``"identity"`` the block has one gate, on the sum or the shortcut; with the others
-    each branch has its own.
+    With placements ``"post"`` and ``"identity"``, the block has one gate, on the sum or the shortcut. With the others,
+    each branch has its own gate.
 
     Args:
         in_channels, planes, stride, stage: as in the branches.
-        branch: what the two branches are.
-        random_backward: whether the gradient is shaken as well, see ``shake``.
+        branch: the class of the two branches.
+        random_backward: whether to draw random weights for the gradient as well, see ``shake``.
         se: None for the plain block.
     """
 
@@ -195,15 +196,15 @@ class ShakeBlock(ResidualBlock):
 
 
 class ShakeNet(ConvNet):
-    """A network of ``ShakeBlock``s for small images: three stages with strides 1, 2 and 4.
+    """A network of ``ShakeBlock``s for small images: three stages with strides 1, 2, and 4.
 
     Args:
         branch: ``BasicBranch`` (26 2×96d) or ``NextBranch`` (29 2×4×64d).
-        stem_channels: of the 3×3 convolution before the first stage.
-        planes: of the first stage; each stage doubles them.
-        blocks: in each stage.
-        random_backward: whether the gradient is shaken as well, see ``shake``.
-        se: None is the plain network.
+        stem_channels: channels of the 3×3 convolution before the first stage.
+        planes: planes of the first stage; each stage doubles them.
+        blocks: blocks per stage.
+        random_backward: whether to draw random weights for the gradient as well, see ``shake``.
+        se: None for the plain network.
     """
 
     layer1: nn.Sequential
@@ -247,7 +248,7 @@ class ShakeNet(ConvNet):
 
     def stem(self, x: Tensor) -> Tensor:
         x = self.conv1(x)
-        # a pre-activation block begins with the ReLU
+        # pre-activation blocks start with a ReLU
         return self.bn1(x) if self.pre_activation else norm_act(x, self.bn1, self.relu)
 
     def stages(self) -> Iterable[nn.Module]:

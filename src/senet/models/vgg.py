@@ -1,7 +1,7 @@
-"""VGG-16 with batch norm (arXiv 1409.1556, configuration D), plain and with SE; parameter names are torchvision's.
+"""VGG-16 with batch norm (arXiv 1409.1556, configuration D), plain and with SE, with torchvision's parameter names.
 
-SE follows the ReLU of each of the 13 convolutions, as the SE paper says of its VGG-16 (Table 2: 15.47 → 15.48 GFLOPs,
-with the gates' pooling counted). The gates live inside the ReLUs' places, ``features.2.se``, and so shift no index.
+SE follows the ReLU of each of the 13 convolutions, as in the SE paper (Table 2: 15.47 → 15.48 GFLOPs, including the
+gates' pooling). A gate is a child of its ReLU module, as in ``features.2.se``, so no index shifts.
 """
 
 import functools
@@ -14,18 +14,18 @@ from senet.models.base import FlatConvNet, make_gate
 from senet.models.registry import register_model
 from senet.nn.squeeze_excite import SEConfig
 
-# Channels and convolutions of conv1_x … conv5_x; a pooling follows each.
+# Channels and number of convolutions of conv1_x … conv5_x; each ends in a pooling.
 BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 POOLED_SIDE = 7
 HIDDEN = 4096
 
 
 class GatedReLU(nn.Module):
-    """ReLU, and SE behind it.
+    """ReLU, then SE.
 
     Args:
-        channels: of the map.
-        stage: for ``SEConfig.stages``.
+        channels: channels of the feature map.
+        stage: the stage number, for ``SEConfig.stages``.
         se: None for the plain network.
     """
 
@@ -40,14 +40,14 @@ class GatedReLU(nn.Module):
 
 
 class VGG(FlatConvNet):
-    """VGG-16 with batch norm; stages have strides 2, 4, 8, 16 (conv2_x … conv5_x) and 32 (the last pooling).
+    """VGG-16 with batch norm. Stages have strides 2, 4, 8, 16 (conv2_x … conv5_x), and 32 (the last pooling).
 
-    Its classifier has two hidden layers of 4096 and takes a map of 7 × 7: of other sizes, the nearest average pooling
-    makes one, as in torchvision. ``num_classes=0`` gives the 512 globally pooled channels before them.
+    The classifier has two hidden layers of 4096 units and takes a 7 × 7 feature map. As in torchvision, adaptive
+    average pooling maps other sizes to 7 × 7. ``num_classes=0`` returns the last 512 channels, globally pooled.
 
     Args:
-        drop_rate: dropout behind both hidden layers.
-        se: None is the plain network. ``SEConfig.stages``: 1 … 5 are conv1_x … conv5_x.
+        drop_rate: dropout after both hidden layers.
+        se: None for the plain network. In ``SEConfig.stages``, 1 … 5 are conv1_x … conv5_x.
     """
 
     head_name = "classifier"
@@ -63,7 +63,7 @@ class VGG(FlatConvNet):
     ) -> None:
         super().__init__(num_classes, in_chans, drop_rate, features_only)
         layers: list[nn.Module] = []
-        starts = []  # of each block, behind the pooling that belongs to the next
+        starts = []  # index where each stage starts: at the pooling that ends the previous block
         for stage, (channels, convs) in enumerate(BLOCKS, 1):
             for _ in range(convs):
                 layers += [nn.Conv2d(in_chans, channels, 3, padding=1), nn.BatchNorm2d(channels)]
@@ -83,7 +83,7 @@ class VGG(FlatConvNet):
         return x
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Replace the last layer, or all three where there are none; 0 classes: the network gives pooled features."""
+        """Replace the last layer, or create all three if there are none. With 0 classes, return pooled features."""
         old = getattr(self, self.head_name, None)
         self.num_classes = num_classes
         like = next(self.parameters())
@@ -104,7 +104,7 @@ class VGG(FlatConvNet):
             )
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """The classifier on the map averaged to 7 × 7, or global average pooling where there is none."""
+        """The classifier on the feature map pooled to 7 × 7, or global average pooling if there is no classifier."""
         if not self.num_classes:
             return super().forward_head(x, pre_logits)
         classifier: Any = self.classifier

@@ -1,10 +1,10 @@
-"""An SE block beside a module: as its child ``se``, called by a hook on what the module returns, or on what it takes.
+"""SE blocks attached to modules: a child named ``se``, called by a hook that rescales the module's output or input.
 
-Why a hook and not another class or a wrapper: the module keeps its class, its place and its keys, so that pretrained
-weights load, ``type(m) is nn.BatchNorm2d`` holds, torch.fx sees the leaf it knows, and taking the block out leaves
-nothing behind. (A subclass made at run time would have to pickle itself and is traced into by torch.fx; a wrapper
-renames every key below it.) The hooks are plain functions without a state: they are copied by ``deepcopy``, pickled by
-name, and traced by ``torch.compile``, ``torch.export`` and ONNX export as if they stood in ``forward``.
+Why a hook, and not a subclass or a wrapper: the module keeps its class, its place, and its keys. So pretrained weights
+load, ``type(m) is nn.BatchNorm2d`` holds, torch.fx sees a known leaf module, and removing the block leaves no trace. (A
+subclass created at run time would need custom pickling, and torch.fx would trace into it; a wrapper renames every key
+below it.) The hooks are plain functions without state: ``deepcopy`` copies them, pickle stores them by name, and
+``torch.compile``, ``torch.export``, and ONNX export trace them like code in ``forward``.
 """
 
 import contextlib
@@ -18,15 +18,15 @@ from senet.errors import InputError
 from senet.nn.squeeze_excite import SEConfig, SqueezeExcite
 
 CHILD = "se"
-INPUT = ":input"  # at the end of a site's name: the gate rescales what the module takes, not what it returns
-_HANDLE, _SIDE = "_se_handle", "_se_side"  # of the module that a gate is attached to
-_KEEPER = "_se_keeper"  # of the network
+INPUT = ":input"  # suffix of a site's name: the gate rescales the input of the module, not its output
+_HANDLE, _SIDE = "_se_handle", "_se_side"  # attributes of the module that a gate is attached to
+_KEEPER = "_se_keeper"  # attribute of the network
 
 Side = Literal["output", "input"]
 
 
 def rescale_output(module: Any, args: tuple[Any, ...], output: Any) -> Any:
-    """Forward hook: what the module returned, rescaled by its ``se``; of several things, in training say, the first."""
+    """Forward hook: the module's output, rescaled by its ``se``. Of several outputs, only the first is rescaled."""
     if isinstance(output, (tuple, list)):
         first, *rest = output
         kind: Any = type(output)
@@ -40,26 +40,26 @@ def rescale_input(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def attach_gate(module: nn.Module, se: SqueezeExcite, side: Side = "output") -> None:
-    """Let ``se`` rescale what ``module`` returns, or its first argument with ``side="input"``."""
+    """Make ``se`` rescale the output of ``module``, or its first argument with ``side="input"``."""
     module.add_module(CHILD, se)
     register: Any = module.register_forward_hook if side == "output" else module.register_forward_pre_hook
-    # The handle is kept for more than the way back: unpickled, it keeps later hooks from taking this one's number.
+    # The handle also serves unpickling: it keeps later hooks from reusing this hook's id.
     module.__dict__[_HANDLE] = register(rescale_output if side == "output" else rescale_input)
     module.__dict__[_SIDE] = side
 
 
 def attached_side(module: nn.Module) -> Side | None:
-    """What the gate of ``attach_gate`` rescales; None where there is none."""
+    """The side that the attached gate rescales, or None if there is no attached gate."""
     return vars(module).get(_SIDE)
 
 
 def gate_of_output(module: nn.Module) -> Any:
-    """The attached gate through which what the module returns goes; None where there is none."""
+    """The attached gate that rescales the module's output, or None if there is none."""
     return module.se if vars(module).get(_SIDE) == "output" else None
 
 
 def detach_gate(module: nn.Module) -> Any:
-    """Take the gate of ``attach_gate``, or what has taken its place, out again and return it."""
+    """Remove and return the gate of ``attach_gate``, or its replacement."""
     if attached_side(module) is None:
         raise InputError("detach_gate: this module has no attached gate")
     module.__dict__.pop(_HANDLE).remove()
@@ -68,9 +68,9 @@ def detach_gate(module: nn.Module) -> Any:
 
 
 def attached(model: nn.Module) -> dict[str, SqueezeExcite]:
-    """Site name (the module's path, with ``:input`` behind it for that side) → gate, for every attached gate."""
+    """Site name (the module's path, plus ``:input`` for that side) → gate, for every attached gate."""
     gates = {}
-    for part in list(model.modules()):  # what a part was given by itself, too
+    for part in list(model.modules()):  # submodules may have gates that were attached separately
         for keeper in [hook for hook in part._forward_pre_hooks.values() if isinstance(hook, KeepGates)]:
             keeper(part, ())
     for path, module in model.named_modules():
@@ -82,26 +82,26 @@ def attached(model: nn.Module) -> dict[str, SqueezeExcite]:
 
 
 class KeepGates:
-    """Forward pre-hook of a whole network: gates that ``convert_sync_batchnorm`` has cut off are attached again.
+    """Forward pre-hook of a whole network: reattaches gates after ``convert_sync_batchnorm``.
 
-    It puts new norms in the place of batch norms, which take over the child ``se`` but not the hook that calls it.
+    That function replaces batch norms by new modules, which inherit the child ``se`` but not the hook that calls it.
     """
 
     def __init__(self, sites: tuple[str, ...]) -> None:
         self.sites = sites
 
     def __call__(self, model: nn.Module, args: tuple[Any, ...]) -> None:
-        """Look at each site; a few microseconds. Plain enough to be traced: who compiles next wants the gates, too."""
+        """Check each site, which takes a few microseconds. ``torch.compile`` can trace this."""
         for site in self.sites:
             module: nn.Module | None = model
             for name in site.removesuffix(INPUT).split("."):
-                module = None if module is None else module._modules.get(name)  # None: a part was taken out since
+                module = None if module is None else module._modules.get(name)  # None: removed in the meantime
             if isinstance(module, nn.SyncBatchNorm) and CHILD in module._modules and attached_side(module) is None:
                 _attach_at(model, site, module._modules[CHILD])
 
 
 def attach_all(model: nn.Module, gates: Mapping[str, SqueezeExcite]) -> None:
-    """Attach each gate at the site of ``model`` that its name says; there are none so far."""
+    """Attach each gate at the site of its name. ``model`` must have no attached gates yet."""
     for site, se in gates.items():
         _attach_at(model, site, se)
     if gates:
@@ -110,7 +110,7 @@ def attach_all(model: nn.Module, gates: Mapping[str, SqueezeExcite]) -> None:
 
 
 def detach_all(model: nn.Module) -> dict[str, SqueezeExcite]:
-    """Take every attached gate out; ``attach_all`` takes the result back."""
+    """Remove and return every attached gate; ``attach_all`` accepts the result."""
     gates = {site: detach_gate(model.get_submodule(site.removesuffix(INPUT))) for site in attached(model)}
     for module in model.modules():
         if _KEEPER in vars(module):
@@ -120,7 +120,7 @@ def detach_all(model: nn.Module) -> dict[str, SqueezeExcite]:
 
 @contextlib.contextmanager
 def without_gates(model: nn.Module) -> Iterator[None]:
-    """``model`` as it is without its attached gates, for a while; then each has its old place, among hooks too."""
+    """Within this context, ``model`` has no attached gates. Afterwards, each is back, in the same order of hooks."""
     aside = []
     for site in attached(model):
         module = model.get_submodule(site.removesuffix(INPUT))
@@ -137,7 +137,7 @@ def without_gates(model: nn.Module) -> Iterator[None]:
 
 
 def _leave_as_it_is(module: Any, *args: Any) -> None:
-    """A hook that does nothing."""
+    """Do nothing: a placeholder hook."""
 
 
 def _attach_at(model: nn.Module, site: str, se: Any) -> None:
@@ -145,7 +145,7 @@ def _attach_at(model: nn.Module, site: str, se: Any) -> None:
 
 
 def described(model: nn.Module) -> dict[str, Any] | None:
-    """The attached gates as plain values, with which ``attach_described`` makes them again; None: there are none."""
+    """The attached gates as plain values for ``attach_described``, or None if there are none."""
     gates = attached(model)
     if not gates:
         return None
@@ -154,10 +154,10 @@ def described(model: nn.Module) -> dict[str, Any] | None:
 
 
 def attach_described(model: nn.Module, description: dict[str, Any]) -> None:
-    """Attach fresh gates to ``model`` as they were in a network of the same architecture, before its weights load.
+    """Attach new gates to ``model`` as described, before weights of the same architecture are loaded.
 
     Raises:
-        InputError: the network has no such modules, or the description is damaged.
+        InputError: the network has no such modules, or the description is invalid.
     """
     like = next(model.parameters())
     try:
@@ -175,29 +175,29 @@ def attach_described(model: nn.Module, description: dict[str, Any]) -> None:
 
 
 def tensors_of(model: nn.Module) -> dict[int, Any]:
-    """Every tensor of a network by its id, as ``copy.deepcopy`` takes what is not to be copied.
+    """Every tensor of a network by its id: a memo for ``copy.deepcopy``, so that the copy shares them.
 
-    Those that modules computed from parameters are among them, as pruned weights are: they cannot be copied.
+    This includes tensors that modules computed from parameters, such as pruned weights, which cannot be copied.
     """
     held = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
     return {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers(), *held)}
 
 
 def in_line(model: nn.Module) -> nn.Module:
-    """``model`` with every attached gate as a module of its own, for what looks at modules and not at hooks.
+    """``model`` with every attached gate as an ordinary module, for code that sees modules but not hooks.
 
     Each module that has a gate becomes ``nn.Sequential(module, se)``, or ``(se, module)``. The result shares all
-    tensors with ``model``, which is not changed; where nothing is attached it is ``model`` itself.
+    tensors with ``model``, which is not changed. Without attached gates, the result is ``model`` itself.
     """
     if not attached(model):
         return model
     twin = copy.deepcopy(model, tensors_of(model))
-    # What lies inside a module comes first: wrapping the module renames it.
+    # Inner modules come first, because wrapping a module renames what is inside it.
     for site, se in reversed(detach_all(twin).items()):
         module = twin.get_submodule(site.removesuffix(INPUT))
         pair = (se, module) if site.endswith(INPUT) else (module, se)
         places = [(parent, name) for parent in twin.modules() for name, m in parent._modules.items() if m is module]
         wrapped = nn.Sequential(*pair)
-        for parent, name in places:  # a shared module has several
+        for parent, name in places:  # several if the module is shared
             parent._modules[name] = wrapped
     return twin

@@ -1,4 +1,4 @@
-"""A gate that no longer looks at its input, and how any gate is taken out of a network."""
+"""A gate that does not depend on its input, and the removal of gates from a network."""
 
 from typing import Any
 
@@ -12,10 +12,10 @@ from senet.ops import reference
 
 
 class ConstantGate(nn.Module):
-    """One fixed factor a channel: (N, C, *spatial) → the same shape. It costs a multiplication, and trains no weight.
+    """One constant factor per channel: (N, C, *spatial) → the same shape. It has no trainable parameters.
 
     Args:
-        scale: (C,), kept as a buffer.
+        scale: (C,), stored as a buffer.
     """
 
     __prepare_scriptable__ = refuse_to_script
@@ -33,11 +33,11 @@ class ConstantGate(nn.Module):
 
 
 def replace_gate(model: nn.Module, path: str, constant: ConstantGate | None) -> None:
-    """Take the gate at ``path`` out of ``model``, in place, and put ``constant`` there; None is nothing.
+    """Replace the gate at ``path`` by ``constant``, in place, or remove it if ``constant`` is None.
 
-    An attached gate leaves its module as it was, a block of this package has no gate then (``se`` is None, as in the
-    plain twin), and any other gets an ``nn.Identity``, which it may call. A gate that stands in several places is
-    taken out of all.
+    Removing an attached gate restores its module. In a block of this package, ``se`` becomes None, as in the plain
+    twin. In any other module, the gate becomes an ``nn.Identity``, which the module may call. A gate that is used in
+    several places is replaced in all of them.
 
     Raises:
         InputError: there is no such module, or it is the whole network.
@@ -47,7 +47,7 @@ def replace_gate(model: nn.Module, path: str, constant: ConstantGate | None) -> 
     except AttributeError:
         raise InputError(f"{type(model).__name__} has no gate {path!r}; senet.find_gates lists its gates") from None
     if not path:
-        raise InputError(f"{type(model).__name__} is a gate itself, which cannot be taken out of a network")
+        raise InputError(f"{type(model).__name__} is itself a gate; give the network that contains it")
     places = [(parent, name) for parent in model.modules() for name, child in parent._modules.items() if child is gate]
     for parent, name in places:
         if constant is None and name == CHILD and attached_side(parent) is not None:
@@ -59,11 +59,11 @@ def replace_gate(model: nn.Module, path: str, constant: ConstantGate | None) -> 
 
 
 def replace_described(model: nn.Module, folded: dict[str, Any]) -> None:
-    """Take gates out of ``model`` as they were in a network of the same architecture, before its weights load.
+    """Remove gates from ``model`` as described, before weights of the same architecture are loaded.
 
     Args:
-        model: with all of its gates.
-        folded: gate → channels of the ``ConstantGate`` that took its place; 0 where nothing did.
+        model: the network with all of its gates.
+        folded: path of a gate → number of channels of the ``ConstantGate`` that replaced it; 0 if it was removed.
     """
     like = next(model.parameters())
     for path, channels in folded.items():

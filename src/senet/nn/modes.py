@@ -8,7 +8,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and afterwards every module's own mode again."""
+    """Eval mode within this context. Afterwards, every module's own mode is restored."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

@@ -1,8 +1,8 @@
-"""Which modules may be read instead of called: those whose weights say all that they do.
+"""Plain modules: those whose weights fully define what they compute, so that their weights can be used directly.
 
-Fast forms take the weights of a layer and compute it in their own way. That means the same only for the layers of
-PyTorch themselves, with parameters that are there: not for pruned, parametrized, low-rank adapted, quantized, sharded
-or offloaded ones, nor for one that somebody listens to.
+Fast forms read the weights of a layer instead of calling it. The result is the same only for PyTorch's own layer
+classes with ordinary parameters: not for pruned, parametrized, low-rank adapted, quantized, sharded, or offloaded
+layers, and not for layers with hooks.
 """
 
 from typing import NoReturn
@@ -14,18 +14,18 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from senet.errors import InputError
 
-# The last two stand for ordinary ones while a network is traced.
+# The last two represent ordinary tensors while a network is traced.
 _ORDINARY = (Tensor, nn.Parameter, FakeTensor, FunctionalTensor)
 _POINTWISE = ((1, 1), (1, 1), (0, 0), 1)
 
 
 def has_hooks(module: nn.Module, known: int = 0) -> bool:
-    """Whether someone listens to the module's call, or has replaced it; ``known`` forward hooks may be there."""
+    """Whether the module's call has hooks or is replaced. ``known`` is the number of forward hooks to ignore."""
     return _has_any_global_hook() or has_own_hooks(module, known)
 
 
 def has_own_hooks(module: nn.Module, known: int = 0) -> bool:
-    """See ``has_hooks``; what listens to every module there is does not count."""
+    """The same as ``has_hooks``, but ignores global hooks."""
     if len(module._forward_hooks) > known or "forward" in vars(module):
         return True
     return bool(module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
@@ -35,7 +35,7 @@ def is_plain(layer: nn.Module | None) -> bool:
     """Whether ``layer`` is ``nn.Conv2d`` or ``nn.Linear`` itself, on ordinary tensors, with no hooks of its own."""
     if layer is None or type(layer) not in (nn.Conv2d, nn.Linear) or has_own_hooks(layer):
         return False
-    # Not layer.weight: a pruned layer has that, too, beside its parameters.
+    # layer.weight would also exist for a pruned layer, where it is not a parameter.
     own = layer._parameters
     if len(own) != 2 or "weight" not in own or "bias" not in own:
         return False
@@ -43,15 +43,15 @@ def is_plain(layer: nn.Module | None) -> bool:
 
 
 def is_plain_fc(layer: nn.Module | None) -> bool:
-    """Whether ``layer`` is plain and a fully connected one: linear, or a 1×1 convolution."""
+    """Whether ``layer`` is a plain fully connected layer: linear, or a 1×1 convolution."""
     if type(layer) is nn.Conv2d and (layer.kernel_size, layer.stride, layer.padding, layer.groups) != _POINTWISE:
         return False
     return is_plain(layer)
 
 
 def refuse_to_script(module: nn.Module) -> NoReturn:
-    """What ``torch.jit.script`` calls first, as a module's ``__prepare_scriptable__``."""
+    """Raise an error: the ``__prepare_scriptable__`` of a module, which ``torch.jit.script`` calls first."""
     raise InputError(
-        f"torch.jit.script cannot compile {type(module).__name__}, which picks its form as it runs; "
+        f"torch.jit.script cannot compile {type(module).__name__}, which selects its implementation at run time; "
         "use torch.export or torch.compile, or torch.jit.trace for TorchScript"
     )

@@ -1,4 +1,4 @@
-"""The end of a residual block, where SE meets the shortcut: the one place that faster maths replaces."""
+"""The tail of a residual block (norm, SE, shortcut, ReLU), and the choice of its implementation."""
 
 from typing import cast
 
@@ -16,14 +16,14 @@ from senet.ops.tail.norms import NORMS, gathers, uses_batch_statistics
 
 
 class ResidualTail(nn.Module):
-    """Last norm + SE + shortcut + activation of a residual block, for the placements that concern its end (Fig. 5).
+    """Last norm + SE + shortcut + activation of a residual block, with SE where the placement says (Fig. 5).
 
-    It owns no parameters: the block hands over its own norm and SE module at each call. So checkpoint keys stay the
-    block's (``bn3``, ``se``), and whatever replaces those modules later (SyncBatchNorm, a detached gate) is seen.
+    It has no parameters: the block passes its own norm and SE module at each call. So checkpoint keys stay those of the
+    block (``bn3``, ``se``), and replacing these modules later (SyncBatchNorm, a removed gate) has the usual effect.
 
     Args:
         placement: that of the block's ``SEConfig``. ``"standard"`` scales the branch, ``"identity"`` the shortcut,
-            ``"post"`` the activated sum; with ``"pre"`` and ``"3x3"`` the block has used SE already, the tail does not.
+            ``"post"`` the activated sum. With ``"pre"`` and ``"3x3"``, the block has applied SE before the tail.
         activation: whether a ReLU follows the addition (pre-activation networks have none).
     """
 
@@ -42,9 +42,10 @@ class ResidualTail(nn.Module):
         shortcut: Tensor | None,
         shortcut_norm: nn.Module | None = None,
     ) -> Tensor:
-        """``u`` (N, C, *spatial), the output of the block's last convolution, and ``shortcut`` of the same shape.
+        """Compute the tail for ``u`` (N, C, *spatial), the output of the block's last convolution.
 
-        With ``shortcut_norm``, the norm of a projection, ``shortcut`` is the output of the projection's convolution.
+        ``shortcut`` has the shape of ``u``, as does the result. With ``shortcut_norm``, the norm of a projection,
+        ``shortcut`` is the output of the projection's convolution.
         """
         on_branch = se if self.placement == "standard" else None
         if se is not None and self.placement == "identity" and shortcut is not None:
@@ -57,10 +58,10 @@ class ResidualTail(nn.Module):
 
 
 def norm_act(u: Tensor, norm: nn.Module, activation: nn.Module, se: SqueezeExcite | None = None) -> Tensor:
-    """``activation(se(norm(u)))`` of a convolution's output ``u`` within a block: a tail without a shortcut.
+    """``activation(se(norm(u)))`` for the output ``u`` of a convolution within a block: a tail without a shortcut.
 
-    Without SE, small maps on a CPU take PyTorch's own operations, which are as fast; and compilers are left PyTorch's
-    own batch norm, which they fuse with the ReLU by themselves.
+    Without SE, small feature maps on a CPU use PyTorch's own operations, which are as fast. ``torch.compile`` gets
+    PyTorch's own batch norm, which it fuses with the ReLU.
     """
     by_itself = se is None and torch.compiler.is_compiling()
     if type(activation) is nn.ReLU and not has_hooks(activation) and not by_itself:
@@ -70,10 +71,10 @@ def norm_act(u: Tensor, norm: nn.Module, activation: nn.Module, se: SqueezeExcit
 
 
 def projected(x: Tensor, projection: nn.Module | None) -> tuple[Tensor, nn.Module | None]:
-    """The shortcut of a block and, if the tail may take it, the norm that is still to be applied to it.
+    """The shortcut of a block and, if the tail can fuse it, the norm that remains to be applied to it.
 
-    ``projection`` is None or a module of a convolution and a norm. Where somebody wants to see its output or to fuse
-    its operations (hooks, torch.fx, compilers), it is called as it is.
+    ``projection`` is None or a module with a convolution and a norm. It is called as usual if its output may be
+    observed or its operations fused by others (hooks, torch.fx, compilers).
     """
     if projection is None:
         return x, None
@@ -92,11 +93,11 @@ def _tail(
     relu: bool,
     shortcut_norm: nn.Module | None = None,
 ) -> Tensor:
-    """The residual tail in the fastest form that means the same; the reference where there is none."""
+    """The residual tail in the fastest form that computes the same function; otherwise, the reference."""
     gate = gate_of_output(norm) if norm is not None and se is None else se
     backend = _backend(u, norm, gate, bare=se is None and shortcut is None)
     if backend != "reference" and shortcut is not None and shortcut.shape != u.shape:
-        backend = "reference"  # broadcasts, or says what is wrong
+        backend = "reference"  # broadcasts or raises the right error
     if (
         shortcut is not None
         and shortcut_norm is not None
@@ -116,26 +117,26 @@ def _backend(u: Tensor, norm: nn.Module | None, se: SqueezeExcite | None, bare: 
     if norm is None and se is None:
         return "reference"  # a sum and a ReLU
     if torch.compiler.is_compiling():
-        # Not is_exporting(): to Dynamo before torch 2.12 it is always true.
+        # is_exporting() would always be true in Dynamo before torch 2.12.
         exporting = torch.compiler._is_exporting_flag
         if norm is None or exporting or traces_reference() or not _is_known(norm, se):
             return "reference"
-        # Frozen statistics are left as they are: compilers know how to fold them into the convolution.
+        # Compilers can fold frozen statistics into the convolution themselves.
         return "traced" if uses_batch_statistics(norm) and type(norm) is not nn.SyncBatchNorm else "reference"
     if type(u) not in (Tensor, nn.Parameter) or torch.jit.is_tracing() or not _is_known(norm, se):
-        return "reference"  # a symbol of torch.fx, a fake or a subclass; modules that are not ours
-    # torch.func and forward-mode differentiation want operations that they can see into.
+        return "reference"  # torch.fx proxies, fake tensors, and subclasses; unknown modules
+    # torch.func and forward-mode differentiation need transparent operations.
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return "reference"
     frozen = norm is not None and not uses_batch_statistics(norm)
     backend = backend_for(u, frozen, bare) if u.numel() else "reference"
     if backend == "reference" and gathers(norm) and current_backend() != "reference":
-        return "traced"  # ranks may have maps of other sizes, even empty ones; the form that all of them can take
+        return "traced"  # other ranks may have other sizes, even empty batches; all ranks support this form
     return backend
 
 
 def _is_known(norm: nn.Module | None, se: SqueezeExcite | None) -> bool:
-    """Whether the fast form means the same: modules of known kinds, with nothing hooked to them."""
+    """Whether the fast form computes the same function: the modules have known classes and no hooks."""
     if norm is not None:
         attached = gate_of_output(norm)
         if type(norm) not in NORMS or has_hooks(norm, int(attached is not None)) or attached not in (None, se):

@@ -1,4 +1,4 @@
-"""The one Squeeze-and-Excitation block, and the configuration of every variant that the paper studies."""
+"""The Squeeze-and-Excitation block, and the configuration of every variant that the paper studies."""
 
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
@@ -14,7 +14,7 @@ from senet.nn.plain import is_plain_fc, refuse_to_script
 from senet.ops import reference
 
 GATE_NAMES = tuple(name for name in reference.GATES if not name.startswith("identity_"))
-MAX_WIDTH = 65536  # of a bottleneck
+MAX_WIDTH = 65536  # channels of a bottleneck
 PLACEMENTS = ("standard", "pre", "post", "identity", "3x3")
 
 
@@ -25,25 +25,26 @@ def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True)
 class SEConfig:
-    """How a Squeeze-and-Excitation block is built; the defaults are the paper's block with FC biases.
+    """The configuration of a Squeeze-and-Excitation block. The defaults are the paper's block with FC biases.
 
     Args:
         reduction: the ratio r of channels to bottleneck width (section 6.1, Table 10).
-        squeeze: ``"avg"``, ``"max"`` (Table 11), or ``"none"``: NoSqueeze, 1×1 convolutions at full size (Table 16).
+        squeeze: ``"avg"``, ``"max"`` (Table 11), or ``"none"``: NoSqueeze, 1×1 convolutions at full resolution
+            (Table 16).
         gate: ``"sigmoid"``, ``"tanh"``, ``"relu"`` (Table 12), or ``"hard_sigmoid"`` with slope 1/6.
-        bias: biases in both FCs. The released models have them, the paper's ablations do not (section 6).
-        divisor: the bottleneck width is rounded to the nearest multiple of this, and is at least this.
+        bias: biases in both FC layers. The released models have them; the paper's ablations do not (section 6).
+        divisor: the bottleneck width is rounded to the nearest multiple of this, which is also its minimum.
         hidden: the bottleneck width itself; overrides ``reduction`` and ``divisor``.
-        placement: where the block sits in a residual unit (Fig. 5, Tables 14 and 15): ``"standard"`` on the residual
+        placement: the place of the block in a residual unit (Fig. 5, Tables 14 and 15): ``"standard"`` on the residual
             branch before the addition; ``"pre"`` before the residual unit, inside the branch; ``"post"`` after the
-            addition and its ReLU; ``"identity"`` on the shortcut (after its projection, where there is one);
-            ``"3x3"`` directly after the branch's 3×3 convolution and its norm.
-        stages: the stages that get a block, numbered as the paper does (2 is the first after the stem); None is all.
-        identity_init: the gate is exactly 1 at the start (2·sigmoid with the last FC zeroed), so that a network's
-            output is bit-equal to the plain network's.
+            addition and its ReLU; ``"identity"`` on the shortcut (after its projection, if any); ``"3x3"`` directly
+            after the branch's 3×3 convolution and its norm.
+        stages: the stages that get a block, numbered as in the paper (2 is the first after the stem); None means all.
+        identity_init: the gate is initially exactly 1 (2·sigmoid with the last FC layer zeroed), so the output of a
+            network is bit-equal to that of the plain network.
 
     Raises:
-        InputError: a value is not allowed; the message names the argument, the value and what is allowed.
+        InputError: a value is not allowed; the message names the argument, the value, and the allowed values.
     """
 
     reduction: float = 16
@@ -92,13 +93,13 @@ class SEConfig:
         return self.stages is None or stage in self.stages
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON and YAML; ``SEConfig.from_dict`` takes them back."""
+        """Plain values for JSON and YAML, as ``SEConfig.from_dict`` accepts them."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return values | {"stages": None if self.stages is None else list(self.stages)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "SEConfig":
-        """The configuration of ``values``; an unknown name raises ``InputError`` that lists the known ones."""
+        """The configuration from ``values``. An unknown name raises an ``InputError`` that lists the known ones."""
         known = [field.name for field in fields(cls)]
         for name in values:
             if name not in known:
@@ -117,22 +118,22 @@ def _checked_stages(stages: Any) -> tuple[int, ...]:
 
 
 class SqueezeExcite(nn.Module):
-    """Squeeze-and-Excitation: rescales each channel by a gate computed from the whole map (section 3).
+    """Squeeze-and-Excitation: rescales each channel by a gate computed from the whole feature map (section 3).
 
-    ``(N, C, *spatial)`` → the same shape, type and memory format, for one, two or three spatial axes of any size.
-    Squeeze and excitation are computed in float32 (float64 for float64 maps), also under autocast and for half-type
-    parameters; NoSqueeze, whose excitation is as large as the map, follows autocast.
+    ``(N, C, *spatial)`` → the same shape, dtype, and memory format, for one, two, or three spatial axes of any size.
+    Squeeze and excitation are computed in float32 (float64 for float64 inputs), even under autocast and with
+    half-precision parameters. NoSqueeze, whose excitation has the size of the input, follows autocast.
 
-    The FCs are kept as 1×1 convolutions ``fc1`` and ``fc2``, so that checkpoints of timm load as they are. Their
-    weights are read, which is faster; where they are no plain layers (``senet.nn.plain``), they are called.
-    ``config.placement`` and ``config.stages`` concern networks; the block itself does not look at them.
+    The FC layers are 1×1 convolutions, ``fc1`` and ``fc2``, so checkpoints from timm load unchanged. For speed, their
+    weights are used directly; layers that are not plain (``senet.nn.plain``) are called instead. ``config.placement``
+    and ``config.stages`` apply to networks; the block itself ignores them.
 
     Args:
         channels: C.
         config: the variant.
 
     Raises:
-        ValueError: ``channels`` is not a positive integer; at call, the input has another number of channels or axes.
+        ValueError: ``channels`` is not a positive integer; in a call, the number of channels or axes is wrong.
     """
 
     __prepare_scriptable__ = refuse_to_script
@@ -150,7 +151,7 @@ class SqueezeExcite(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """He initialisation, biases 0; with ``identity_init`` the last FC is zeroed, so that the gate is exactly 1."""
+        """He initialization, biases 0. With ``identity_init``, the last FC layer is 0, so the gate is exactly 1."""
         for fc in (self.fc1, self.fc2):
             nn.init.kaiming_normal_(fc.weight, mode="fan_in", nonlinearity="relu", generator=generator)
             if fc.bias is not None:
@@ -159,7 +160,7 @@ class SqueezeExcite(nn.Module):
             nn.init.zeros_(self.fc2.weight)
 
     def excitation(self, z_nc: Tensor) -> Tensor:
-        """The gate of squeezed channels (equation 3), (N, C) → (N, C): tables only, so that fast paths can call it."""
+        """The gate of squeezed channels (equation 3), (N, C) → (N, C). Fast paths call this without a feature map."""
         if self.is_plain():
             return reference.excitation(z_nc, *self._weights(), self.gate_name)
         apart = nullcontext() if isinstance(z_nc, fx.Proxy) else reference.without_autocast(z_nc.device.type)
@@ -167,22 +168,22 @@ class SqueezeExcite(nn.Module):
             return reference.GATES[self.gate_name](_called(self.fc2, F.relu(_called(self.fc1, z_nc))))
 
     def is_plain(self) -> bool:
-        """Whether the FCs' weights say all that the FCs do, so that ``fully_connected`` holds."""
-        own = self._modules  # a gate is a few dozen microseconds, an attribute of a module is one of them
+        """Whether both FC layers are plain, so that ``fully_connected`` is valid."""
+        own = self._modules  # attribute access of a module takes 1 µs of a few dozen for the gate
         return is_plain_fc(own["fc1"]) and is_plain_fc(own["fc2"]) and not _has_any_global_hook()
 
     def fully_connected(self) -> reference.FullyConnected:
-        """The excitation as its weights (1×1 convolutions) and the name of its gate; only of plain FCs."""
+        """The excitation given by its weights (1×1 convolutions) and gate name; only for plain FC layers."""
         return reference.FullyConnected(self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias, self.gate_name)
 
     def gate(self, x: Tensor) -> Tensor:
-        """The gate of a map: (N, C, *spatial) → (N, C) in float32, or (N, C, *spatial) with ``squeeze="none"``."""
+        """The gate for an input: (N, C, *spatial) → (N, C) in float32, or (N, C, *spatial) with ``squeeze="none"``."""
         if self.is_plain():
             return reference.gate_map(x, *self._weights(), self.config.squeeze, self.gate_name)
         x = reference.check_map(x, self.channels)
         if self.config.squeeze != "none":
             return self.excitation(reference.squeeze(x, self.config.squeeze))
-        flat = x.flatten(2)[..., None]  # maps of any axes, for 2-D convolutions
+        flat = x.flatten(2)[..., None]  # any number of spatial axes, as two for 2-D convolutions
         return reference.GATES[self.gate_name](self.fc2(F.relu(self.fc1(flat)))).reshape(x.shape)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -197,7 +198,7 @@ class SqueezeExcite(nn.Module):
 
 
 def _called(fc: nn.Module, z_nc: Tensor) -> Tensor:
-    """What an FC that is called says of a table, in its own type; the result has the table's type."""
+    """Call an FC layer on a table, in the dtype of the layer; the result has the dtype of the table."""
     weight = next((p for p in fc.parameters() if p.is_floating_point()), None)
     z = z_nc if weight is None else z_nc.to(weight.dtype)
     y = fc(z) if isinstance(fc, nn.Linear) else fc(z[:, :, None, None]).flatten(1)

@@ -1,1 +1,1 @@
-"""Pure tensor maths: the reference, and its fast forms. Imports torch alone."""
+"""Tensor math only: the reference and its fast forms. Imports nothing but torch."""

@@ -1,4 +1,4 @@
-"""The registry of implementations of the sweeps: one explicit choice, by name, by environment or by measurement."""
+"""The registry of backends for the sweeps. The backend is selected by name, by environment, or from measurements."""
 
 import contextlib
 import contextvars
@@ -22,7 +22,10 @@ NAMES = ("auto", "reference", "compiled", "native", "triton")
 
 @dataclass(frozen=True)
 class Sweeps:
-    """One implementation of the sweeps; each function has the signature and meaning of its namesake in ``sweeps``."""
+    """One implementation of the sweeps; each function has the signature and meaning of its definition.
+
+    The definitions are in ``senet.ops.tail.definitions``.
+    """
 
     moments: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
     mean: Callable[[Tensor], Tensor]
@@ -31,21 +34,21 @@ class Sweeps:
     moments_backward: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
-# From how many elements on a map is worth the call of the native sweeps, after a convolution that has emptied the
-# caches. Measured: python benchmarks/crossover.py. With SE any map is, without it those from 2^18 on; one size for
-# both, as twins must take the same form for their outputs to be bit-equal.
+# The number of elements of a feature map from which the native sweeps are faster, after a convolution has evicted the
+# caches. Measured by benchmarks/crossover.py: with SE, for all sizes; without SE, from 2^18 on. The limit is the same
+# for both, because twins must run the same code for their outputs to be bit-equal.
 SMALLEST_NATIVE = 2**14
-# Only a norm and a ReLU, channels_last or not.
+# For a norm and a ReLU only. Key: whether the map is channels_last.
 SMALLEST_NATIVE_BARE = {True: 2**19, False: 2**17}
 
 _chosen: contextvars.ContextVar[str | None] = contextvars.ContextVar("senet_backend", default=None)
-# The same for an outer torch.compile: Dynamo cannot read context variables before torch 2.12, but guards a plain value,
-# so that another choice compiles anew. Threads that choose differently at a time may see each other's: the same maths.
+# The same for an outer torch.compile: before torch 2.12, Dynamo cannot read context variables. It guards a plain value,
+# so a different choice recompiles. Threads with different choices may see each other's: all compute the same function.
 _while_tracing: dict[str, str | None] = {"name": None}
 
 
 def why_not(name: str) -> str | None:
-    """Why a backend cannot run on this machine, in words; None if it can."""
+    """The reason why a backend cannot run on this machine, or None if it can."""
     if name == "compiled":
         return compiler.why_not()
     if name == "native":
@@ -60,7 +63,7 @@ def why_not(name: str) -> str | None:
 
 def _checked(name: str, origin: str) -> str:
     if name not in NAMES:
-        raise InputError(f"{origin}={name!r} is not a backend; there are {', '.join(NAMES)}")
+        raise InputError(f"{origin}={name!r} is not a backend; choose one of {', '.join(NAMES)}")
     reason = why_not(name)
     if reason is not None:
         raise InputError(f"{origin}={name!r} cannot run here: {reason}; use 'auto' or 'reference'")
@@ -69,16 +72,17 @@ def _checked(name: str, origin: str) -> str:
 
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Choose the implementation of norm + SE + shortcut + ReLU within a ``with`` block, in this thread or task.
+    """Select the implementation of norm + SE + shortcut + ReLU within a ``with`` block, in this thread or task.
 
     Args:
-        name: ``"reference"``: plain PyTorch, operation by operation; ``"compiled"``: the two-sweep form under
-            ``torch.compile``; ``"native"``: the same in C++ (CPU); ``"triton"``: the same in hand-written kernels
-            (CUDA); ``"auto"``: the fastest of them for each map's device, type and size. Within an outer
-            ``torch.compile`` there are two: ``"reference"``, and the two-sweep form for the compiler to fuse.
+        name: ``"reference"``: plain PyTorch, one operation at a time; ``"compiled"``: the two-sweep form under
+            ``torch.compile``; ``"native"``: the two-sweep form in C++ (CPU); ``"triton"``: the two-sweep form in
+            hand-written kernels (CUDA); ``"auto"``: the fastest one for the device, dtype, and size of each feature
+            map. Within an outer ``torch.compile``, every name but ``"reference"`` selects the two-sweep form, which
+            the compiler fuses.
 
     Raises:
-        InputError: the name is unknown, or that backend cannot run on this machine (the message says why).
+        InputError: the name is unknown, or the backend cannot run on this machine (the message says why).
     """
     token, before = _chosen.set(_checked(name, "use_backend")), _while_tracing["name"]
     _while_tracing["name"] = name
@@ -90,7 +94,7 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def current_backend() -> str:
-    """The name in force: that of the innermost ``use_backend``, else of ``SENET_BACKEND``, else ``"auto"``."""
+    """The selected backend: from the innermost ``use_backend``, else from ``SENET_BACKEND``, else ``"auto"``."""
     return _chosen.get() or _from_environment(os.environ.get("SENET_BACKEND", "auto"))
 
 
@@ -100,28 +104,30 @@ def _from_environment(value: str) -> str:
 
 
 def traces_reference() -> bool:
-    """Whether an outer ``torch.compile`` is to see plain PyTorch. (The environment counts as it was at the trace.)"""
+    """Whether an outer ``torch.compile`` should trace plain PyTorch. (The environment is read at trace time.)"""
     return (_while_tracing["name"] or os.environ.get("SENET_BACKEND")) == "reference"
 
 
 def backend_for(u: Tensor, frozen: bool = False, bare: bool = False) -> str:
-    """The implementation that a map gets: the named one, or ``"auto"``'s choice by device, type and size.
+    """The backend for the feature map ``u``: the selected one, or the choice of ``"auto"`` by device, dtype, and size.
 
-    ``frozen``: its norm uses running statistics. On a CPU PyTorch's own operations are the faster then
-    (``senet bench --mode inference``: se-fast); ``senet.accelerate`` is what makes inference fast.
-    ``bare``: there is neither a gate nor a shortcut.
+    Args:
+        u: (N, C, *S), the input of the tail.
+        frozen: the norm uses running statistics. On a CPU, the operations of PyTorch are faster then (``senet bench
+            --mode inference``: se-fast); use ``senet.accelerate`` for fast inference.
+        bare: there is neither a gate nor a shortcut.
 
     Raises:
-        InputError: the named one is not made for maps of that device or type.
+        InputError: the selected backend does not support the device or dtype of the map.
     """
     name = current_backend()
     if u.device.type == "meta":
         return "reference"
     if name == "native" and (u.device.type != "cpu" or u.dtype not in native.TYPES):
         types = ", ".join(native.TYPES.values())
-        raise InputError(f"backend 'native' got a {u.dtype} map on {u.device}; it takes {types} on the CPU")
+        raise InputError(f"backend 'native' got a {u.dtype} feature map on {u.device}; it supports {types} on the CPU")
     if name == "triton" and not (u.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"):
-        raise InputError(f"backend 'triton' got a map on {u.device}; it works on CUDA devices")
+        raise InputError(f"backend 'triton' got a feature map on {u.device}; it supports CUDA devices only")
     if name != "auto":
         return name
     if u.device.type == "cuda":
@@ -141,14 +147,14 @@ def backend_for(u: Tensor, frozen: bool = False, bare: bool = False) -> str:
 def _available(name: str) -> bool:
     reason = why_not(name)
     if reason is not None and name == "native":
-        message = f"senet: the fast CPU code is not used: {reason}. SENET_BACKEND=reference says that this is meant"
+        message = f"senet: the fast CPU code is not used: {reason}. Set SENET_BACKEND=reference to silence this warning"
         warnings.warn(message, stacklevel=2)
     return reason is None
 
 
 @functools.cache
 def sweeps_of(name: str) -> Sweeps:
-    """The functions of a backend. ``"reference"`` gives the definitions themselves."""
+    """The functions of a backend. ``"reference"`` returns the definitions themselves."""
     homes = {"reference": "definitions", "compiled": "inductor", "native": "native", "triton": "triton"}
     module = importlib.import_module(f"senet.ops.tail.{homes[name]}")
     return Sweeps(module.moments, module.mean, module.affine, module.affine_backward, module.moments_backward)

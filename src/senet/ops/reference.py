@@ -1,7 +1,7 @@
-"""The ground truth: Squeeze-and-Excitation in plain PyTorch, short enough to read beside the paper.
+"""The reference implementation: Squeeze-and-Excitation in plain PyTorch, short enough to read next to the paper.
 
-Everything faster is compared with these functions. Shape suffixes: N batch, C channels, R bottleneck channels,
-S one or more spatial axes (1-D, 2-D or 3-D).
+Every faster implementation is tested against these functions. A *map* is a feature map (N, C, *S). Shape suffixes: N
+batch, C channels, R bottleneck channels, S one or more spatial axes (1-D, 2-D, or 3-D).
 """
 
 from collections.abc import Callable
@@ -34,8 +34,8 @@ def _twice_hard_sigmoid(e: Tensor) -> Tensor:
     return 2 * F.hardsigmoid(e)
 
 
-# Section 6.3 and Table 12: the function that replaces the final sigmoid; hard sigmoid is MobileNetV3's, slope 1/6.
-# The `identity_` forms are moved so that an excitation of zero opens the gate to exactly 1 and still passes a gradient.
+# Section 6.3 and Table 12: the function in place of the final sigmoid. The hard sigmoid is MobileNetV3's, with slope
+# 1/6. The `identity_` forms are shifted or scaled so that an input of 0 gives a gate of exactly 1 with a gradient.
 GATES: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
@@ -48,26 +48,26 @@ GATES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-# What may stand between the two FCs: the paper's ReLU, or what other libraries' networks were trained with.
+# The activation between the two FC layers: the paper's ReLU, or those that other libraries' networks were trained with.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "silu": F.silu, "hardswish": F.hardswish}
 
 
 def table_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The type in which per-channel tables are computed: float32, or float64 for float64 maps."""
+    """The dtype in which per-channel tables are computed: float32, or float64 for float64 maps."""
     return torch.promote_types(dtype, torch.float32)
 
 
 def without_autocast(device_type: str) -> AbstractContextManager[object]:
-    """A block in which operations keep the types of what they are given."""
-    # The meta device knows no autocast and refuses even to have it switched off. (Not is_autocast_available: it breaks
-    # the graph of torch.compile of older torch.)
+    """A context in which operations keep the dtypes of their inputs."""
+    # The meta device does not support autocast, and raises even if it is being disabled. (is_autocast_available causes
+    # a graph break in torch.compile of older PyTorch versions.)
     return nullcontext() if device_type == "meta" else torch.autocast(device_type, enabled=False)
 
 
 def squeeze(x_ncs: Tensor, how: str = "avg") -> Tensor:
-    """Global information embedding (section 3.1, equation 2): one number a channel, (N, C, *S) → (N, C).
+    """Global information embedding (section 3.1, equation 2): one number per channel, (N, C, *S) → (N, C).
 
-    Accumulates in float32 whatever the type of the map. ``how`` is ``"avg"`` or ``"max"`` (Table 11).
+    The result and its accumulation have the dtype of ``table_dtype``. ``how`` is ``"avg"`` or ``"max"`` (Table 11).
     """
     spatial = tuple(range(2, x_ncs.ndim))
     if how == "avg":
@@ -91,7 +91,7 @@ def excite(
 
 
 def excite_map(x_ncs: Tensor, w1_rc: Tensor, b1_r: Tensor | None, w2_cr: Tensor, b2_c: Tensor | None) -> Tensor:
-    """NoSqueeze (section 7.1, Table 16): the two FCs as 1×1 convolutions at full resolution, (N, C, *S) → same."""
+    """NoSqueeze (section 7.1, Table 16): both FC layers as 1×1 convolutions at full resolution, (N, C, *S) → same."""
     check_device(x_ncs, w1_rc, b1_r, w2_cr, b2_c)
     convolution = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[x_ncs.ndim]
     ones = (1,) * (x_ncs.ndim - 2)
@@ -100,7 +100,7 @@ def excite_map(x_ncs: Tensor, w1_rc: Tensor, b1_r: Tensor | None, w2_cr: Tensor,
 
 
 def scale(x_ncs: Tensor, gate: Tensor) -> Tensor:
-    """Channel-wise rescaling (equation 4). ``gate`` is (N, C), or (N, C, *S) for NoSqueeze; keeps x's type."""
+    """Channel-wise rescaling (equation 4). ``gate`` is (N, C), or (N, C, *S) for NoSqueeze; keeps the dtype of x."""
     gate = gate.to(x_ncs.dtype)
     if gate.ndim == 2:
         gate = gate.reshape(*gate.shape, *(1,) * (x_ncs.ndim - 2))
@@ -116,7 +116,7 @@ def excitation(
     gate: str = "sigmoid",
     activation: str = "relu",
 ) -> Tensor:
-    """The gate of squeezed channels (equation 3), (N, C) → (N, C), in the type of ``z`` also under autocast."""
+    """The gate of squeezed channels (equation 3), (N, C) → (N, C), in the dtype of ``z`` even under autocast."""
     check_device(z_nc, w1_rc, b1_r, w2_cr, b2_c)
     with without_autocast(z_nc.device.type):
         return GATES[gate](excite(z_nc, w1_rc, b1_r, w2_cr, b2_c, ACTIVATIONS[activation]))
@@ -124,10 +124,10 @@ def excitation(
 
 @dataclass(frozen=True)
 class FullyConnected:
-    """An excitation as its weights, for implementations that take it in one piece; called, it is ``excitation``.
+    """An excitation given by its weights, for implementations that fuse it. Calling it computes ``excitation``.
 
-    ``w1`` is (R, C) or (R, C, 1, 1), ``w2`` (C, R) or (C, R, 1, 1); ``gate`` is a name of ``GATES``, ``activation`` one
-    of ``ACTIVATIONS``.
+    ``w1`` is (R, C) or (R, C, 1, 1), ``w2`` is (C, R) or (C, R, 1, 1). ``gate`` is a key of ``GATES``, ``activation``
+    a key of ``ACTIVATIONS``.
     """
 
     w1: Tensor
@@ -144,11 +144,11 @@ class FullyConnected:
 
 
 def check_map(x_ncs: Tensor, channels: int) -> Tensor:
-    """The map itself, if it is (N, channels, *S) with one to three spatial axes; else ``ValueError``."""
+    """Return the map if it is (N, channels, *S) with one to three spatial axes; otherwise raise ``ValueError``."""
     if not 3 <= x_ncs.ndim <= 5 or x_ncs.shape[1] != channels:
         raise ValueError(
             f"SqueezeExcite: the input has shape {tuple(x_ncs.shape)}; it must be (N, {channels}, *spatial) "
-            "with one, two or three spatial axes"
+            "with one, two, or three spatial axes"
         )
     return x_ncs
 
@@ -165,7 +165,7 @@ def gate_map(
     """The gate of a map (equations 2 and 3): (N, C, *S) → (N, C), or (N, C, *S) with ``how="none"``.
 
     Raises:
-        ValueError: the map has another number of channels than the weights, or not one to three spatial axes.
+        ValueError: the number of channels differs from that of the weights, or there are not 1–3 spatial axes.
     """
     check_map(x_ncs, w1_rc.shape[1])
     if how == "none":
@@ -173,7 +173,7 @@ def gate_map(
     return excitation(squeeze(x_ncs, how), w1_rc, b1_r, w2_cr, b2_c, gate)
 
 
-# To torch.fx these are single operations: they look at the type and shape of their input, which a trace does not have.
+# torch.fx records these as single operations: they inspect the dtype and shape of their input, unknown while tracing.
 torch.fx.wrap("check_map")
 torch.fx.wrap("gate_map")
 torch.fx.wrap("squeeze")
@@ -187,17 +187,18 @@ def residual_tail(
     shortcut_ncs: Tensor | None,
     activation: bool,
 ) -> Tensor:
-    """The end of a residual block (section 3.3, Fig. 3): δ(SE(norm(u)) + shortcut), every part optional.
+    """The end of a residual block (section 3.3, Fig. 3): δ(SE(norm(u)) + shortcut), where every part is optional.
 
-    The sum and the ReLU reuse the memory of a map made here, as every well-tuned ResNet does; ``u`` is never written.
+    As in other ResNet implementations, the sum and the ReLU are in place if the tensor was created here. ``u`` is never
+    overwritten.
     """
     y = u_ncs if norm is None else norm(u_ncs)
     if se is not None:
         y = se(y)
-    # A module with backward hooks returns a view that must not be written to.
+    # A module with backward hooks returns a view that must not be modified in place.
     writable = y is not u_ncs and not _has_backward_hooks(norm) and not _has_backward_hooks(se)
     if shortcut_ncs is not None:
-        # In place, PyTorch adds even what is on the meta device.
+        # The in-place addition of PyTorch accepts even a tensor on the meta device.
         y = y.add_(shortcut_ncs) if writable and not _are_apart(y, shortcut_ncs) else y + shortcut_ncs
         writable = True
     if activation:

@@ -1,17 +1,17 @@
-"""What all Triton kernels over feature maps share: how a map is seen, how it is cut into tiles, and their tuning.
+"""Shared parts of all Triton kernels over feature maps: indexing, tiling, and autotuning.
 
-One source serves both memory layouts. A kernel sees a map as (n, s, c) and is told which axis is contiguous:
-channels_last is (N, S, C); contiguous is a single sample of N·C channels, each a row of S positions.
+One source covers both memory layouts. A kernel indexes a feature map (a *map*) as (n, s, c) and is told which axis is
+contiguous: channels_last is (N, S, C); contiguous is a single sample of N·C channels, each a row of S positions.
 
-What limits a sweep is bytes, so the design is for bytes in flight (Little's law on an H100: about 20 kB an SM) and for
-full 128-byte lines: a thread moves 16 bytes at once where the alignment allows it, a row of a tile is 64 or 128
-elements, a thread owns about 16 elements of every map, few enough registers for many programs on an SM. Accumulators
-are kept for each element of the tile, so the loop of a reduction adds nothing up across threads; they meet once, after
-the loop. Reductions of few (n, c) are split along S and combined from small tables in a fixed order: no atomics,
-the same bits every time.
+A sweep is bound by memory bandwidth. The design therefore maximizes bytes in flight (by Little's law, about 20 kB per
+SM on an H100) and uses full 128-byte cache lines: loads and stores are 16 bytes per thread if the alignment allows it,
+a row of a tile has 64 or 128 elements, and a thread owns about 16 elements of each map, which leaves enough registers
+for many programs per SM. There is one accumulator per element of the tile, so the loop of a reduction needs no
+communication between threads; one reduction follows after the loop. Reductions with few (n, c) are split along S and
+combined from small tables in a fixed order. Without atomics, the result is bit-reproducible.
 """
 
-# Triton reads annotations, so only the constexpr arguments of a kernel have one; by its custom they are in capitals.
+# Triton evaluates annotations, so only the constexpr arguments of a kernel have one. By convention, they are uppercase.
 # mypy: disallow-incomplete-defs=False
 # ruff: noqa: N803, N806
 
@@ -26,43 +26,43 @@ import triton.language as tl  # type: ignore[import-untyped]
 from torch import Tensor
 
 WIDEST = 128  # elements of the contiguous axis in the widest tile
-# Split a reduction until there are about this many programs: 16 for each of 128 SMs, two full waves.
+# A reduction is split until there are about this many programs: 16 for each of 128 SMs, two full waves.
 ENOUGH_PROGRAMS = 2048
 MOST_PARTS = 1024
-# A reduction copies its next tiles to shared memory in the background. Left to the compiler, a thread asks for 16
-# bytes, adds them up, and only then asks for the next (seen in the machine code).
+# A reduction prefetches its next tiles to shared memory asynchronously. By default, the compiler emits a 16-byte load,
+# its additions, and only then the next load (seen in the machine code).
 PIPELINE = tl.constexpr(3)
 
 
 def tuned(configs: list[triton.Config], small: dict[str, int], key: list[str]) -> Callable[[Any], Any]:
-    """Autotuning, its choice kept on disk; the interpreter takes the ``small`` tile and times nothing."""
+    """Autotuning with results cached on disk. The interpreter uses the ``small`` tile, without timing."""
     if triton.knobs.runtime.interpret:
         configs = [triton.Config(small)]
     for config in configs:
-        config.kwargs["enable_fp_fusion"] = True  # Triton's default is about to change
+        config.kwargs["enable_fp_fusion"] = True  # explicit, because Triton's default is going to change
     return triton.autotune(configs, key=key, cache_results=True, do_bench=_do_bench)
 
 
 def _do_bench(call: Callable[[], object], quantiles: Any = None) -> Any:
-    """A tenth of Triton's own time: a network has some sixty maps to tune for, in its first step."""
+    """A tenth of Triton's default time: the first step of a network tunes for about sixty feature maps."""
     return triton.testing.do_bench(call, warmup=2, rep=10, quantiles=quantiles)
 
 
 def _tiles(*choices: tuple[int, int, int]) -> Callable[[Any], Any]:
-    """Tiles of so many elements, rows so wide, so many warps."""
+    """Autotuning over (elements of the tile, elements of a row, warps)."""
     configs = [triton.Config({"TILE": tile, "WIDTH": width}, num_warps=warps) for tile, width, warps in choices]
     return tuned(configs, {"TILE": 256, "WIDTH": 64}, ["LAST", "LIMIT", "VECTOR", "bucket"])
 
 
-# A row of a tile has fewer elements than the program has threads: then every thread loads the entries of the tables
-# that it needs, otherwise Triton passes them on through shared memory and barriers.
+# A row of a tile has fewer elements than the program has threads. Then each thread loads the table entries that it
+# needs; otherwise, Triton would exchange them through shared memory and barriers.
 REDUCTION = _tiles((2048, 64, 4), (4096, 128, 8))
 ELEMENTWISE = _tiles((2048, 64, 4), (4096, 64, 4))
 
 
 @triton.jit
 def block(LAST: tl.constexpr, LIMIT: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr):
-    """Positions and channels of a tile: WIDTH of the contiguous axis, or LIMIT where that is all there is."""
+    """Positions and channels of a tile. The contiguous axis gets min(WIDTH, LIMIT) elements."""
     width: tl.constexpr = WIDTH if WIDTH < LIMIT else LIMIT
     s: tl.constexpr = TILE // width if LAST else width
     c: tl.constexpr = width if LAST else TILE // width
@@ -71,18 +71,18 @@ def block(LAST: tl.constexpr, LIMIT: tl.constexpr, TILE: tl.constexpr, WIDTH: tl
 
 @triton.jit
 def place(S, C, parts, length, c, LAST: tl.constexpr, VECTOR: tl.constexpr):
-    """Where this program works: ``length`` positions of a block of channels (``c`` counts them from 0).
+    """The part of the map that this program processes: ``length`` positions of a block of channels (``c``, from 0).
 
-    Returns the part of S, the offset of its first element, the strides, how many positions there are, the entries of
-    an (n, c) table, and which of them exist. Programs side by side in the grid are so in memory.
+    Returns the part of S, the offset of its first element, the strides of s and c, the number of positions, the
+    indices into an (n, c) table, and the mask of the valid ones. Neighboring programs work on neighboring memory.
     """
-    # Put so that the compiler sees how the rows are aligned: this is what makes 16-byte accesses possible.
+    # This form tells the compiler how the rows are aligned, which enables 16-byte accesses.
     if LAST:
         C = (C // VECTOR) * VECTOR
         s_stride, c_stride = C, 1
     else:
         S = (S // VECTOR) * VECTOR
-        s_stride, c_stride = 1, S.to(tl.int64)  # a few rows of a large volume pass 2³¹ elements
+        s_stride, c_stride = 1, S.to(tl.int64)  # a few rows of a large volume exceed 2³¹ elements
     blocks = tl.cdiv(C, c.shape[0])
     pid = tl.program_id(0)
     if LAST:
@@ -98,7 +98,7 @@ def place(S, C, parts, length, c, LAST: tl.constexpr, VECTOR: tl.constexpr):
 
 
 class Plan(NamedTuple):
-    """How the kernels see a map of one shape, and how a reduction over it is split along S."""
+    """How the kernels index a map of one shape, and how a reduction over it is split along S."""
 
     last: bool
     n: int
@@ -108,7 +108,7 @@ class Plan(NamedTuple):
     constants: tuple[int, bool, int, int]  # arguments bucket, LAST, LIMIT, VECTOR
 
     def grid(self, parts: int | None) -> Callable[[dict[str, int]], tuple[int]]:
-        """Programs for ``parts`` of S, or for one tile each."""
+        """The grid: one program per part of S, or, without ``parts``, one program per tile."""
         limit = self.constants[2]
 
         def programs(meta: dict[str, int]) -> tuple[int]:
@@ -123,14 +123,14 @@ class Plan(NamedTuple):
 @lru_cache(maxsize=4096)
 def _plan(n: int, c: int, s: int, last: bool) -> Plan:
     contiguous = c if last else s
-    bucket = (n * c * s).bit_length() // 2  # tuned again when a map grows fourfold
+    bucket = (n * c * s).bit_length() // 2  # tuned again when a map is four times as large
     if not last:
         n, c = 1, n * c
     limit = min(WIDEST, triton.next_power_of_2(contiguous))
-    # Programs without a split, with a middling tile; how a reduction is split does not depend on the tuning.
+    # The number of programs without a split, for a medium tile: the split must not depend on the tuning.
     width = min(64, limit)
     columns = triton.cdiv(c, width if last else 2048 // width)
-    # A part writes two numbers a column, so it is at least 64 positions long: a few per cent of the traffic.
+    # A part writes two numbers per column. With at least 64 positions per part, this is a few percent of the traffic.
     step = max(64, 2048 // width) if last else 512
     parts = min(triton.cdiv(s, step), MOST_PARTS, triton.cdiv(ENOUGH_PROGRAMS, max(n * columns, 1)))
     length = triton.cdiv(s, step * parts) * step
@@ -151,7 +151,7 @@ def planned(u: Tensor) -> tuple[Tensor, Plan]:
 
 
 def like(x: Tensor, u: Tensor, plan: Plan) -> Tensor:
-    """``x`` in the layout of ``u``: itself, or a copy."""
+    """``x`` in the layout of ``u``, copied only if necessary."""
     if x.shape == u.shape and (_is_channels_last(x) if plan.last else x.is_contiguous()):
         return x
     return torch.empty_like(u, dtype=x.dtype).copy_(x)

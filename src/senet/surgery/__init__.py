@@ -1,1 +1,1 @@
-"""What a network is made of: its data flow in a run, an input to run it on, and the gates in it."""
+"""Analyzing networks: the data flow of a run, an input to run on, and the gates."""

@@ -1,9 +1,9 @@
-"""The data flow of one run of a network: which operation made each map, from which maps, inside which module.
+"""The data flow of one run of a network: the operation, the inputs, and the module of each feature map ("map").
 
-The run is recorded, not traced: torch.fx and torch.export give up where the path depends on the data (detectors) or on
-Python they do not know, while any network runs on an example. Recorded are the ATen operations, by identity of their
-tensors (``TorchDispatchMode``), and which tensors each module returned, so that a node of the graph is known both by
-what it computes and by the module at which it can be changed.
+The run is recorded, not traced: torch.fx and torch.export fail on data-dependent control flow (detectors) and on
+unsupported Python, but any network runs on an example. The recorder sees the ATen operations and identifies tensors
+by object identity (``TorchDispatchMode``). It also notes which tensors each module takes and returns. Each node of the
+graph is therefore known by its operation, and by the module at which its output can be changed.
 """
 
 import contextlib
@@ -35,20 +35,20 @@ NORMS = frozenset(
 
 @dataclass(eq=False)
 class Node:
-    """One tensor that depends on the network's input, and the operation that made it.
+    """A tensor that depends on the network's input, and the operation that computed it.
 
     Attributes:
-        op: the name of the ATen operation without the underscore of in-place forms; ``"input"`` for the input.
-        inputs: the nodes it was computed from; parameters and constants are not among them.
-        shape: of the tensor.
-        channel: the axis of its channels, followed from the convolutions on; None where that is not known.
-        kernel: of a convolution, its longest side; 0 for other operations.
-        groups: of a convolution, 1 for a full one.
-        upsamples: a transposed convolution or an interpolation.
-        owner: the path of the module in whose ``forward`` the operation ran.
-        returned_by: the modules that made it and returned it, innermost first.
-        passed_by: the modules that took it and returned it as it is (identities; dropout in evaluation).
-        taken_by: the modules that it is the first argument of, by place and not by keyword.
+        op: the name of the ATen operation, without the underscore of in-place variants; ``"input"`` for the input.
+        inputs: the nodes it was computed from, without parameters and constants.
+        shape: the shape of the tensor.
+        channel: the channel axis, propagated from the convolutions; None if unknown.
+        kernel: the longest side of a convolution's kernel; 0 for other operations.
+        groups: the number of groups of a convolution.
+        upsamples: whether it is a transposed convolution or an interpolation.
+        owner: the path of the module whose ``forward`` ran the operation.
+        returned_by: the modules that computed and returned it, innermost first.
+        passed_by: the modules that took it and returned it unchanged (identities; dropout in evaluation).
+        taken_by: the modules that took it as their first positional argument.
     """
 
     index: int
@@ -66,11 +66,11 @@ class Node:
     returned_by: list[str] = field(default_factory=list)
     passed_by: list[str] = field(default_factory=list)
     taken_by: list[str] = field(default_factory=list)
-    origin: "Node | None" = None  # of a reshape, or a norm behind one, the map before the first of them
-    ancestors: int = 0  # bit i: node i, itself included
+    origin: "Node | None" = None  # for a reshape, or a norm after one: the map before the first reshape
+    ancestors: int = 0  # bit i stands for node i; includes the node itself
 
     def comes_from(self, other: "Node") -> bool:
-        """Whether ``other`` is this node or among its ancestors."""
+        """Whether ``other`` is this node or one of its ancestors."""
         return bool(self.ancestors >> other.index & 1)
 
     @property
@@ -85,13 +85,13 @@ class Node:
 
     @property
     def is_flat(self) -> bool:
-        """Whether every spatial axis has length 1, as those of a gate have."""
+        """Whether every spatial axis has length 1, as in a gate."""
         return len(self.shape) >= 3 and math.prod(self.shape[2:]) == 1
 
 
 @dataclass
 class Flow:
-    """What ``record`` saw: the nodes in order, the calls of each module, the cost, shapes and number of the images."""
+    """The result of ``record``: nodes in order, calls per module, multiply-adds, input shapes, number of images."""
 
     nodes: list[Node]
     calls: Counter[str]
@@ -104,7 +104,7 @@ class _Recorder(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.nodes: list[Node] = []
-        self.stack: list[tuple[str, int]] = []  # path of each module being called, and the number of nodes before it
+        self.stack: list[tuple[str, int]] = []  # for each active call: path of the module, number of nodes before it
         self.calls: Counter[str] = Counter()
         self._known: Any = WeakIdKeyDictionary()
 
@@ -112,7 +112,7 @@ class _Recorder(TorchDispatchMode):
         return self._known.get(tensor)
 
     def add_input(self, tensor: Tensor) -> None:
-        # An image has its channels where a convolution wants them; anything else says so itself.
+        # Images have their channels in axis 1; for other inputs, the axis becomes known at the first convolution.
         channel = 1 if 3 <= tensor.ndim <= 5 else None
         self._add(tensor, "input", (), channel, ())
 
@@ -124,9 +124,9 @@ class _Recorder(TorchDispatchMode):
         result = func(*args, **kwargs)
         name = func._overloadpacket.__name__
         name = name if name.startswith("_") or not name.endswith("_") else name[:-1]
-        # Noise takes its shape alone. (What new_zeros and its like take is kept: a batch is often copied into one.)
+        # Noise depends only on the shape. (Results of new_zeros and the like are kept: batches are copied into them.)
         if inputs and not name.startswith("rand"):
-            # A tuple is a map and what else came of it (statistics, indices); a list is of maps.
+            # A tuple starts with a map, followed by statistics or indices; a list contains only maps.
             for tensor in result[:1] if isinstance(result, tuple) else tree_leaves(result):
                 if isinstance(tensor, Tensor):
                     self._add(tensor, name, inputs, _channel(name, inputs, shapes, tuple(tensor.shape), args), args)
@@ -145,7 +145,7 @@ class _Recorder(TorchDispatchMode):
         if op in RESHAPES or op in ("permute", "transpose"):
             node.origin = inputs[0].origin or inputs[0]
         elif op in NORMS:
-            node.origin = inputs[0].origin  # an instance norm reshapes there and back around it
+            node.origin = inputs[0].origin  # an instance norm is surrounded by two inverse reshapes
         self.nodes.append(node)
         self._known[tensor] = node
 
@@ -164,7 +164,7 @@ class _Recorder(TorchDispatchMode):
 
 
 def _channel(op: str, inputs: tuple[Node, ...], shapes: Any, shape: tuple[int, ...], args: Any) -> int | None:
-    """The axis of the channels of an operation's result."""
+    """The channel axis of the result of an operation."""
     source, last = inputs[0], len(shape) - 1
     if op == "convolution":
         return 1
@@ -181,14 +181,14 @@ def _channel(op: str, inputs: tuple[Node, ...], shapes: Any, shape: tuple[int, .
         else:
             order[args[1]], order[args[2]] = order[args[2]], order[args[1]]
         return order.index(source.channel)
-    alike = (node.channel for node in inputs if node.channel is not None and len(node.shape) == len(shape))
-    return next(alike, None)
+    known = (node.channel for node in inputs if node.channel is not None and len(node.shape) == len(shape))
+    return next(known, None)
 
 
 def _channel_of_reshape(source: Node, shape: tuple[int, ...]) -> int | None:
     origin = source.origin or source
     if shape == origin.shape:
-        return origin.channel  # there and back: a channel shuffle
+        return origin.channel  # reshaped and back, as in a channel shuffle
     if source.channel is None or len(shape) < 2:
         return None
     if source.channel == 1 and len(source.shape) >= 2 and shape[:2] == source.shape[:2]:
@@ -199,12 +199,12 @@ def _channel_of_reshape(source: Node, shape: tuple[int, ...]) -> int | None:
 
 
 def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Flow:
-    """Run ``model(*args, **kwargs)`` in evaluation mode and record its data flow; afterwards it is as it was.
+    """Run ``model(*args, **kwargs)`` in evaluation mode and record its data flow. The model does not change.
 
-    Modes, statistics and other buffers, gradients and random generators are as before; so are the model's hooks and
-    the arguments. (A buffer that the run has replaced by one of another shape stays: it is a cache.)
+    Modes, buffers (such as statistics), gradients, hooks, random generators, and the arguments are restored. Only a
+    buffer that the run replaced with one of a different shape is kept: it is a cache.
     """
-    with torch.inference_mode(False), torch.no_grad():  # in inference mode operations come undecomposed
+    with torch.inference_mode(False), torch.no_grad():  # inference mode does not decompose operations
         args, kwargs = tree_map_only(Tensor, torch.clone, (args, kwargs))
         return _recorded(model, args, kwargs)
 
@@ -215,7 +215,7 @@ def _recorded(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     handles = []
     for path, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
-            continue  # its inner calls run no hooks
+            continue  # calls inside TorchScript do not run hooks
         handles += [
             module.register_forward_pre_hook(_entering(recorder, path)),
             module.register_forward_hook(_leaving(recorder, path)),
@@ -236,7 +236,7 @@ def _recorded(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 def _images(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     first = next(iter((*args, *kwargs.values())), None)
     if isinstance(first, (list, tuple)):
-        return len(first)  # as detectors take them
+        return len(first)  # a detector's list of images
     return len(first) if isinstance(first, Tensor) and first.ndim > 1 else 1
 
 
@@ -250,7 +250,7 @@ def _leaving(recorder: _Recorder, path: str) -> Any:
 
 @contextlib.contextmanager
 def _untouched(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, after which the model and the random generators are as they were."""
+    """Evaluation mode; restores the model and the random generators afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     held = [
         (module, name, buffer)
@@ -260,14 +260,14 @@ def _untouched(model: nn.Module) -> Iterator[None]:
     ]
     buffers = [(buffer, _version(buffer), buffer.clone()) for buffer in model.buffers()]
     devices = sorted({t.device.index or 0 for t in (*model.parameters(), *model.buffers()) if t.device.type == "cuda"})
-    # The counter of multiply-adds asks what requires a gradient for its history, which a view made here does not have.
+    # FlopCounterMode reads the grad_fn of tensors that require a gradient; views created without gradients have none.
     learning = [p for p in model.parameters() if p.requires_grad and not p.is_inference()]
     with torch.random.fork_rng(devices=devices):
         try:
             for parameter in learning:
                 parameter.requires_grad = False
             for module, _ in modes:
-                module.training = False  # not eval(): a class may do more there than to switch
+                module.training = False  # not eval(), which some classes override
             yield
         finally:
             for parameter in learning:
@@ -284,5 +284,5 @@ def _untouched(model: nn.Module) -> Iterator[None]:
 
 
 def _version(buffer: Tensor) -> int:
-    """How often a tensor was written to; of one from inference mode it is unknown, and it cannot be here."""
+    """The version counter of a tensor. Inference tensors have none, and cannot be written to here."""
     return 0 if buffer.is_inference() else buffer._version

@@ -1,4 +1,4 @@
-"""On what a network is run to see its data flow: the example that a person gives, or one guessed from the network."""
+"""The input that a network runs on to record its data flow: the user's example, or a guess from the network."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from senet.errors import InputError
 from senet.surgery.dataflow import Flow, record
 from senet.text import first_line
 
-# Sides to try, likeliest first, by the number of spatial axes: of images, of the usual small data sets, of clips.
+# Spatial sizes to try, likeliest first, by number of spatial axes: signals, images, and clips.
 SIDES: dict[int, list[tuple[int, ...]]] = {
     1: [(1024,), (128,), (16000,)],
     2: [(side, side) for side in (224, 256, 299, 384, 64, 32, 28)],
@@ -20,16 +20,20 @@ SIDES: dict[int, list[tuple[int, ...]]] = {
 
 
 def recorded(model: nn.Module, example_input: Any, asker: str = "attach", instead: str = "") -> Flow:
-    """The data flow of ``model`` on ``example_input``: a tensor, a tuple of arguments, a dict of keywords, or None.
+    """The data flow of ``model`` on ``example_input``.
 
-    With None inputs are guessed from the network's first convolution and from what timm or Hugging Face say in its
-    configuration. In messages, ``asker`` is the function that asks, ``instead`` is another remedy than an example.
+    Args:
+        model: the network.
+        example_input: a tensor, a tuple of arguments, a dict of keyword arguments, or None: inputs are then guessed
+            from the first convolution of the network and from its timm or Hugging Face configuration.
+        asker: the name of the calling function in messages.
+        instead: an alternative to an example in messages.
 
     Raises:
-        InputError: the input is on another device than the model, or the model does not run on it.
+        InputError: the input is on a different device than the model, or the model does not run on it.
     """
     if example_input is not None:
-        if isinstance(example_input, Mapping):  # what Hugging Face's processors return is no dict
+        if isinstance(example_input, Mapping):  # the processors of Hugging Face return other mappings than dict
             example_input = dict(example_input)
         _check_device(model, example_input, asker)
     inputs = guesses(model) if example_input is None else [example_input]
@@ -44,14 +48,14 @@ def recorded(model: nn.Module, example_input: Any, asker: str = "attach", instea
     reason = "it has no convolution to guess one from" if problem is None else first_line(problem)
     what, advice = "example_input", "check it"
     if example_input is None:
-        what, advice = "guessed inputs", "give example_input="
+        what, advice = "guessed inputs", "pass example_input="
     raise InputError(
         f"{asker}: {type(model).__name__} does not run on {what}: {reason}; {advice}{instead}"
     ) from problem
 
 
 def guesses(model: nn.Module) -> list[Any]:
-    """Inputs that ``model`` may take, likeliest first, in the type and on the device of its first convolution."""
+    """Inputs that ``model`` may accept, likeliest first, with the dtype and device of its first convolution."""
     first = next((m for m in model.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d))), None)
     if first is None:
         return []
@@ -65,7 +69,7 @@ def guesses(model: nn.Module) -> list[Any]:
 
 
 def _own_sides(model: nn.Module) -> list[tuple[int, ...]]:
-    """The sides of images that the network's configuration says, of Hugging Face or of timm."""
+    """The image sizes in the network's Hugging Face or timm configuration."""
     sides: list[tuple[int, ...]] = []
     size = getattr(getattr(model, "config", None), "image_size", None)
     if isinstance(size, int):
@@ -85,5 +89,5 @@ def _check_device(model: nn.Module, example_input: Any, asker: str) -> None:
         if isinstance(tensor, Tensor) and len(devices) == 1 and tensor.device not in devices:
             (device,) = devices
             raise InputError(
-                f"{asker}: example_input is on {tensor.device}, the model on {device}; move one of them with .to()"
+                f"{asker}: example_input is on {tensor.device}, the model is on {device}; move one of them with .to()"
             )

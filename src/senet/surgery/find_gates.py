@@ -1,11 +1,11 @@
-"""The one place that finds SE gates in any network: ours by class, everybody else's by what they are made of.
+"""Finds SE gates in any network: ours by their class, those of other code by their structure.
 
-Libraries are not asked for their classes, which move and are renamed, and may not be installed. A module is an SE gate
-when its parts are those of equation 3 and nothing else: two pointwise maps C → R → C (1×1 convolutions or linear
-layers), at most a norm between them, and a gate function that is a module of its own; or one pointwise map C → C
-(effective SE, arXiv 1911.06667). That finds timm's ``SEModule``, ``SqueezeExcite`` and ``EffectiveSEModule``,
-torchvision's ``SqueezeExcitation``, those of Hugging Face, and most that people write themselves. What looks like one
-is put to the test when it runs: the output must be gate · input.
+Classes of other libraries are not used: they move, get renamed, and may not be installed. A module is an SE gate if it
+consists of exactly the parts of equation 3: two pointwise layers C → R → C (1×1 convolutions or linear layers), at most
+one norm between them, and a gate function that is a separate module; or one pointwise layer C → C (effective SE,
+arXiv 1911.06667). This finds timm's ``SEModule``, ``SqueezeExcite``, and ``EffectiveSEModule``, torchvision's
+``SqueezeExcitation``, those of Hugging Face, and most hand-written ones. Each candidate is verified when it runs: its
+output must be gate · input.
 """
 
 from collections import deque
@@ -22,7 +22,7 @@ from senet.nn.squeeze_excite import SqueezeExcite
 from senet.ops import reference
 
 KINDS = ("senet", "two-fc", "one-fc")
-_GATE_NAMES = ("gate", "sigmoid", "hsigmoid", "scale_activation")  # what libraries call the gate function
+_GATE_NAMES = ("gate", "sigmoid", "hsigmoid", "scale_activation")  # attribute names of the gate function in libraries
 _FAR, _UNBOUNDED = 1e4, 100.0
 
 Receive = Callable[[Tensor | None], None]
@@ -34,10 +34,10 @@ class Gate:
 
     Attributes:
         name: the path of its module, ``"layer1.0.se"``.
-        kind: ``"senet"``: this package's block; ``"two-fc"``: C → R → C of another library; ``"one-fc"``: C → C.
+        kind: ``"senet"`` for this package's block; for other code, ``"two-fc"`` (C → R → C) or ``"one-fc"`` (C → C).
         channels: C.
-        function: what the gate function is called: ``"sigmoid"``, ``"identity_sigmoid"``, ``"Hardsigmoid"``.
-        low, neutral, high: its values at −∞, at 0 and at ∞ (``inf`` where it has no bound).
+        function: the name of the gate function, such as ``"sigmoid"``, ``"identity_sigmoid"``, or ``"Hardsigmoid"``.
+        low, neutral, high: its values at −∞, 0, and ∞ (``inf`` if unbounded).
         module: the module, whose output is gate · input.
     """
 
@@ -53,16 +53,16 @@ class Gate:
 
     @contextmanager
     def listening(self, receive: Receive) -> Iterator[None]:
-        """Within the block, hand the excitation (N, C) of every forward pass to ``receive``; outputs do not change.
+        """Inside the context, pass the excitation (N, C) of every forward pass to ``receive``. Outputs do not change.
 
-        NoSqueeze, whose gate is a map, gives its mean over the map. ``receive`` gets None when the module's output is
-        not gate · input, so that it is no SE gate after all.
+        For NoSqueeze, whose gate has spatial axes, it is the spatial mean. ``receive`` gets None if the output of the
+        module is not gate · input, so it is not an SE gate after all.
         """
         with ExitStack() as hooks:
             if self._last is None:
                 hooks.callback(self.module.register_forward_hook(_of_ours(receive), with_kwargs=True).remove)
             else:
-                latest: deque[Tensor] = deque(maxlen=1)  # others may share the gate function: theirs come before
+                latest: deque[Tensor] = deque(maxlen=1)  # the gate function may be shared: keep only the last output
                 keep = self._last.register_forward_hook(lambda module, args, output: latest.append(output))
                 hooks.callback(keep.remove)
                 check = _of_others(latest, self.channels, receive)
@@ -71,28 +71,28 @@ class Gate:
 
 
 def find_gates(model: nn.Module) -> list[Gate]:
-    """The SE gates of a network, in the order of its modules; an empty list where there are none.
+    """The SE gates of a network, in module order; an empty list if there are none.
 
-    ``model`` may be compiled, wrapped for several devices, or the result of ``senet.accelerate``: names and modules are
-    those of the network inside (see ``plain_network``). A module that stands in two places is listed once.
+    ``model`` may be compiled, wrapped for several devices, or returned by ``senet.accelerate``. Names and modules are
+    those of the network inside (see ``plain_network``). A module that is registered twice is listed once.
 
     Raises:
-        InputError: ``model`` is not an ``nn.Module``, or is TorchScript, which cannot be looked into.
+        InputError: ``model`` is not an ``nn.Module``, or is TorchScript, which cannot be inspected.
     """
     found: list[Gate] = []
     for name, module in plain_network(model).named_modules():
         gate = _own(name, module) if isinstance(module, SqueezeExcite) else _other(name, module)
         if gate is not None:
             found.append(gate)
-    # A module around a gate and nothing else has the same parts: the innermost is the gate.
+    # A module that only wraps a gate has the same parts. The innermost is the gate.
     outer = {a.name for a in found for b in found if b is not a and b.name.startswith(f"{a.name}." if a.name else "")}
     return [gate for gate in found if gate.name not in outer]
 
 
 def plain_network(model: nn.Module) -> nn.Module:
-    """The network whose modules are called one by one: out of DDP, ``torch.compile`` and ``senet.accelerate``.
+    """The network inside DDP, ``torch.compile``, and ``senet.accelerate``, in which every module is called.
 
-    It shares all parameters with ``model``; an accelerated network's gates agree with it to rounding.
+    It shares all parameters with ``model``. The gates of an accelerated network agree with it up to rounding.
 
     Raises:
         InputError: ``model`` is not an ``nn.Module``, or is TorchScript.
@@ -101,9 +101,9 @@ def plain_network(model: nn.Module) -> nn.Module:
     while isinstance(inner, nn.Module):
         if isinstance(inner, torch.jit.ScriptModule):
             raise InputError(
-                "the network is TorchScript, whose gates cannot be seen; give the network it was made from"
+                "the network is TorchScript, whose gates cannot be inspected; pass the network it was made from"
             )
-        if hasattr(type(inner), "_ordinary"):  # accelerate.Accelerated, which itself looks for gates with this file
+        if hasattr(type(inner), "_ordinary"):  # accelerate.Accelerated, which imports this file
             ordinary: Any = inner._ordinary
             inner = ordinary()
         elif isinstance(inner, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
@@ -112,7 +112,7 @@ def plain_network(model: nn.Module) -> nn.Module:
             inner = inner._orig_mod
         else:
             return inner
-    raise InputError(f"a network is wanted, not {type(model).__name__}; give an nn.Module")
+    raise InputError(f"expected a network, got {type(model).__name__}; pass an nn.Module")
 
 
 def _own(name: str, module: SqueezeExcite) -> Gate:
@@ -121,31 +121,31 @@ def _own(name: str, module: SqueezeExcite) -> Gate:
 
 
 def _other(name: str, module: nn.Module) -> Gate | None:
-    """The gate that ``module`` is, by its parts; None where they are not those of an SE gate."""
+    """``module`` as a gate, judged by its parts; None if they are not those of an SE gate."""
     if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
-        return None  # returns what its last part returns, so it does not multiply
+        return None  # containers do not multiply
     parts = [(path, part) for path, part in module.named_modules() if not any(part.children())]
     if len(parts) > 10 or any(True for part in module.modules() if any(part.children()) and part._parameters):
         return None
-    maps = [size for size in (_pointwise(part) for _, part in parts) if size is not None]
+    sizes = [size for size in (_pointwise(part) for _, part in parts) if size is not None]
     with_weights = [part for _, part in parts if any(True for _ in part.parameters()) and _pointwise(part) is None]
     if any("norm" not in type(part).__name__.lower() for part in with_weights) or len(with_weights) > 1:
         return None
-    kind = _kind(maps)
+    kind = _kind(sizes)
     last = _gate_function(parts)
     if kind is None or last is None:
         return None
     try:
         low, neutral, high = _values_of(last.forward)
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
-        return None  # it is no function of one number: a gate of two inputs, say
-    return Gate(name, kind, maps[0][0], type(last).__name__, low, neutral, high, module, last)
+        return None  # not an elementwise function, such as a gate with two inputs
+    return Gate(name, kind, sizes[0][0], type(last).__name__, low, neutral, high, module, last)
 
 
-def _kind(maps: list[tuple[int, int]]) -> str | None:
-    if len(maps) == 1 and maps[0][0] == maps[0][1]:
+def _kind(sizes: list[tuple[int, int]]) -> str | None:
+    if len(sizes) == 1 and sizes[0][0] == sizes[0][1]:
         return "one-fc"
-    return "two-fc" if len(maps) == 2 and maps[0] == maps[1][::-1] else None
+    return "two-fc" if len(sizes) == 2 and sizes[0] == sizes[1][::-1] else None
 
 
 def _pointwise(part: nn.Module) -> tuple[int, int] | None:
@@ -158,7 +158,7 @@ def _pointwise(part: nn.Module) -> tuple[int, int] | None:
 
 
 def _gate_function(parts: list[tuple[str, nn.Module]]) -> nn.Module | None:
-    """The part that ends the excitation, by the name that it has in its module, else by its class."""
+    """The part that computes the gate function, found by its attribute name or else by its class."""
     free = [(path.rpartition(".")[2], part) for path, part in parts if not any(True for _ in part.parameters())]
     named = [part for name, part in free if name in _GATE_NAMES]
     kinds = [part for _, part in free if any(word in type(part).__name__.lower() for word in ("sigmoid", "tanh"))]
@@ -167,7 +167,7 @@ def _gate_function(parts: list[tuple[str, nn.Module]]) -> nn.Module | None:
 
 
 def _values_of(function: Callable[[Tensor], Tensor]) -> tuple[float, float, float]:
-    """A gate function's values at −∞, 0 and ∞."""
+    """The values of a gate function at −∞, 0, and ∞."""
     with torch.no_grad():
         low, neutral, high = function(torch.tensor([[-_FAR, 0.0, _FAR]], device="cpu"))[0].tolist()
     return (low if low > -_UNBOUNDED else -torch.inf), neutral, (high if high < _UNBOUNDED else torch.inf)
@@ -199,7 +199,7 @@ def _of_others(latest: deque[Tensor], channels: int, receive: Receive) -> Callab
 
 
 def _multiplies(x: Tensor, gate: Tensor, output: Any, channels: int) -> bool:
-    """Whether the output is gate · input, with one gate for each channel of an image."""
+    """Whether the output is gate · input, with one factor per image and channel."""
     if not isinstance(output, Tensor) or output.shape != x.shape or gate.numel() != x.shape[0] * channels:
         return False
     if gate.ndim < x.ndim:

@@ -1,1 +1,1 @@
-"""What the machine and its files ask of everybody: whole files or none, caches, timing, devices, memory."""
+"""Access to the system, shared by all packages: atomic files, the cache folder, timing, devices, and memory."""

@@ -1,4 +1,4 @@
-"""The C library's memory: asked to keep what a training step frees, for the next step wants it again."""
+"""The C library's allocator: configured to keep the memory that a training step frees, for the next step."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import ctypes
 import os
 import sys
 
-# The numbers of malloc.h, and the variables by which a user has the choice: mallopt(3).
+# Constants from malloc.h, and the environment variables that configure the allocator: mallopt(3).
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES")
-_LARGEST = 2**31 - 1  # bytes: what fits C's int
-_LARGEST_OF_OLD = 2**25  # older versions give larger pieces back whatever is said
+_LARGEST = 2**31 - 1  # bytes, the largest C int
+_LARGEST_OF_OLD = 2**25  # the limit of older versions, which always return larger blocks
 
 
 def keep_freed_memory() -> bool:
-    """Ask glibc to keep freed memory for this process, instead of giving it back to the system.
+    """Configure glibc to keep freed memory for this process instead of returning it to the system.
 
-    For training on a CPU under Linux. Left alone, glibc returns large feature maps during each step, and the system
-    zeroes every page of them when they are asked for again: a sixth of ResNet-50's train step, a fifth of
-    SE-ResNet-50's (measured in docs/zero-tax.md). The peak of memory stays the same, but is not given back before the
-    process ends. Call it before the first step; ``senet train`` and ``senet compare`` do.
+    For training on a CPU under Linux. By default, glibc returns the memory of large feature maps during each step, and
+    the system zeroes every page when it is requested again. This takes a sixth of the training step of ResNet-50 and a
+    fifth of that of SE-ResNet-50 (measured in docs/zero-tax.md). Peak memory stays the same, but is not released
+    before the process ends. Call this before the first step; ``senet train`` and ``senet compare`` do.
 
     Returns:
-        whether it was done: not without glibc (musl, macOS, Windows), nor where the environment says something else
-        (``MALLOC_TRIM_THRESHOLD_`` and its like).
+        True if it was configured; False without glibc (musl, macOS, Windows) or if the environment configures the
+        allocator (``MALLOC_TRIM_THRESHOLD_`` and similar variables).
     """
     if sys.platform != "linux" or any(name in os.environ for name in _VARIABLES):
         return False

@@ -1,4 +1,4 @@
-"""CSV files as this package writes them: read back to the same values, and harmless to spreadsheets."""
+"""CSV files: they are read back to the same values, and are safe to open in a spreadsheet."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 def write_rows(
     stream: TextIO, columns: Sequence[str], rows: Iterable[Mapping[str, Any]], *, header: bool = True
 ) -> None:
-    """Write a header, unless the file has one, and the rows to an open text stream, each as it comes.
+    """Write rows to an open text stream as they arrive, after a header (``header``).
 
-    ``None`` is an empty cell; floats keep what is needed to read them back. A text that a spreadsheet would run as a
-    formula, a class that is named ``=cmd()`` say, gets an apostrophe before it; numbers never do.
+    ``None`` becomes an empty cell; floats keep the digits that are needed to read them back. Text that a spreadsheet
+    would run as a formula, such as a class named ``=cmd()``, gets a leading apostrophe; numbers never do.
     """
     writer = csv.DictWriter(stream, columns, lineterminator="\n")
     if header:
@@ -29,7 +29,7 @@ def write_rows(
 
 
 def write_csv(path: str | os.PathLike[str], columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a whole CSV file or nothing; file names that are no UTF-8 keep their bytes."""
+    """Write a CSV file atomically; file names that are not UTF-8 keep their bytes."""
     write_atomically(path, csv_text(columns, rows).encode("utf-8", errors="surrogateescape"))
 
 

@@ -1,4 +1,4 @@
-"""Where a network computes."""
+"""The device that a network runs on."""
 
 import torch
 
@@ -6,7 +6,7 @@ from senet.errors import InputError
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; "auto" is the best there is."""
+    """The device with that name; "auto" selects the best available one."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return torch.device(next(kind for kind, there in available.items() if there))

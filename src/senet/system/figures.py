@@ -1,4 +1,4 @@
-"""Figures without a display: matplotlib's object interface on the Agg canvas, written to a file in one piece."""
+"""Figures without a display: matplotlib's object interface with the Agg canvas, and atomic PNG files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def new_figure(width: float, height: float, dpi: int = 150) -> Figure:
-    """An empty figure of so many inches; it belongs to no global state, so any thread may draw it."""
+    """An empty figure; sizes are in inches. It uses no global state, so any thread can draw it."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -23,7 +23,7 @@ def new_figure(width: float, height: float, dpi: int = 150) -> Figure:
 
 
 def save_png(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write the whole PNG or nothing."""
+    """Write a PNG file atomically."""
     image = io.BytesIO()
     figure.savefig(image, format="png")
     write_atomically(path, image.getvalue())

@@ -1,4 +1,4 @@
-"""This machine in words: what a measured time depends on."""
+"""A description of this machine: what a measured time depends on."""
 
 import platform
 from pathlib import Path
@@ -20,7 +20,7 @@ def processor() -> str:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, threads, GPU (None without one), and the versions that decide about speed."""
+    """Processor, threads, GPU (None without one), and the versions that affect speed."""
     return {
         "processor": processor(),
         "threads": torch.get_num_threads(),

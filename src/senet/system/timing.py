@@ -1,4 +1,4 @@
-"""Speed as a ratio: candidates run in turn, round by round, so that a drifting machine slows all of them alike."""
+"""Speed as a ratio: candidates run interleaved, round by round, so drift of the machine affects them equally."""
 
 import statistics
 import time
@@ -10,7 +10,7 @@ import torch
 
 @dataclass(frozen=True)
 class Timing:
-    """Times of one candidate, in seconds, one a round."""
+    """Times of one candidate, in seconds, one per round."""
 
     rounds: tuple[float, ...]
 
@@ -21,7 +21,7 @@ class Timing:
 
     @property
     def fastest(self) -> float:
-        """The fastest round, in seconds: on a shared machine the time that others disturbed least."""
+        """The fastest round, in seconds: on a shared machine, the round with the least interference."""
         return min(self.rounds)
 
 
@@ -43,29 +43,33 @@ def interleaved(
     before: Callable[[], object] | None = None,
     on_round: Callable[[dict[str, Timing]], object] | None = None,
 ) -> dict[str, Timing]:
-    """Time each candidate once a round, in turning order, after ``warmup`` rounds that do not count.
+    """Time each candidate once per round, in rotating order, after ``warmup`` rounds that are not counted.
 
     Args:
         candidates: name → function without arguments.
-        rounds: at least 2.
-        device: of the work; a CUDA device is synchronised around each call.
-        pause: seconds before each call, in which the threads of another engine's pool fall asleep.
-        before: called before each call, outside of the time.
-        on_round: called after each counted round with the times so far, for progress and for a run that is stopped.
+        rounds: number of counted rounds, at least 2.
+        warmup: number of rounds before them.
+        device: the device that computes; a CUDA device is synchronized around each call.
+        pause: seconds before each call, in which the threads of another engine's pool go to sleep.
+        before: called before each call, not timed.
+        on_round: called after each counted round with the times so far, to show progress and to keep partial results.
+
+    Returns:
+        name → the times of the counted rounds.
     """
     names = list(candidates)
     times: dict[str, list[float]] = {name: [] for name in names}
-    synchronise = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+    synchronize = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
     for index in range(warmup + rounds):
         turn = index % len(names)
         for name in names[turn:] + names[:turn]:  # no candidate always follows the same one
             if before is not None:
                 before()
-            synchronise()
+            synchronize()
             time.sleep(pause)
             start = time.perf_counter()
             candidates[name]()
-            synchronise()
+            synchronize()
             if index >= warmup:
                 times[name].append(time.perf_counter() - start)
         if on_round is not None and index >= warmup:
@@ -74,7 +78,7 @@ def interleaved(
 
 
 def ratio(numerator: Timing, denominator: Timing) -> Ratio:
-    """Median and quartiles of the ratios of the same rounds; of one round, its ratio."""
+    """Median and quartiles of the ratios round by round; with a single round, its ratio."""
     ratios = [a / b for a, b in zip(numerator.rounds, denominator.rounds, strict=True)]
     if len(ratios) == 1:
         return Ratio(ratios[0], ratios[0], ratios[0])

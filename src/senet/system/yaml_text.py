@@ -1,7 +1,7 @@
-"""YAML as people mean it: the one reader and the one writer of the package.
+"""YAML without surprises: the reader and the writer for the whole package.
 
-PyYAML reads YAML 1.1, where ``1e-2`` is text, ``no`` is false, ``010`` is 8 and ``1:30`` is 90, and where the last of
-two equal keys wins without a word. This reads the core schema of YAML 1.2, and a key that is there twice is an error.
+PyYAML reads YAML 1.1, where ``1e-2`` is text, ``no`` is false, ``010`` is 8, and ``1:30`` is 90, and where the last of
+several duplicate keys wins silently. This module reads the core schema of YAML 1.2, and rejects duplicate keys.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import yaml
 from senet.errors import InputError
 
 _TAG = "tag:yaml.org,2002:"
-_MAX_DIGITS = 400  # float64 ends before; Python itself refuses to read, or to print, more than 4300
+_MAX_DIGITS = 400  # beyond the range of float64; Python does not parse or print more than 4300
 _CORE = (  # (type, pattern, first characters); the patterns of the core schema, and the merge key of YAML 1.1
     ("null", r"~|null|Null|NULL|", ("~", "n", "N", "")),
     ("bool", r"true|True|TRUE|false|False|FALSE", tuple("tTfF")),
@@ -38,7 +38,7 @@ class _Loader(yaml.SafeLoader):
             if isinstance(key, yaml.ScalarNode) and key.tag != f"{_TAG}merge":
                 if (key.tag, key.value) in seen:
                     raise yaml.constructor.ConstructorError(
-                        problem=f"the key {key.value[:80]!r} is there twice", problem_mark=key.start_mark
+                        problem=f"duplicate key {key.value[:80]!r}", problem_mark=key.start_mark
                     )
                 seen.add((key.tag, key.value))
         return super().construct_mapping(node, deep)
@@ -47,7 +47,7 @@ class _Loader(yaml.SafeLoader):
         text = self.construct_scalar(node)
         if len(text) > _MAX_DIGITS:
             raise yaml.constructor.ConstructorError(
-                problem=f"a number of {len(text)} digits", problem_mark=node.start_mark
+                problem=f"a number with {len(text)} digits", problem_mark=node.start_mark
             )
         return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
 
@@ -57,7 +57,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Also quotes text that only one of YAML 1.1 and 1.2 would take for a number."""
+    """Also quotes text that only one of YAML 1.1 and 1.2 would read as a number."""
 
 
 for _type, _pattern, _first in _CORE:
@@ -68,18 +68,18 @@ _Loader.add_constructor(f"{_TAG}float", _Loader.construct_float)
 
 
 def parse(text: str, where: str) -> Any:
-    """The value of a YAML text; ``where`` begins the message of the InputError that anything else raises."""
+    """The value of a YAML text. Invalid YAML raises an InputError whose message starts with ``where``."""
     try:
         return yaml.load(text, _Loader)
     except RecursionError:
         raise InputError(f"{where} is not valid YAML: it is nested too deeply") from None
     except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError) as error:
-        # PyYAML lets Python's own errors through where a tag and its value do not fit: !!int x, !!timestamp y.
+        # PyYAML raises Python's own errors if a value does not match its tag: !!int x, !!timestamp y.
         raise InputError(f"{where} is not valid YAML: {_reason(error)}") from None
 
 
 def write(values: Any) -> str:
-    """YAML that :func:`parse`, and a reader of YAML 1.1, read back to the same values."""
+    """YAML that :func:`parse`, and readers of YAML 1.1, read back to the same values."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 

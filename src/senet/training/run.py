@@ -85,9 +85,7 @@ def train(
     """
     output = Path(output)
     check_processes(settings.devices, settings.num_nodes)
-    if (
-        settings.data.strip() and Path(settings.data).is_dir()
-    ):  # so that the run can be resumed from any working directory
+    if settings.data.strip() and Path(settings.data).is_dir():  # a run resumes from any working directory
         settings = replace(settings, data=str(Path(settings.data).resolve()))
     first_process = is_first_process()
     resuming = resume and (output / folders.SETTINGS).is_file()

@@ -1,1 +1,1 @@
-"""Weights into networks: found, read, recognized, renamed, and made to fit."""
+"""Loading weights into networks: find the file, read it, recognize its layout, rename its keys, and fit them."""

@@ -1,4 +1,4 @@
-"""``senet.create_model``: a network of the registry, with weights if they are asked for."""
+"""``senet.create_model``: a registered network, optionally with pretrained weights."""
 
 from typing import Any, Literal
 
@@ -18,27 +18,26 @@ def create_model(
     pretrained: str | None = None,
     **kwargs: Any,
 ) -> nn.Module:
-    """A network of the zoo, initialised as He et al. do or from a file.
+    """Create a network of the zoo, with He initialization or pretrained weights.
 
-    Two networks made under the same seed share the initial values of all parameters that they share, so a network and
-    its SE twin start alike.
+    With the same seed, a network and its SE twin get the same initial values for the parameters that they share.
 
     Args:
-        name: a registered name; ``se_resnet50``, say. ``list_models`` gives all.
-        num_classes: outputs of the classifier; 0 gives pooled features (N, num_features).
+        name: a registered name, such as ``se_resnet50``; see ``list_models``.
+        num_classes: outputs of the classifier; 0 returns pooled features (N, num_features).
         in_chans: channels of the input images.
-        se: another SE configuration than the name's; None is the plain network.
+        se: the SE configuration, if it differs from the name's; None for the plain network.
         pretrained: weights to start from: a file, ``timm:NAME``, ``hf:OWNER/REPO``, ``torchvision:WEIGHTS``,
-            ``https://…#sha256=…``, or ``"default"``, those known for this network. See
+            ``https://…#sha256=…``, or ``"default"`` for the weights known for this network. See
             ``senet.weights.load.load_pretrained``.
-        **kwargs: the family's own arguments, ``features_only=True`` or ``drop_rate=0.2`` say.
+        **kwargs: family-specific arguments, such as ``features_only=True`` or ``drop_rate=0.2``.
 
     Raises:
-        InputError: no such name, an argument that the network does not take, or weights that cannot be had or are not
-            this network's.
+        InputError: the name is unknown, the network does not accept an argument, or the weights are not available or
+            do not fit the network.
     """
     if is_elsewhere(name) and pretrained == "default":
-        kwargs, pretrained = kwargs | {"pretrained": True}, None  # its own library knows where they are
+        kwargs, pretrained = kwargs | {"pretrained": True}, None  # the other library finds them
     model = build_model(name, num_classes, in_chans, se, **kwargs)
     if pretrained is not None:
         load_pretrained(model, pretrained)
@@ -46,7 +45,7 @@ def create_model(
 
 
 def create_described(config: NetworkConfig, pretrained: str) -> nn.Module:
-    """The network that ``config`` describes, with the weights of ``pretrained``, its gates' included."""
+    """The network that ``config`` describes, with the weights of ``pretrained``, including those of its gates."""
     model = config.create()
     load_pretrained(model, pretrained)
     return model

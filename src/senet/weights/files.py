@@ -1,4 +1,4 @@
-"""Weight files: safetensors, Caffe's, PyTorch's of plain tensors. Nothing here unpickles code, ever."""
+"""Weight files: safetensors, Caffe, and PyTorch files of plain tensors. Nothing here ever unpickles code."""
 
 import json
 import logging
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save as serialise
+from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from senet._version import __version__
@@ -24,11 +24,11 @@ from senet.weights.caffe import read_caffemodel
 from senet.weights.metadata import read_metadata
 
 _LOG = logging.getLogger("senet.weights")
-_KEY = "senet"  # safetensors metadata maps strings to strings: ours is one JSON text under this key
-_EXTRA_KEY = "senet.extra_state"  # … and what modules keep beside tensors is another
-_EXTRA_STATE = "_extra_state"  # the last word of a key whose value is a module's own, see nn.Module.get_extra_state
-_DEPTH = 4  # of dictionaries within dictionaries in which weights are looked for
-# Of several state dicts in a file, the one to take, in this order; averaged ones come before all others.
+_KEY = "senet"  # safetensors metadata maps strings to strings: ours is a JSON string under this key
+_EXTRA_KEY = "senet.extra_state"  # the JSON string with the modules' extra states
+_EXTRA_STATE = "_extra_state"  # last component of the key of an extra state, see nn.Module.get_extra_state
+_DEPTH = 4  # how deep state dicts are searched for in nested dictionaries
+# Preference among several state dicts in a file. Averaged ones come before all others.
 _NAMES = ("state_dict", "model_state_dict", "model", "net", "network", "module", "params", "weights", "")
 _AVERAGED = {"ema", "swa", "averaged", "average", "avg", "shadow"}
 
@@ -36,23 +36,21 @@ _AVERAGED = {"ema", "swa", "averaged", "average", "avg", "shadow"}
 def save_weights(
     path: str | os.PathLike[str], model: nn.Module | dict[str, Any], metadata: dict[str, Any] | None = None
 ) -> None:
-    """Save a network's state as safetensors, atomically.
+    """Save the state of a network as safetensors, atomically.
 
     Args:
         path: the file, ``….safetensors``.
-        model: a module or its state dict. Modules' extra states are kept if they are tensors or JSON values.
-        metadata: JSON values; ``build_from_checkpoint`` needs ``model``, ``num_classes``, ``in_chans`` and ``se``.
+        model: a module or its state dict. Extra states of modules are saved if they are tensors or JSON values.
+        metadata: JSON values; ``build_from_checkpoint`` needs ``model``, ``num_classes``, ``in_chans``, and ``se``.
 
     Raises:
-        InputError: the network is on the ``meta`` device, or a value or the metadata cannot be kept in such a file.
+        InputError: the network is on the ``meta`` device, or safetensors cannot store a value or the metadata.
     """
     state = model.state_dict() if isinstance(model, nn.Module) else model
     if any(isinstance(value, Tensor) and value.is_meta for value in state.values()):
-        raise InputError(
-            f"{path}: there is nothing to save, the network is on the 'meta' device; give it weights first"
-        )
+        raise InputError(f"{path}: nothing to save, the network is on the 'meta' device; load weights into it first")
     extra = {key: value for key, value in state.items() if is_extra_state(key) and not isinstance(value, Tensor)}
-    # clone: safetensors refuses tensors that share memory
+    # clone: safetensors rejects tensors that share memory
     tensors = {
         key: _plain(value, key, path).cpu().contiguous().clone() for key, value in state.items() if key not in extra
     }
@@ -63,27 +61,27 @@ def save_weights(
     if extra:
         texts[_EXTRA_KEY] = json.dumps({key: _json_value(value, key, path) for key, value in extra.items()})
     try:
-        content = serialise(tensors, metadata=texts)
-    except Exception as error:  # safetensors has several, for types that it does not hold
-        raise InputError(f"{path}: safetensors cannot hold these weights ({_reason(error)})") from error
+        content = serialize(tensors, metadata=texts)
+    except Exception as error:  # safetensors raises several kinds for unsupported dtypes
+        raise InputError(f"{path}: safetensors cannot store these weights ({_reason(error)})") from error
     write_atomically(path, content)
 
 
 def is_extra_state(key: str) -> bool:
-    """Whether a key is of what a module keeps beside its tensors."""
+    """Whether a key belongs to the extra state of a module."""
     return key.rpartition(".")[2] == _EXTRA_STATE
 
 
 def _json_value(value: Any, key: str, path: object) -> Any:
-    """A module's extra state, if it comes back from JSON as it was."""
+    """A module's extra state, if it survives a round trip through JSON."""
     try:
         same = json.loads(json.dumps(value)) == value
     except (TypeError, ValueError, RecursionError):
         same = False
     if not same:
         raise InputError(
-            f"{path}: {key!r}, the module's extra state, is neither a tensor nor JSON values, which is all that "
-            "safetensors can hold; save the network without it, or let get_extra_state return one of these"
+            f"{path}: {key!r}, a module's extra state, is neither a tensor nor JSON values, and safetensors cannot "
+            "store it; save the network without it, or have get_extra_state return one of these"
         )
     return value
 
@@ -91,26 +89,26 @@ def _json_value(value: Any, key: str, path: object) -> Any:
 def load_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read a weight file: safetensors, a ``.caffemodel``, or a PyTorch file of plain tensors (``weights_only``).
 
-    Keys are the file's own; Caffe's blobs are named by layer and number. Of a training's checkpoint it is the state
-    dict of the network, the averaged one (``state_dict_ema``, say) where there are both, with a warning.
+    Keys are those of the file; Caffe blobs are named by layer and index. For a training checkpoint, it is the state
+    dict of the network. If there is an averaged one as well (such as ``state_dict_ema``), it is used, with a warning.
 
     Returns:
-        the state dict (tensors, and modules' extra states), and the metadata; empty for a file that was not written by
-        ``save_weights``.
+        the state dict (tensors and extra states of modules), and the metadata, which are empty for a file that was not
+        written by ``save_weights``.
 
     Raises:
-        InputError: no such file, not a weight file, a damaged one, or one that would run code when unpickled; a tensor
-            without plain values (sparse, quantized, distributed, …), by its key.
+        InputError: the file does not exist, is damaged or not a weight file, would run code when unpickled, or
+            contains a tensor without plain values (sparse, quantized, distributed, …).
     """
     path = Path(path)
     if path.is_dir():
-        raise InputError(f"{path}: is a folder; name a file in it, or use senet.from_pretrained for one of senet.save")
+        raise InputError(f"{path}: is a folder; name a file in it, or use senet.from_pretrained if senet.save wrote it")
     if not path.is_file():
         raise InputError(f"{path}: there is no such weight file")
     if path.suffix == ".caffemodel":
         return dict(read_caffemodel(path)), {}
     if path.stat().st_size == 0:
-        raise InputError(f"{path}: not a readable file of weights, it is empty; save it or fetch it again")
+        raise InputError(f"{path}: not a readable weight file, it is empty; save or download it again")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     return _state_of(_read_pytorch(path), path), {}
@@ -122,11 +120,11 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             texts = file.metadata() or {}
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
         extra = json.loads(texts.get(_EXTRA_KEY, "{}"))
-    except Exception as error:  # safetensors' own, the system's, JSON's
+    except Exception as error:  # from safetensors, the operating system, or JSON
         reason = _reason(error)
         raise InputError(f"{path}: not a readable safetensors file ({reason}); save it again") from error
     if not isinstance(extra, dict):
-        raise InputError(f"{path}: its metadata are damaged: {_EXTRA_KEY} is no JSON object; save it again")
+        raise InputError(f"{path}: its metadata are damaged: {_EXTRA_KEY} is not a JSON object; save it again")
     return state | extra, read_metadata(texts.get(_KEY, "{}"), path)
 
 
@@ -134,7 +132,7 @@ def _read_pytorch(path: Path) -> Any:
     try:
         _check_claims(path)
         with warnings.catch_warnings():
-            # notes for PyTorch's developers: what cannot be read or used is an error
+            # these address developers of PyTorch; unreadable or unusable content is an error
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except InputError:
@@ -143,29 +141,29 @@ def _read_pytorch(path: Path) -> Any:
         found = re.search(r"(?:GLOBAL|class) (\S+)", str(error))
         what = f" ({found[1][:80]})" if found else ""
         raise InputError(
-            f"{path}: refused, since it is damaged or holds more than tensors{what} and loading it could run code; "
-            "where you trust it, load it with PyTorch and save its state_dict alone, or convert it to safetensors"
+            f"{path}: rejected because it is damaged or contains more than tensors{what} and loading it could run "
+            "code; if you trust it, load it with PyTorch and save only its state_dict, or convert it to safetensors"
         ) from error
-    except Exception as error:  # bytes that are no pickle can make the unpickler say anything: KeyError of a text
+    except Exception as error:  # on bytes that are not a pickle, the unpickler can raise anything
         raise InputError(f"{path}: not a readable PyTorch weight file ({_reason(error)})") from error
 
 
 def _check_claims(path: Path) -> None:
-    """Refuse an archive whose parts claim more bytes than the file has: PyTorch compresses nothing."""
+    """Reject an archive whose members claim more bytes than the file has: PyTorch does not compress."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             claimed = sum(part.file_size for part in archive.infolist())
         if claimed > path.stat().st_size:
             raise InputError(
-                f"{path}: its parts claim {claimed:,} bytes, the file has {path.stat().st_size:,}; fetch it again"
+                f"{path}: its members claim {claimed:,} bytes, the file has {path.stat().st_size:,}; download it again"
             )
 
 
 def _state_of(content: Any, path: Path) -> dict[str, Any]:
-    """The network's state dict in what a PyTorch file holds."""
+    """The state dict of the network in the content of a PyTorch file."""
     found = dict(_state_dicts(content))
     if not found:
-        raise InputError(f"{path}: holds no state dict; save `model.state_dict()`")
+        raise InputError(f"{path}: contains no state dict; save `model.state_dict()`")
     name = _chosen(found, path)
     state = {key: value for key, value in found[name].items() if isinstance(value, Tensor) or is_extra_state(key)}
     size = path.stat().st_size
@@ -173,12 +171,12 @@ def _state_of(content: Any, path: Path) -> dict[str, Any]:
 
 
 def _state_dicts(content: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every dictionary that could be a network's state, by the dotted path to it; optimizers' are none."""
+    """Every dictionary that could be the state of a network, with its dotted path. Optimizer states are skipped."""
     if not isinstance(content, dict) or "param_groups" in content:
         return
     values = [value for value in content.values() if isinstance(value, Tensor)]
     texts = all(isinstance(key, str) for key in content)
-    # single numbers are counters, metrics, bests
+    # scalars are counters and metrics
     if texts and any(value.is_nested or value.dim() > 0 for value in values):
         yield name, content
     for key, value in content.items() if depth < _DEPTH else ():
@@ -187,12 +185,12 @@ def _state_dicts(content: Any, name: str = "", depth: int = 0) -> Iterator[tuple
 
 
 def is_averaged(name: str) -> bool:
-    """Whether a dictionary or module of that name holds averaged weights: ``state_dict_ema``, ``ema_model``, …"""
+    """Whether the name of a dictionary or module means averaged weights: ``state_dict_ema``, ``ema_model``, …"""
     return not _AVERAGED.isdisjoint(re.split(r"[^a-z]+", name.lower()))
 
 
 def _chosen(found: Mapping[str, Mapping[str, Any]], path: Path) -> str:
-    """The name of the state dict to take."""
+    """The name of the state dict to load."""
     largest = max(map(len, found.values()))
     large = [name for name, state in found.items() if 2 * len(state) >= largest]
     averaged = [name for name in large if is_averaged(name)]
@@ -200,15 +198,15 @@ def _chosen(found: Mapping[str, Mapping[str, Any]], path: Path) -> str:
         averaged or [name for name in found if name in large or (name and _rank(name) < _UNKNOWN)], key=_rank
     )
     if len(ranked) > 1 and _rank(ranked[0]) == _rank(ranked[1]):
-        raise InputError(f"{path}: holds several state dicts ({', '.join(ranked[:6])}); save the one that you mean")
-    others = [name or "those beside it" for name in large if name != ranked[0]]
+        raise InputError(f"{path}: contains several state dicts ({', '.join(ranked[:6])}); save the one that you mean")
+    others = [name or "the top level" for name in large if name != ranked[0]]
     if averaged and others:
-        _LOG.warning("%s: took the averaged weights, %r, and left %s", path, ranked[0], ", ".join(others))
+        _LOG.warning("%s: loaded the averaged weights, %r, and ignored %s", path, ranked[0], ", ".join(others))
     return ranked[0]
 
 
 def _rank(name: str) -> tuple[int, int]:
-    """Known names first, outer before inner."""
+    """Sort key: known names first, outer before inner."""
     word = name.rpartition(".")[2]
     return (_NAMES.index(word) if word in _NAMES else len(_NAMES), name.count("."))
 
@@ -217,12 +215,12 @@ _UNKNOWN = (len(_NAMES), 0)
 
 
 def _plain(value: Any, key: str, path: object, size: int | None = None) -> Tensor:
-    """A tensor of values in this process's memory and nothing else; ``size`` of a file bounds what it can hold."""
+    """``value`` if it is an ordinary, dense tensor; its bytes are bounded by ``size``, the size of the file."""
     if not isinstance(value, Tensor):
-        raise InputError(f"{path}: {key!r} is no tensor but of type {type(value).__name__}")
+        raise InputError(f"{path}: {key!r} is not a tensor but a {type(value).__name__}")
     kind = None
     if value.is_meta:
-        kind = "tensor of the 'meta' device, which has no values"
+        kind = "tensor on the 'meta' device, which has no values"
     elif type(value) not in (Tensor, nn.Parameter):
         kind = type(value).__name__
     elif value.is_nested:
@@ -234,7 +232,7 @@ def _plain(value: Any, key: str, path: object, size: int | None = None) -> Tenso
     if kind is not None:
         raise InputError(f"{path}: {key!r} is a {kind}; save it as an ordinary, dense tensor")
     if size is not None and value.nbytes > max(size, value.untyped_storage().nbytes()):
-        raise InputError(f"{path}: {key!r} claims {value.nbytes:,} bytes, the file has {size:,}; fetch it again")
+        raise InputError(f"{path}: {key!r} claims {value.nbytes:,} bytes, the file has {size:,}; download it again")
     return value.detach()
 
 

@@ -1,4 +1,4 @@
-"""Makes a file's weights fit a network, or says in one line why they do not."""
+"""Fits the weights of a file to a network, or reports in one line why they do not fit."""
 
 import dataclasses
 import logging
@@ -17,41 +17,39 @@ from senet.weights.key_maps import Layout
 
 _LOG = logging.getLogger("senet.weights")
 COUNTER = "num_batches_tracked"
-_FLOATS = (
-    torch.float16,
-    torch.bfloat16,
-    torch.float32,
-    torch.float64,
-)  # 8 bits go with scales, which nothing here reads
-_GROUPS = 4  # that a message names
-# What changes a gate's function without changing the shape of a weight.
+# Without 8-bit floats: they come with scales, which nothing here reads.
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_GROUPS = 4  # groups of keys that a message names
+# Arguments that change the function of a gate but not the shape of a weight.
 _SAME_SHAPES = ("squeeze", "gate", "placement", "identity_init")
 
 
 def fit(state: dict[str, Any], model: nn.Module, label: str) -> dict[str, Any]:
-    """``state`` with all of the keys of ``model``, and no other.
+    """``state`` with exactly the keys of ``model``.
 
-    The classifier starts anew where the file has none or of another number of classes, and is left out where ``model``
-    has none. Gates
-    that the file lacks keep their values if they are identity-initialised: the output is the plain network's. FC biases
-    that the file's gates lack are 0, which is the same function. Files older than batch norm's counter get a counter.
-    Modules' extra states are the file's, or stay as they are; those of no module here are left, with a warning.
+    - The classifier is newly initialized if the file has none or one for a different number of classes. It is dropped
+      if ``model`` has none.
+    - Gates that the file lacks keep their values if they are identity-initialized: the output is that of the plain
+      network.
+    - FC biases that the file's gates lack are 0, which is the same function.
+    - Batch norm counters that an old file lacks are added.
+    - Extra states come from the file, or stay as they are. Those without a module are ignored, with a warning.
 
     Args:
-        state: under our names.
+        state: the weights, under our key names.
         model: the network; not changed.
-        label: what messages call the file.
+        label: the name of the file in messages.
 
     Raises:
-        InputError: keys are missing or unexpected, or shapes differ: the message counts and groups them; or values are
-            of another type, or not finite: it names the first.
+        InputError: keys are missing or unexpected, or shapes differ (the message counts and groups them), or values
+            have an incompatible dtype or are not finite (the message names the first one).
     """
     own = model.state_dict()
     extra = {key: own.pop(key) for key in list(own) if is_extra_state(key)}
     extra |= {key: state[key] for key in extra if key in state}
     state = _without_extra(state, extra, label)
     head = f"{_head_name(model)}."
-    if not any(key.startswith(head) for key in own):  # pooled features or stage maps are wanted
+    if not any(key.startswith(head) for key in own):  # the model returns features
         state = {key: value for key, value in state.items() if not key.startswith(head)}
     headless = not any(key.startswith(head) for key in state)
     anew = {
@@ -71,46 +69,46 @@ def fit(state: dict[str, Any], model: nn.Module, label: str) -> dict[str, Any]:
     _check(state, own, label, gate_keys)
     check_values(state, own, label)
     if anew:
-        what = "no classifier" if headless else "another number of classes"
-        _LOG.warning("%s has %s: %s start anew", label, what, ", ".join(anew))
+        what = "no classifier" if headless else "a different number of classes"
+        _LOG.warning("%s has %s: %s are newly initialized", label, what, ", ".join(anew))
     return state | extra
 
 
 def _without_extra(state: dict[str, Any], extra: dict[str, Any], label: str) -> dict[str, Tensor]:
     unknown = [key for key in state if is_extra_state(key) and key not in extra]
     if unknown:
-        _LOG.warning("%s: left what its modules keep beside weights: %s", label, grouped(unknown))
+        _LOG.warning("%s: ignored extra states of unknown modules: %s", label, grouped(unknown))
     return {key: value for key, value in state.items() if not is_extra_state(key)}
 
 
 def check_values(state: dict[str, Tensor], own: dict[str, Tensor], label: object) -> None:
-    """Refuse values that would be another number here, or are none.
+    """Reject values that the network's dtypes cannot represent, or that are not finite.
 
     Args:
-        state: of the keys and shapes of ``own``.
-        own: the network's tensors; of those on the ``meta`` device the type is looked at.
-        label: what messages call the file.
+        state: weights with the keys and shapes of ``own``.
+        own: the tensors of the network; on the ``meta`` device, only their dtype matters.
+        label: the name of the file in messages.
 
     Raises:
-        InputError: integers, truth values, complex numbers or 8-bit floats for a floating-point weight, fractions for
-            an integer; NaN or infinity. It names the weight.
+        InputError: integers, booleans, complex numbers, or 8-bit floats for a floating-point weight; fractions for an
+            integer; NaN or infinity. The message names the weight.
     """
     for key, value in state.items():
         if value is own[key]:
             continue
         if not _holds(own[key].dtype, value):
             there, here = (str(each.dtype).removeprefix("torch.") for each in (value, own[key]))
-            raise InputError(f"{label}: {key!r} is {there} there and {here} here; save it as {here}")
-        wrong = _not_finite(value.to(own[key].dtype))  # a value that is too large here is infinite here
-        if wrong and (own[key].is_meta or not _not_finite(own[key])):  # a mask, say, may be infinite from the start
+            raise InputError(f"{label}: {key!r} is {there} in the file and {here} in this network; save it as {here}")
+        wrong = _not_finite(value.to(own[key].dtype))  # the conversion may overflow to infinity
+        if wrong and (own[key].is_meta or not _not_finite(own[key])):  # some buffers, like masks, start infinite
             raise InputError(
                 f"{label}: {key!r} has {wrong:,} of {value.numel():,} values that are NaN or infinity; the file is "
-                "damaged or its training diverged, take an earlier one"
+                "damaged or its training diverged, use an earlier one"
             )
 
 
 def _holds(kind: torch.dtype, value: Tensor) -> bool:
-    """Whether a tensor of type ``kind`` takes the values as the numbers that they are, but for rounding."""
+    """Whether the dtype ``kind`` can represent the values, up to rounding."""
     if value.dtype == kind:
         return True
     if kind.is_complex:
@@ -119,7 +117,7 @@ def _holds(kind: torch.dtype, value: Tensor) -> bool:
         return value.dtype in _FLOATS
     if kind == torch.bool or value.dtype == torch.bool or value.is_complex():
         return False
-    # counters: some tools cast a whole file to half precision
+    # integer counters: some tools cast a whole file to half precision
     return not value.is_floating_point() or bool((value == value.round()).all())
 
 
@@ -131,7 +129,7 @@ def _not_finite(value: Tensor) -> int:
 
 
 def _head_name(model: nn.Module) -> str:
-    """The path of the classifier; in other libraries' networks it is the last linear layer."""
+    """The name of the classifier; in networks of other libraries, the last linear layer."""
     if isinstance(model, ConvNet):
         return model.head_name
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
@@ -143,7 +141,7 @@ def _check(state: dict[str, Tensor], own: dict[str, Tensor], label: str, gate_ke
     problems = {
         "missing": [key for key in own if key not in state],
         "unexpected": [key for key in state if key not in own],
-        "of another shape": shapes,
+        "of a different shape": shapes,
     }
     found = [f"{len(keys)} {what} ({grouped(keys)})" for what, keys in problems.items() if keys]
     if not found:
@@ -151,14 +149,14 @@ def _check(state: dict[str, Tensor], own: dict[str, Tensor], label: str, gate_ke
     hint = ""
     if shapes:
         key = shapes[0]
-        hint = f"; {key} is {tuple(state[key].shape)} there and {tuple(own[key].shape)} here"
+        hint = f"; {key} is {tuple(state[key].shape)} in the file and {tuple(own[key].shape)} in this network"
     elif not problems["unexpected"] and set(problems["missing"]) == set(gate_keys):
-        hint = "; it is a plain network's: se=SEConfig(identity_init=True) starts at its output"
+        hint = "; these are weights of the plain network: se=SEConfig(identity_init=True) starts from its output"
     raise InputError(f"{label}: does not fit this network: {'; '.join(found)}{hint}")
 
 
 def grouped(keys: Iterable[str]) -> str:
-    """The keys in a few groups of one beginning, with counts: ``layer1.0.se 4, layer1.1.se 4``."""
+    """The keys in a few groups by common prefix, with counts: ``layer1.0.se 4, layer1.1.se 4``."""
     words = [key.split(".") for key in keys]
     depth = max(map(len, words))
     groups: Counter[str] = Counter()
@@ -172,20 +170,20 @@ def grouped(keys: Iterable[str]) -> str:
 
 
 def gate_configs(model: nn.Module) -> dict[str, SEConfig]:
-    """Gate → its configuration, for every gate of ours, attached ones included."""
+    """The configuration of each of our gates by name, including attached ones."""
     return {name: module.config for name, module in model.named_modules() if isinstance(module, SqueezeExcite)}
 
 
 def check_gates(file: Mapping[str, SEConfig], model: nn.Module, label: str) -> None:
-    """Refuse weights of gates that are another function than those of ``model``, although their shapes are the same.
+    """Reject gate weights that have the same shapes as those of ``model`` but compute a different function.
 
     Args:
         file: the gates of the file's network; empty if it has none.
         model: the network.
-        label: what messages call the file.
+        label: the name of the file in messages.
 
     Raises:
-        InputError: names the arguments of ``SEConfig`` that differ.
+        InputError: the gates differ; the message names the arguments of ``SEConfig``.
     """
     for gate, own in gate_configs(model).items():
         theirs = file.get(gate, own)
@@ -193,32 +191,32 @@ def check_gates(file: Mapping[str, SEConfig], model: nn.Module, label: str) -> N
         if different:
             there, here = (", ".join(f"{n}={getattr(se, n)!r}" for n in different) for se in (theirs, own))
             raise InputError(
-                f"{label}: its gates have {there}, those of this network {here}; pass se=SEConfig({there})"
+                f"{label}: its gates have {there}, but those of this network have {here}; pass se=SEConfig({there})"
             )
 
 
 @dataclasses.dataclass(frozen=True)
 class Structure:
-    """What distinguishes ResNets whose weights have the same names and shapes; None: not known, or there is none."""
+    """What distinguishes ResNets whose weights have the same names and shapes; None if unknown or not applicable."""
 
     ceil_pool: bool | None = None
     stride_in_1x1: bool | None = None
 
     @classmethod
     def of(cls, model: nn.Module) -> "Structure":
-        """That of a network."""
+        """The structure of a network."""
         return cls(**model.structure()) if isinstance(model, ConvNet) else cls()
 
     @classmethod
     def of_layout(cls, layout: Layout) -> "Structure":
-        """That of the networks which the layout's owner trained."""
+        """The structure of the networks that weights in this layout were trained in."""
         return cls(layout.caffe_pool, layout.stride_in_1x1)
 
     def check(self, model: nn.Module, label: str) -> None:
-        """Refuse weights of this structure for a ``model`` of another, which would compute something else.
+        """Reject weights of this structure for a ``model`` of a different one, which computes a different function.
 
         Raises:
-            InputError: names the arguments of ``create_model`` that make it right.
+            InputError: they differ; the message names the arguments of ``create_model`` that match.
         """
         own = dataclasses.asdict(Structure.of(model))
         wanted = [
@@ -227,4 +225,5 @@ class Structure:
             if value is not None and own[name] is not None and own[name] != value
         ]
         if wanted:
-            raise InputError(f"{label}: was trained otherwise, create this network with {', '.join(wanted)}")
+            message = f"{label}: was trained in a different network; create this one with {', '.join(wanted)}"
+            raise InputError(message)

@@ -1,8 +1,8 @@
-"""How others name the weights of these networks: one key map for each layout, and what else has to change.
+"""Layouts: how other libraries name the weights of these networks. Each has a key map, and conversions if needed.
 
 A key map is a list of rows ``theirs → ours``. ``{s}`` and ``{b}`` stand for numbers, ``{m}`` for one word,
-``{module}`` and ``{rest}`` for anything; a key without a row keeps its name. A layout is recognised by one of its keys,
-never by the file's name.
+``{module}`` and ``{rest}`` for anything. A key without a row keeps its name. A layout is recognized by one of its keys,
+never by the file name.
 """
 
 import functools
@@ -23,19 +23,19 @@ _HOLES = {"s": r"\d{1,4}", "b": r"\d{1,4}", "m": r"[^./_]+", "module": r".+", "r
 
 @dataclass(frozen=True)
 class Layout:
-    """The names of one origin.
+    """The naming scheme of one origin.
 
     Attributes:
-        name: whose.
-        mark: the pattern of a key that neither the layouts behind it nor ours have.
+        name: the origin.
+        mark: a regular expression for a key that neither the layouts after this one nor ours have.
         rows: the key map.
-        blobs: a key map before that, which gives names to numbered tensors.
-        count_from: added to every number on its way to ours: −1 where they count from 1 and we from 0.
-        dropped: the beginning of keys that belong to no part of our network.
-        change: what happens to the tensors once they are renamed.
-        changes: the same in words.
-        caffe_pool: their stem pools as Caffe does (no padding, sizes rounded up); None: not known, or there is no stem.
-        stride_in_1x1: bottlenecks without groups have their stride in the first 1×1 convolution; None: not known.
+        blobs: a key map that is applied first and names numbered tensors.
+        count_from: added to every number in a key: −1 if they count from 1, since we count from 0.
+        dropped: prefix of keys that our network has no counterpart for.
+        change: conversion of the renamed tensors.
+        changes: description of ``dropped`` and ``change``, quoted in docs/weights.md.
+        caffe_pool: whether the stem pools as in Caffe (no padding, sizes rounded up); None if unknown or no stem.
+        stride_in_1x1: whether bottlenecks without groups have their stride in the first 1×1; None if unknown.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Layout:
     stride_in_1x1: bool | None = None
 
     def key(self, key: str) -> str:
-        """Our name of their key."""
+        """Our name for their key."""
         return self._renamed(self._renamed(key, self.blobs), self.rows)
 
     def _renamed(self, key: str, rows: Rows) -> str:
@@ -62,14 +62,14 @@ class Layout:
         return key
 
     def convert(self, state: State) -> State:
-        """Their weights under our names; raises ``InputError`` where two of theirs would be one of ours."""
+        """Their weights under our names. Raises ``InputError`` if two of their keys map to one of ours."""
         ours: State = {}
         for key, value in state.items():
             if self.dropped is not None and key.startswith(self.dropped):
                 continue
             name = self.key(key)
             if name in ours:
-                raise InputError(f"two weights of this file are {name!r} here, one of them {key!r}")
+                raise InputError(f"two weights of this file map to {name!r}, one of them is {key!r}")
             ours[name] = value
         return ours if self.change is None else self.change(ours)
 
@@ -78,32 +78,32 @@ class Layout:
 def _compiled(rows: Rows) -> list[tuple[re.Pattern[str], str]]:
     compiled = []
     for theirs, ours in rows:
-        words = re.split(r"\{(\w+)\}", theirs)  # text and holes in turn
+        words = re.split(r"\{(\w+)\}", theirs)  # alternates between literal text and placeholders
         parts = [f"(?P<{word}>{_HOLES[word]})" if i % 2 else re.escape(word) for i, word in enumerate(words)]
         compiled.append((re.compile("".join(parts)), ours))
     return compiled
 
 
 def _bottlenecks_only(state: State) -> State:
-    """Refuses timm's ``legacy_seresnet18`` and ``34``: their basic blocks have a ReLU before the gate."""
+    """Reject timm's ``legacy_seresnet18`` and ``34``: their basic blocks have a ReLU before the gate."""
     if "layer1.0.conv2.weight" in state and "layer1.0.conv3.weight" not in state:
-        raise InputError("its blocks of two convolutions have a ReLU before the gate, which no network here has")
+        raise InputError("its basic blocks have a ReLU before the gate, which no network here has")
     return state
 
 
 def _fully_connected(state: State) -> State:
-    """The matrices of the gates' FCs as 1×1 convolutions."""
+    """Convert the matrices of the gates' FCs to 1×1 convolutions."""
     gate = re.compile(r".+\.se\.fc[12]\.weight")
     return {key: v[:, :, None, None] if gate.fullmatch(key) and v.ndim == 2 else v for key, v in state.items()}
 
 
 def _timm_vgg(state: State) -> State:
-    """timm's hidden layers are convolutions over the 7 × 7 map."""
+    """Convert timm's hidden layers, which are convolutions over the 7 × 7 feature map, to matrices."""
     return {key: v.flatten(1) if key.startswith("classifier.") and v.ndim == 4 else v for key, v in state.items()}
 
 
 def _rgb(state: State) -> State:
-    """The first convolution for images in the order RGB."""
+    """Convert the first convolution from BGR to RGB."""
     for key in ("conv1.weight", "conv1.0.weight", "conv1.conv.weight"):
         if key in state and state[key].ndim == 4:
             state = state | {key: state[key].flip(1)}
@@ -111,7 +111,7 @@ def _rgb(state: State) -> State:
 
 
 def _folded_biases(state: State) -> State:
-    """Biases of convolutions go into the mean of the norm behind: (w·x + b) − m = w·x − (m − b)."""
+    """Fold biases of convolutions into the mean of the norm that follows: (w·x + b) − m = w·x − (m − b)."""
     folded = dict(state)
     for key in state:
         module, _, leaf = key.rpartition(".conv.")
@@ -122,7 +122,7 @@ def _folded_biases(state: State) -> State:
 
 
 def _caffe(state: State) -> State:
-    """Caffe's batch norm keeps sums and how much they were weighted: mean and variance are the quotients."""
+    """Divide Caffe's batch norm statistics, which are weighted sums, by the sum of the weights."""
     ours = dict(state)
     for key, count in state.items():
         norm, _, leaf = key.rpartition(".")
@@ -135,11 +135,11 @@ def _caffe(state: State) -> State:
 
 
 def _unit(theirs: str, conv: str, norm: str, their_norm: str = "/bn") -> Rows:
-    """The rows of a convolution and its norm."""
+    """The rows for a convolution and its norm."""
     return ((f"{theirs}.{{rest}}", f"{conv}.{{rest}}"), (f"{theirs}{their_norm}.{{rest}}", f"{norm}.{{rest}}"))
 
 
-# Caffe numbers a layer's blobs, and has two layers for a norm.
+# Caffe numbers the blobs of a layer, and uses two layers for a norm.
 CAFFE_BLOBS: Rows = (
     ("{module}/bn/scale.0", "{module}/bn.weight"),
     ("{module}/bn/scale.1", "{module}/bn.bias"),
@@ -155,7 +155,7 @@ _DEEP_STEM: Rows = (
     *((f"layer0.bn{n}.{{rest}}", f"conv1.{3 * n - 2}.{{rest}}") for n in (1, 2)),
     ("layer0.bn3.{rest}", "bn1.{rest}"),
 )
-# The convolutions of a BN-Inception module: in Caffe, at Cadene's, ours.
+# The convolutions of a BN-Inception module: in Caffe, in Cadene's code, ours.
 _UNITS = (
     ("1x1", "1x1", "branch1x1"),
     ("3x3_reduce", "3x3_reduce", "branch3x3_1"),
@@ -172,8 +172,10 @@ _CADENE_INCEPTION = (
     *((f"inception_{{m}}_{cadene}", f"inception_{{m}}.{ours}") for _, cadene, ours in _UNITS),
 )
 
+_CAFFE_CHANGES = "Caffe's BatchNorm statistics are divided by their factor; the first convolution goes from BGR to RGB"
+
 OWN = Layout("senet, timm, torchvision", mark="")
-# timm's and torchvision's own, where the source says so: the keys cannot.
+# Weights known by their source to be timm's or torchvision's own, which the keys cannot show.
 PUBLISHED = replace(OWN, caffe_pool=False, stride_in_1x1=False)
 LAYOUTS = (
     Layout(
@@ -187,7 +189,7 @@ LAYOUTS = (
         mark=r"layer0\.conv1\.weight",
         rows=(("layer0.{rest}", "{rest}"), *_CADENE),
         change=_bottlenecks_only,
-        changes="timm's `legacy_seresnet18` and `34` are refused: a ReLU before the gate makes them other networks",
+        changes="timm's `legacy_seresnet18` and `34` are rejected: they have a ReLU before the gate",
         caffe_pool=True,
         stride_in_1x1=True,
     ),
@@ -199,7 +201,7 @@ LAYOUTS = (
             ("{module}.se.fc.2.{rest}", "{module}.se.fc2.{rest}"),
         ),
         change=_fully_connected,
-        changes="the gates' matrices become 1×1 convolutions; their biases, which are not there, are 0",
+        changes="the gates' matrices become 1×1 convolutions; their missing biases are set to 0",
         caffe_pool=False,
         stride_in_1x1=False,
     ),
@@ -218,7 +220,7 @@ LAYOUTS = (
             ("head.fc.{rest}", "classifier.6.{rest}"),
         ),
         change=_timm_vgg,
-        changes="the hidden layers, convolutions there, become matrices",
+        changes="the hidden layers, which are convolutions in timm, become matrices",
     ),
     Layout(
         "Cadene, BN-Inception",
@@ -228,7 +230,7 @@ LAYOUTS = (
             _CADENE[1],
         ),
         change=lambda state: _rgb(_folded_biases(state)),
-        changes="the convolutions' biases go into the norms' means; BGR becomes RGB in the first convolution",
+        changes="the convolutions' biases are folded into the norms' means; the first convolution goes from BGR to RGB",
     ),
     Layout(
         "the authors' Caffe, SE-BN-Inception",
@@ -241,7 +243,7 @@ LAYOUTS = (
             ("classifier.{rest}", "fc.{rest}"),
         ),
         change=_caffe,
-        changes="Caffe's BatchNorm is divided by its factor; BGR becomes RGB in the first convolution",
+        changes=_CAFFE_CHANGES,
     ),
     Layout(
         "the authors' Caffe, SE-ResNet, SE-ResNeXt and SENet-154",
@@ -262,7 +264,7 @@ LAYOUTS = (
         ),
         count_from=-1,
         change=_caffe,
-        changes="Caffe's BatchNorm is divided by its factor; BGR becomes RGB in the first convolution",
+        changes=_CAFFE_CHANGES,
         caffe_pool=True,
         stride_in_1x1=True,
     ),
@@ -270,7 +272,7 @@ LAYOUTS = (
 
 
 def recognise(state: State) -> Layout:
-    """The layout of a file, from its keys alone; ``OWN`` where no other is recognised."""
+    """The layout of a file, from its keys alone; ``OWN`` if no other layout matches."""
     for layout in LAYOUTS:
         mark = re.compile(layout.mark)
         if any(mark.fullmatch(key) for key in state):

@@ -1,9 +1,9 @@
-"""Weights that are known to fit a network of the zoo: ``create_model(name, pretrained="default")``.
+"""The weights that ``create_model(name, pretrained="default")`` loads for a network of the zoo.
 
-Everything here is as published: sources, preparation and licences by timm's configurations and torchvision's
-``Weights``, accuracies by torchvision's ``Weights`` and timm's ``results/results-imagenet.csv`` (validation images of
-ImageNet-1k, one centre crop). The eight digits in the file names of timm's releases begin their SHA-256, by PyTorch's
-convention.
+All values are as published: sources, preprocessing, and licenses from timm's configurations and torchvision's
+``Weights``; accuracies from torchvision's ``Weights`` and timm's ``results/results-imagenet.csv`` (ImageNet-1k
+validation images, one center crop). By PyTorch's convention, the eight digits in the file names of timm's releases are
+the first digits of their SHA-256.
 """
 
 from dataclasses import asdict, dataclass
@@ -12,25 +12,25 @@ from typing import Any
 from senet.errors import InputError
 from senet.models.registry import NetworkConfig, model_spec
 
-Colour = tuple[float, float, float]
+RGB = tuple[float, float, float]
 
-_IMAGENET: tuple[Colour, Colour] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-_HALF: tuple[Colour, Colour] = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+_IMAGENET: tuple[RGB, RGB] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean, std
+_HALF: tuple[RGB, RGB] = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _RELEASES = "https://github.com/rwightman/pytorch-image-models/releases/download"
 
 
 @dataclass(frozen=True)
 class KnownWeights:
-    """Where a network's weights are, and how images are prepared for them.
+    """The source of a network's weights, and the preprocessing that they expect.
 
     Attributes:
         source: for ``create_model(..., pretrained=source)``.
-        input_size: side of the square that the network sees, in pixels.
-        crop: that side as a part of the resized image's shorter one.
-        interpolation: of the resizing.
-        top1, top5: published accuracy on the validation images of ImageNet-1k, in percent.
-        licence: of the weights, as their publisher states it (SPDX).
-        mean, std: of the channels RGB of images in 0…1.
+        input_size: side of the square input, in pixels.
+        crop: that side as a fraction of the shorter side of the resized image.
+        interpolation: interpolation mode for resizing.
+        top1, top5: published accuracy on the ImageNet-1k validation images, in percent.
+        licence: license of the weights, as stated by their publisher (SPDX).
+        mean, std: per-channel (RGB) statistics of images in 0…1.
     """
 
     source: str
@@ -40,19 +40,19 @@ class KnownWeights:
     top1: float
     top5: float
     licence: str
-    mean: Colour = _IMAGENET[0]
-    std: Colour = _IMAGENET[1]
+    mean: RGB = _IMAGENET[0]
+    std: RGB = _IMAGENET[1]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Plain values for JSON."""
         return asdict(self)
 
 
 def _torchvision(
-    name: str, top1: float, top5: float, resized: int = 256, size: int = 224, colours: tuple[Colour, Colour] = _IMAGENET
+    name: str, top1: float, top5: float, resized: int = 256, size: int = 224, mean_std: tuple[RGB, RGB] = _IMAGENET
 ) -> KnownWeights:
     return KnownWeights(
-        f"torchvision:{name}", size, round(size / resized, 4), "bilinear", top1, top5, "BSD-3-Clause", *colours
+        f"torchvision:{name}", size, round(size / resized, 4), "bilinear", top1, top5, "BSD-3-Clause", *mean_std
     )
 
 
@@ -62,13 +62,13 @@ def _timm(
     top5: float,
     crop: float = 0.875,
     size: int = 224,
-    colours: tuple[Colour, Colour] = _IMAGENET,
+    mean_std: tuple[RGB, RGB] = _IMAGENET,
 ) -> KnownWeights:
-    return KnownWeights(f"timm:{name}", size, crop, "bicubic", top1, top5, "Apache-2.0", *colours)
+    return KnownWeights(f"timm:{name}", size, crop, "bicubic", top1, top5, "Apache-2.0", *mean_std)
 
 
 def _release(path: str, digits: str, top1: float, top5: float) -> KnownWeights:
-    """The authors' networks as Cadene converted them, kept among timm's releases."""
+    """The authors' networks, converted by Cadene and hosted with timm's releases."""
     source = f"{_RELEASES}/{path}-{digits}.pth#sha256={digits}"
     return KnownWeights(source, 224, 0.875, "bilinear", top1, top5, "Apache-2.0")
 
@@ -89,39 +89,39 @@ KNOWN_WEIGHTS: dict[str, KnownWeights] = {
     "se_resnext101_32x4d": _timm("seresnext101_32x4d.gluon_in1k", 80.886, 95.268),
     "senet154": _release("v0.1-weights/legacy_senet154", "e9eb9fe6", 81.320, 95.502),
     "vgg16_bn": _torchvision("VGG16_BN_Weights.IMAGENET1K_V1", 73.36, 91.516),
-    # torchvision's network turns ImageNet's mean and deviation into 0.5 by itself; ours is given 0.5
+    # torchvision's network converts ImageNet's mean and std to 0.5 internally; ours expects 0.5
     "inception_v3": _torchvision(
-        "Inception_V3_Weights.IMAGENET1K_V1", 77.294, 93.45, resized=342, size=299, colours=_HALF
+        "Inception_V3_Weights.IMAGENET1K_V1", 77.294, 93.45, resized=342, size=299, mean_std=_HALF
     ),
-    "inception_resnet_v2": _timm("inception_resnet_v2.tf_in1k", 80.434, 95.312, crop=0.8975, size=299, colours=_HALF),
-    "mobilenet_v1": _timm("mobilenetv1_100.ra4_e3600_r224_in1k", 75.388, 92.310, colours=_HALF),
+    "inception_resnet_v2": _timm("inception_resnet_v2.tf_in1k", 80.434, 95.312, crop=0.8975, size=299, mean_std=_HALF),
+    "mobilenet_v1": _timm("mobilenetv1_100.ra4_e3600_r224_in1k", 75.388, 92.310, mean_std=_HALF),
 }
 
 
 def known_weights(config: NetworkConfig) -> KnownWeights:
-    """The weights behind ``"default"`` for a network.
+    """The weights that ``"default"`` stands for.
 
-    An SE network whose gates are identity-initialised starts as its plain twin, and so gets the plain twin's.
+    An SE network with identity-initialized gates starts as its plain twin, so it gets the weights of the plain twin.
 
     Raises:
-        InputError: none are known.
+        InputError: no weights are known.
     """
     spec = model_spec(config.model)
     plain, se = (spec.name, spec.twin) if spec.se is None else (spec.twin, spec.name)
     name = plain if config.se is None or config.se.identity_init else se
     if name in KNOWN_WEIGHTS:
         return KNOWN_WEIGHTS[name]
-    way = "give a file or another source"
+    hint = "use a file or another source"
     if name == se and plain in KNOWN_WEIGHTS:
-        way += f", or start at {plain!r} with se=SEConfig(identity_init=True)"
-    raise InputError(f"no weights are known for {name!r}; {way} (`senet list --weights` shows the known ones)")
+        hint += f", or start from {plain!r} with se=SEConfig(identity_init=True)"
+    raise InputError(f"no weights are known for {name!r}; {hint} (`senet list --weights` shows the known ones)")
 
 
 def find_known(source: str | None, config: NetworkConfig) -> KnownWeights | None:
-    """What is known of the weights that ``pretrained=source`` loads into a network; None if they are not in the table.
+    """The table entry of the weights that ``pretrained=source`` loads into a network; None if there is none.
 
     Raises:
-        InputError: ``"default"`` is asked for, and none are known.
+        InputError: the source is ``"default"``, and no weights are known.
     """
     if source == "default" and ":" not in config.model:
         return known_weights(config)

@@ -1,4 +1,4 @@
-"""Weights into networks: found, recognized, made to fit; and networks from files that say how they are made."""
+"""Loads weights of any origin into networks, and recreates networks from files that describe them."""
 
 import os
 from typing import Any
@@ -28,20 +28,20 @@ __all__ = [
 
 
 def load_pretrained(model: nn.Module, source: str | os.PathLike[str]) -> None:
-    """Load weights of any origin into ``model``: found, recognised, renamed, and made to fit.
+    """Load weights of any origin into ``model``. Keys of other libraries are renamed.
 
-    A plain network's weights load into its SE twin when the gates are identity-initialised: the output is then the
-    plain network's, and the gates keep their initial values. The classifier starts anew, with a warning, where the
-    number of classes differs. ``docs/weights.md`` has the sources, the layouts and their key maps.
+    The weights of a plain network load into its SE twin if the gates are identity-initialized: the output is then that
+    of the plain network, and the gates keep their initial values. If the number of classes differs, the classifier is
+    newly initialized, with a warning. ``docs/weights.md`` lists the sources, the layouts, and their key maps.
 
     Args:
-        model: made by ``create_model``, if ``source`` is ``"default"``.
+        model: the network, in place; for ``"default"``, it must come from ``create_model``.
         source: see ``senet.weights.sources.find_weights``; or ``"default"``, see ``senet.weights.known``.
 
     Raises:
-        InputError: the source is not to be had, the file is no weight file, or its weights are not this network's:
-            keys, shapes, types, values that are not finite, or what the gates or the strides of the network that they
-            were trained in compute.
+        InputError: the source is not available, the file is not a weight file, or its weights do not fit the network:
+            keys, shapes, dtypes, or values that are not finite, or a network with gates or strides that compute a
+            different function.
     """
     if source == "default":
         config = getattr(model, "network_config", None)
@@ -58,8 +58,8 @@ def load_pretrained(model: nn.Module, source: str | os.PathLike[str]) -> None:
         state = layout.convert(state)
     except InputError as error:
         raise InputError(f"{found.label}: {error}") from error
-    except (RuntimeError, LookupError, TypeError, AttributeError) as error:  # a matrix where it has a map, say
-        message = f"{found.label}: has keys of {layout.name!r}, and tensors that are not of that layout ({error})"
+    except (RuntimeError, LookupError, TypeError, AttributeError) as error:  # such as a matrix instead of a kernel
+        message = f"{found.label}: has keys of {layout.name!r}, but its tensors do not have that layout ({error})"
         raise InputError(" ".join(message.split())) from error
     fitted = fit(state, model, found.label)
     _check_function(state, metadata, layout, model, found.label)
@@ -69,10 +69,10 @@ def load_pretrained(model: nn.Module, source: str | os.PathLike[str]) -> None:
 def _check_function(
     state: dict[str, Tensor], metadata: dict[str, Any], layout: Layout, model: nn.Module, label: str
 ) -> None:
-    """Refuse weights that fit in name and shape and were trained in a network that computes something else."""
+    """Reject weights that fit by name and shape, but were trained in a network that computes a different function."""
     if layout is not OWN:
         if any(key.endswith(".se.fc1.weight") for key in state):
-            # nobody else's gates are anything but the paper's
+            # in all other layouts, the gates are the paper's
             check_gates(dict.fromkeys(gate_configs(model), SEConfig()), model, label)
         Structure.of_layout(layout).check(model, label)
     elif metadata.get("model") in list_models():
@@ -84,31 +84,31 @@ def _check_function(
 def described_network(
     metadata: dict[str, Any], label: object, state: dict[str, Any] | None = None
 ) -> tuple[NetworkConfig, nn.Module]:
-    """How to create the network that metadata describe, and its shapes: it is made on the ``meta`` device.
+    """The network that metadata describe: its configuration, and the network itself on the ``meta`` device.
 
     Args:
-        metadata: of a weight file.
-        label: what messages call the file.
-        state: the file's weights, which must be those of the network, so that no size is believed that the file does
-            not have; None if only the description is wanted.
+        metadata: the metadata of a weight file.
+        label: the name of the file in messages.
+        state: the weights of the file, whose shapes must match the description, so that a damaged file cannot cause a
+            huge allocation; None to skip this check.
 
     Raises:
-        InputError: the metadata describe none, or are damaged, or describe another than that of the weights.
+        InputError: the metadata do not describe a network, are damaged, or do not match the weights.
     """
     check_metadata(metadata, label)
     try:
         config = NetworkConfig.from_dict(metadata)
-        if "checkpoint_path" in config.kwargs:  # of timm: another file, which this one has no business to name
+        if "checkpoint_path" in config.kwargs:  # timm would load another file, which a weight file must not choose
             raise InputError("kwargs.checkpoint_path is not allowed in a weight file")
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             model = config.create()
     except InputError as error:
         damaged = "its metadata are damaged: kwargs: " if isinstance(error, ArgumentsError) else ""
         raise InputError(f"{label}: {damaged}{error}") from error
-    except Exception as error:  # a builder given any JSON values whatever can end in anything
+    except Exception as error:  # on arbitrary JSON values, a builder can raise anything
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         made_of = f"{metadata['model']!r} with kwargs {brief(metadata.get('kwargs', {}))}"
-        raise InputError(f"{label}: its metadata are damaged: {made_of} cannot be made ({reason})") from error
+        raise InputError(f"{label}: its metadata are damaged: {made_of} cannot be created ({reason})") from error
     if state is not None:
         _check_described(state, model, config.model, label)
     return config, model
@@ -121,23 +121,23 @@ def _check_described(state: dict[str, Any], model: nn.Module, name: str, label: 
     )
     for key in [*own, *there]:
         if own.get(key) != there.get(key):
-            weights, wanted = there.get(key, "missing"), own.get(key, "not there")
+            weights, wanted = there.get(key, "missing"), own.get(key, "missing")
             raise InputError(
-                f"{label}: its weights are not those of {name!r} as its metadata describe it: {key!r} is {weights} in "
+                f"{label}: its weights do not match {name!r} as described by its metadata: {key!r} is {weights} in "
                 f"the file and {wanted} in that network"
             )
 
 
 def build_from_checkpoint(path: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, Any]]:
-    """The network that a file of ``save_weights`` holds, in evaluation mode, and the file's metadata.
+    """The network in a file of ``save_weights``, in evaluation mode, and the metadata of the file.
 
     Raises:
-        InputError: the file is damaged, or of another kind; its weights are not those of the network that it names, or
-            not finite.
+        InputError: the file is damaged or was not written by ``save_weights``, or its weights do not match the network
+            that it names, or are not finite.
     """
     state, metadata = load_weights(path)
     if "model" not in metadata:
-        raise InputError(f"{path}: does not say which network it holds; use a checkpoint written by `senet train`")
+        raise InputError(f"{path}: does not say which network it contains; use a checkpoint written by `senet train`")
     config, shapes = described_network(metadata, path, state)
     tensors = {key: value for key, value in state.items() if not is_extra_state(key)}
     check_values(tensors, shapes.state_dict(), path)

@@ -1,6 +1,6 @@
-"""What a weight file says about its network: JSON that is checked before anything is made of it.
+"""The metadata of weight files: JSON that is validated before anything is built from it.
 
-The declarations below are the one place that knows the types; ``check_fields`` holds any JSON values to annotations.
+The declarations below define the types; ``check_fields`` validates JSON values against annotations.
 """
 
 import json
@@ -13,7 +13,7 @@ from senet.errors import InputError
 from senet.nn.squeeze_excite import SEConfig
 from senet.text import brief
 
-_DIGITS = 18  # an integer of more is no size, index or count of anything here
+_DIGITS = 18  # no size, index, or count here has more
 
 
 class Attached(TypedDict):
@@ -24,14 +24,14 @@ class Attached(TypedDict):
 
 
 class TrainedOn(TypedDict):
-    """The data of the training, which must not be judged on."""
+    """The training data, which must not be used for evaluation."""
 
     data: str
     val_fraction: float
 
 
 class WeightMetadata(TypedDict, total=False):
-    """The entries that this package reads; any other may be anything."""
+    """The entries that this package reads. Other entries may have any type."""
 
     model: str
     num_classes: int
@@ -49,10 +49,10 @@ class WeightMetadata(TypedDict, total=False):
 
 
 def read_metadata(text: str, label: object) -> dict[str, Any]:
-    """The metadata in a JSON text, with every entry of ``WeightMetadata`` of its type.
+    """Parse metadata from JSON, and check the types of the entries of ``WeightMetadata``.
 
     Raises:
-        InputError: names the file (``label``) and the entry.
+        InputError: the JSON is damaged or an entry has the wrong type; names the file (``label``) and the entry.
     """
     try:
         values = json.loads(text, parse_int=_integer)
@@ -63,9 +63,9 @@ def read_metadata(text: str, label: object) -> dict[str, Any]:
 
 
 def check_metadata(values: object, label: object) -> None:
-    """Refuse metadata of a wrong type; see ``read_metadata``."""
+    """Reject metadata with entries of the wrong type; see ``read_metadata``."""
     if not isinstance(values, dict):
-        raise InputError(f"{label}: its metadata are damaged ({brief(values)} is no JSON object); save it again")
+        raise InputError(f"{label}: its metadata are damaged ({brief(values)} is not a JSON object); save it again")
     where = f"{label}: its metadata are damaged:"
     check_fields(values, WeightMetadata, where)
     check_fields(values.get("se") or {}, SEConfig, f"{where} se:")
@@ -73,10 +73,10 @@ def check_metadata(values: object, label: object) -> None:
 
 
 def check_fields(values: Mapping[str, Any], declared: type, where: str) -> None:
-    """Hold JSON values to the annotations of a dataclass or ``TypedDict``; absent and unknown names do not matter.
+    """Check JSON values against the annotations of a dataclass or ``TypedDict``, except missing and unknown names.
 
     Raises:
-        InputError: ``where``, then the name, the value and what is wanted.
+        InputError: a type is wrong. The message is ``where``, then the name, the value, and the expected type.
     """
     for name, kind in get_type_hints(declared).items():
         if name in values:
@@ -109,7 +109,7 @@ _WORDS: dict[Any, str] = {
     int: "an integer",
     float: "a finite number",
     bool: "true or false",
-    str: "a text",
+    str: "a string",
     dict: "an object",
     list: "a list",
     tuple: "a list",
@@ -117,7 +117,7 @@ _WORDS: dict[Any, str] = {
 
 
 def _is_a(value: Any, kind: Any) -> bool:
-    """Whether a value is of an annotation's outermost type, or one of its literals."""
+    """Whether a value has the outermost type of an annotation, or is one of its literals."""
     origin = get_origin(kind) or kind
     if origin is Any:
         return True
@@ -131,5 +131,5 @@ def _is_a(value: Any, kind: Any) -> bool:
 
 
 def _integer(text: str) -> int | float:
-    """An integer; infinity for one of more digits than any size here has, which Python refuses without naming it."""
+    """An integer, or infinity if it has too many digits: ``json`` alone would fail without naming the entry."""
     return int(text) if len(text) <= _DIGITS else math.copysign(math.inf, -1 if text.startswith("-") else 1)

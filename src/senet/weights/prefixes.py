@@ -1,4 +1,4 @@
-"""Which part of a file is the network: found by the keys that fit it, under whatever names wrappers put before them."""
+"""Finds the part of a file that belongs to the network, by the keys that fit, under any prefix."""
 
 import logging
 from collections import Counter
@@ -11,26 +11,26 @@ from senet.weights.fit import COUNTER, grouped
 from senet.weights.key_maps import recognise
 
 _LOG = logging.getLogger("senet.weights")
-# Words that wrappers put into keys, in front or in the middle: DataParallel and AveragedModel, torch.compile, FSDP,
-# Fabric, activation checkpointing.
+# Components that wrappers add to keys, anywhere: DataParallel and AveragedModel, torch.compile, FSDP, Fabric, and
+# activation checkpointing.
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_forward_module", "_checkpoint_wrapped_module"}
-_DEEPEST = 8  # words of a prefix
-_LEAST = 3  # a part of this share of the network's keys, 1/3, is the network; less is another
+_DEEPEST = 8  # components of a prefix
+_LEAST = 3  # at least 1/3 of the network's keys must fit; with fewer, it is a different network
 
 
 def network_part(state: dict[str, Any], own: Collection[str], label: str) -> dict[str, Any]:
-    """The entries of ``state`` that are the network's, without what stands before or between its names.
+    """The entries of ``state`` that belong to the network, without prefixes and wrapper names.
 
-    Wrappers' words are taken out. Then the prefix is taken off under which most keys are the network's, whatever it
-    is; what is not under it (metrics, a criterion, a teacher) is left, with a warning.
+    Components added by wrappers are removed. Then, the prefix with the most keys of the network is removed. Entries
+    without this prefix (metrics, a criterion, a teacher) are ignored, with a warning.
 
     Args:
-        state: under the names of any layout.
-        own: the network's keys.
-        label: what messages call the file.
+        state: the weights, with the key names of any layout.
+        own: the keys of the network.
+        label: the name of the file in messages.
 
     Raises:
-        InputError: the network is in the file several times, and none of them is averaged.
+        InputError: the file contains the network several times, and none of the copies is averaged.
     """
     state = _unwrapped(state, own)
     wanted = {key for key in own if not key.endswith(COUNTER)}
@@ -46,21 +46,21 @@ def network_part(state: dict[str, Any], own: Collection[str], label: str) -> dic
     chosen = (averaged or best)[0]
     if len(averaged or best) > 1 and chosen:
         several = ", ".join(repr(prefix) for prefix in (averaged or best)[:6])
-        raise InputError(f"{label}: holds several networks that fit, under {several}; save the one that you mean")
+        raise InputError(f"{label}: contains several networks that fit, under {several}; save the one that you mean")
     if chosen:
-        _tell(state, chosen, bool(averaged) and len(best) > (chosen in best), label)
+        _warn(state, chosen, bool(averaged) and len(best) > (chosen in best), label)
     return parts[chosen]
 
 
-def _tell(state: dict[str, Any], chosen: str, averaged: bool, label: str) -> None:
+def _warn(state: dict[str, Any], chosen: str, averaged: bool, label: str) -> None:
     rest = [key for key in state if not key.startswith(chosen)]
     if rest:
         what = "the averaged weights" if averaged else "the weights"
-        _LOG.warning("%s: took %s under %r and left %s", label, what, chosen, grouped(rest))
+        _LOG.warning("%s: loaded %s under %r and ignored %s", label, what, chosen, grouped(rest))
 
 
 def _unwrapped(state: dict[str, Any], own: Collection[str]) -> dict[str, Any]:
-    """Without wrappers' words, unless the network has such a part itself; without AveragedModel's counter."""
+    """``state`` without AveragedModel's counter and without wrapper names, unless the network itself uses them."""
     words = _WRAPPERS - {word for key in own for word in key.split(".")}
     kept = {key: value for key, value in state.items() if key.rpartition(".")[2] != "n_averaged" or key in own}
     bare = {".".join(word for word in key.split(".") if word not in words): value for key, value in kept.items()}
@@ -77,6 +77,6 @@ def _below(state: dict[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def _fitting(state: dict[str, Any], wanted: set[str]) -> int:
-    """How many of the network's keys are there, under the names of their layout."""
+    """The number of keys of the network in ``state``, once renamed by its layout."""
     layout = recognise(state)
     return len(wanted & {layout.key(key) for key in state})

@@ -1,4 +1,4 @@
-"""Where weights come from: a file, the Hugging Face hub, torchvision, the web with a hash; each ends as a file here."""
+"""Sources of weights: a file, the Hugging Face Hub, torchvision, or a URL with a hash. Each yields a local file."""
 
 import hashlib
 import importlib
@@ -24,12 +24,12 @@ _FORMS = "a file, timm:NAME, hf:OWNER/REPO, torchvision:WEIGHTS, https://…#sha
 
 @dataclass(frozen=True)
 class FoundWeights:
-    """A weight file on this machine.
+    """A local weight file.
 
     Attributes:
         path: the file.
-        label: what messages call it.
-        published: it is timm's or torchvision's own, whose networks are known beyond the keys.
+        label: its name in messages.
+        published: whether timm or torchvision published it, whose networks are known beyond the keys.
     """
 
     path: Path
@@ -38,24 +38,24 @@ class FoundWeights:
 
 
 def find_weights(source: str | os.PathLike[str]) -> FoundWeights:
-    """Bring a source's file to this machine, or take it from the cache.
+    """Download the file of a source, or find it in the cache.
 
     Args:
-        source: a path; ``timm:NAME``, which is ``hf:timm/NAME``; ``hf:OWNER/REPO``, and if wanted ``/FILE`` and
-            ``@REVISION`` behind it; ``torchvision:ResNet50_Weights.IMAGENET1K_V2`` or ``torchvision:resnet50`` (its
-            best); ``https://…#sha256=`` and at least 8 digits of the file's hash, which is compared at every use.
+        source: a path; ``timm:NAME``, which is ``hf:timm/NAME``; ``hf:OWNER/REPO``, optionally followed by ``/FILE``
+            and ``@REVISION``; ``torchvision:ResNet50_Weights.IMAGENET1K_V2`` or ``torchvision:resnet50`` (its best
+            weights); ``https://…#sha256=`` with at least 8 digits of the hash, which is checked on every use.
 
     Raises:
-        InputError: the source is of no such form, cannot be reached, or the file is not the one that the hash tells.
+        InputError: the source has none of these forms or cannot be reached, or the file does not match the hash.
     """
     if isinstance(source, os.PathLike):
         return FoundWeights(Path(source), os.fspath(source))
     if not isinstance(source, str) or not source:
-        raise InputError(f"pretrained={source!r} names no weights; a source is {_FORMS}")
+        raise InputError(f"pretrained={source!r} does not name any weights; a source is {_FORMS}")
     text = source
     kind, colon, rest = text.partition(":")
     if colon and kind in ("timm", "hf", "torchvision") and not rest:
-        raise InputError(f"{text}: name the weights behind the colon; a source is {_FORMS}")
+        raise InputError(f"{text}: name the weights after the colon; a source is {_FORMS}")
     if kind in ("timm", "hf"):
         address = f"timm/{rest}" if kind == "timm" else rest
         return FoundWeights(_from_hub(address, text), text, published=address.startswith("timm/"))
@@ -64,7 +64,7 @@ def find_weights(source: str | os.PathLike[str]) -> FoundWeights:
     if kind == "https":
         return FoundWeights(_from_web(text), text.partition("#")[0])
     if "://" in text:
-        raise InputError(f"{text}: refused, only https is allowed; a source is {_FORMS}")
+        raise InputError(f"{text}: rejected, only https is allowed; a source is {_FORMS}")
     return FoundWeights(Path(source), text)
 
 
@@ -76,10 +76,10 @@ def _package(name: str, source: str) -> ModuleType:
 
 
 def _from_hub(address: str, source: str) -> Path:
-    """From the hub or its cache; HF_HUB_OFFLINE, HF_HOME and HF_TOKEN work as everywhere."""
+    """Download from the Hub, or use its cache. HF_HUB_OFFLINE, HF_HOME, and HF_TOKEN have their usual effect."""
     match = _HUB.fullmatch(address)
     if match is None:
-        raise InputError(f"{source}: {address!r} is not OWNER/REPO, OWNER/REPO/FILE or either with @REVISION")
+        raise InputError(f"{source}: {address!r} is not OWNER/REPO or OWNER/REPO/FILE, optionally with @REVISION")
     hub = _package("huggingface_hub", source)
     errors = _package("huggingface_hub.errors", source)
     problem: Exception | None = None
@@ -88,29 +88,29 @@ def _from_hub(address: str, source: str) -> Path:
         try:
             path = hub.hf_hub_download(match["repo"], name, revision=match["revision"], local_files_only=unreachable)
             return Path(path)
-        except errors.EntryNotFoundError as error:  # no such file there, or none in the cache and no way to ask
-            unreachable = isinstance(error, errors.LocalEntryNotFoundError)  # do not wait for the same twice
+        except errors.EntryNotFoundError as error:  # no such file on the Hub, or unreachable and not in the cache
+            unreachable = isinstance(error, errors.LocalEntryNotFoundError)  # do not wait for the timeout twice
             problem = problem or error
         except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
             problem = error
             break
     if isinstance(problem, errors.RepositoryNotFoundError):
-        hint = "; timm's names carry a tag, 'seresnet50.ra2_in1k' say" if source.startswith("timm:") else ""
-        raise InputError(f"{source}: the hub has no such repository, or it is private{hint}") from problem
+        hint = "; timm's names have a tag, as in 'seresnet50.ra2_in1k'" if source.startswith("timm:") else ""
+        raise InputError(f"{source}: the Hub has no such repository, or it is private{hint}") from problem
     if isinstance(problem, errors.LocalEntryNotFoundError):
         why = "HF_HUB_OFFLINE is set" if hub.constants.HF_HUB_OFFLINE else "no connection"
-        raise InputError(f"{source}: is not in the hub's cache, and the hub cannot be asked ({why})") from problem
-    raise InputError(f"{source}: not to be had from the hub ({first_line(problem)})") from problem
+        raise InputError(f"{source}: is not in the Hub's cache, and the Hub cannot be reached ({why})") from problem
+    raise InputError(f"{source}: cannot be downloaded from the Hub ({first_line(problem)})") from problem
 
 
 def _from_torchvision(name: str, source: str) -> Path:
-    """From torchvision's server; kept where torchvision itself keeps it."""
+    """Download from torchvision's server, into torchvision's own cache."""
     models = _package("torchvision.models", source)
     try:
         weights = models.get_weight(name) if "." in name else models.get_model_weights(name).DEFAULT
     except (ValueError, KeyError, AttributeError) as error:
-        message = f"{source}: torchvision has no such weights; say torchvision:ResNet50_Weights.IMAGENET1K_V2, or "
-        raise InputError(message + "torchvision:resnet50 for its best") from error
+        message = f"{source}: torchvision has no such weights; use a name like torchvision:resnet50, for its best "
+        raise InputError(message + "weights, or torchvision:ResNet50_Weights.IMAGENET1K_V2") from error
     file = Path(urlsplit(weights.url).path).name
     digits = file.rpartition("-")[2].partition(".")[0]
     return _verified_download(weights.url, Path(torch.hub.get_dir()) / "checkpoints" / file, digits, source)
@@ -120,23 +120,23 @@ def _from_web(text: str) -> Path:
     url, _, fragment = text.partition("#")
     match = _HASH.fullmatch(fragment.lower())
     if match is None:
-        raise InputError(f"{url}: say which file it must be: put #sha256= and its hash (8 to 64 digits) behind it")
+        raise InputError(f"{url}: has no hash to check the file against; append #sha256= and 8 to 64 digits of it")
     file = Path(urlsplit(url).path).name
     if not urlsplit(url).netloc or file in ("", ".."):
-        raise InputError(f"{url}: is no address of a file")
+        raise InputError(f"{url}: is not the address of a file")
     return _verified_download(url, cache_folder() / "weights" / match[1] / file, match[1], url)
 
 
 def _verified_download(url: str, target: Path, digits: str, source: str) -> Path:
-    """``target``, downloaded unless it is there; in both cases its SHA-256 begins with ``digits``."""
+    """Download ``target`` unless it exists. Either way, its SHA-256 starts with ``digits``."""
     if target.is_file() and _sha256(target).startswith(digits):
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        # Into a file beside it, compared, and only then given its name.
+        # This writes a temporary file, checks its hash, and only then renames it.
         torch.hub.download_url_to_file(url, str(target), digits, progress=sys.stderr.isatty())
-    except RuntimeError as error:  # PyTorch's word for another hash
-        raise InputError(f"{source}: is not the file that was asked for ({first_line(error)}); not used") from error
+    except RuntimeError as error:  # the hash does not match
+        raise InputError(f"{source}: is not the expected file ({first_line(error)}); not used") from error
     except (OSError, ValueError) as error:
         raise InputError(f"{source}: cannot be downloaded ({first_line(error)})") from error
     return target

@@ -72,7 +72,7 @@ def test_the_small_kernels_and_the_odd_cases_compile_for_hopper():
     hopper_ptx(
         of_moments._moments_kernel, from_pivot=None, variance=None, **{**FLAGS, "LAST": False, "VECTOR": 1, "LIMIT": 64}
     )
-    absent = dict.fromkeys(("centre", "constant", "other", "other_factor", "offset"))
+    absent = dict.fromkeys(("center", "constant", "other", "other_factor", "offset"))
     hopper_ptx(kernels._affine_kernel, **absent, **{**FLAGS, "VECTOR": 1, "LIMIT": 4})
 
 

@@ -1,4 +1,4 @@
-// Unpacks what page_data.py packed.
+// Unpacks the data from page_data.py.
 const report = JSON.parse(document.getElementById("report-data").textContent);
 const NOBODY = 0xffffffff, NO_NUMBER = 0xffff;
 const unpacked = new Map();
@@ -9,7 +9,7 @@ async function inflate(text) {
   return new Response(stream).arrayBuffer();
 }
 
-// The numbers of one gate: arrays over its kept channels, and functions that read a class's row.
+// The numbers of one gate: arrays over its kept channels, and functions that read the row of a class.
 async function numbersOf(site) {
   if (!unpacked.has(site)) unpacked.set(site, read(site, await inflate(site.data)));
   return unpacked.get(site);
@@ -43,13 +43,13 @@ function read(site, buffer) {
   };
 }
 
-// "0-15, 40" → a set of channels; null for all of them; throws a sentence.
+// "0-15, 40" → a set of channels; null means all. Throws a message for invalid input.
 function parseChannels(text, channels) {
   if (!text.trim() || text.trim() === "all") return null;
   const chosen = new Set();
   for (const part of text.split(",")) {
     const match = /^\s*(\d+)\s*(?:[-–]\s*(\d+)\s*)?$/.exec(part);
-    if (!match) throw new Error(`“${part.trim()}” is no channel; write numbers and ranges, such as 0-15, 40.`);
+    if (!match) throw new Error(`“${part.trim()}” is not a channel; enter numbers and ranges, such as 0-15, 40.`);
     const first = Number(match[1]), last = Number(match[2] ?? match[1]);
     if (first > last || last >= channels) throw new Error(`This gate has channels 0 to ${channels - 1}.`);
     for (let c = first; c <= last; c++) chosen.add(c);

@@ -1,4 +1,4 @@
-// The page: what is chosen, and everything that follows from it.
+// The page: the selection, and everything that depends on it.
 const $ = (id) => document.getElementById(id);
 const MOST_CLASSES = 8;
 const state = { site: null, numbers: null, classes: [], channel: 0 };
@@ -51,15 +51,15 @@ function listSites() {
 async function choose(site) {
   state.site = site;
   const numbers = await numbersOf(site);
-  if (state.site !== site) return; // another one was chosen meanwhile
+  if (state.site !== site) return; // another gate was selected in the meantime
   state.numbers = numbers;
   state.channel = 0;
   $("channels").value = "";
   const range = site.range.map((v) => (v === null ? "∞" : v)).join(" to ");
   $("site-name").textContent = site.name;
   $("site-numbers").textContent = `${site.channels} channels, ${site.function} (${range}); mean ${format(site.mean)}, ` +
-    `movement from image to image ${format(site.std)} (${percent(site.variation)} of its size); the class explains ${percent(site.selectivity)}`;
-  $("thinned").textContent = site.step > 1 ? ` One in ${site.step} of the ${site.channels} channels is here, to keep the page small.` : "";
+    `movement from image to image ${format(site.std)} (${percent(site.variation)} of its size); the class explains ${percent(site.selectivity)} of its variance`;
+  $("thinned").textContent = site.step > 1 ? ` To stay small, this page holds only one in ${site.step} of the ${site.channels} channels.` : "";
   showFindings();
   draw();
 }
@@ -77,7 +77,7 @@ function chosenPlaces() {
   }
   let places = [...numbers.channel.keys()].filter((i) => wanted === null || wanted.has(numbers.channel[i]));
   if (!places.length) {
-    $("channels-error").textContent = `Only one in ${site.step} channels is on this page; none of these is.`;
+    $("channels-error").textContent = `This page holds only one in ${site.step} channels, and none of these.`;
     places = [...numbers.channel.keys()];
   }
   const order = $("channel-order").value;
@@ -175,7 +175,7 @@ function listClasses() {
 
 function toggle(k, on) {
   if (on && state.classes.length >= MOST_CLASSES) {
-    say(`${MOST_CLASSES} classes are the most that can be told apart; remove one first.`);
+    say(`The plot shows at most ${MOST_CLASSES} classes; remove one first.`);
     $("class-count").textContent = `at most ${MOST_CLASSES}; remove one first`;
     markClasses(true);
     return;
@@ -191,10 +191,10 @@ function setClasses(classes) {
 
 function markClasses(keepCount) {
   for (const input of $("classes").querySelectorAll("input")) input.checked = state.classes.includes(Number(input.value));
-  if (!keepCount) $("class-count").textContent = `${state.classes.length} of ${report.classes.length} chosen`;
+  if (!keepCount) $("class-count").textContent = `${state.classes.length} of ${report.classes.length} selected`;
 }
 
-// The four classes whose means lie farthest from those of all images, at the channels in the plot.
+// The four classes whose means differ most from those of all images, over the channels in the plot.
 function mostDifferent() {
   const far = (k) => state.places.reduce((sum, p) => sum + (state.numbers.classMean(k, p) - state.numbers.mean[p]) ** 2, 0);
   const filled = [...report.classes.keys()].filter((k) => report.counts[k]).map((k) => [far(k), k]);
@@ -213,7 +213,7 @@ function showFindings() {
     if (finding.count && finding.count < site.channels) {
       const button = element("button", "", finding.count === 1 ? "Show this channel" : `Show these ${finding.count} channels`);
       button.type = "button";
-      button.addEventListener("click", () => { $("channels").value = finding.channels; draw(); say(`in the plot: ${state.places.length} of these channels`); });
+      button.addEventListener("click", () => { $("channels").value = finding.channels; draw(); say(`The plot shows ${state.places.length} of these channels.`); });
       part.append(button);
     }
     return part;
@@ -228,7 +228,7 @@ function showChannel() {
   const { numbers, channel } = state;
   $("channel-title").textContent = `Channel ${numbers.channel[channel]} of ${state.site.name}`;
   $("channel-numbers").textContent = `mean ${format(numbers.mean[channel])} ± ${format(numbers.std[channel])}, ` +
-    `from ${format(numbers.lowest[channel])} to ${format(numbers.highest[channel])}; the class explains ${percent(numbers.selectivity[channel])}`;
+    `range ${format(numbers.lowest[channel])} to ${format(numbers.highest[channel])}; the class explains ${percent(numbers.selectivity[channel])} of its variance`;
   const means = [...report.classes.keys()].map((k) => [numbers.classMean(k, channel), k]).filter(([v]) => !Number.isNaN(v));
   means.sort((a, b) => b[0] - a[0]);
   bars($("class-open"), means.slice(0, 5));
@@ -261,10 +261,10 @@ function pictures(list, images, values) {
     row.append(picture, element("b", "", format(values[i])), " ", element("span", "", name));
     rows.push(row);
   });
-  list.replaceChildren(...(rows.length ? rows : [element("li", "", "None was kept.")]));
+  list.replaceChildren(...(rows.length ? rows : [element("li", "", "No images were kept.")]));
 }
 
-// ---- the whole
+// ---- startup
 
 const STEPS = { ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1, PageUp: 10, PageDown: -10, Home: -Infinity, End: Infinity };
 
@@ -305,7 +305,7 @@ function setTheme(dark) {
   nameTheme();
 }
 
-// "doctor: 8 class-selective, …": the doctor's findings over all gates.
+// "doctor: 8 class-selective, …": the number of findings of each kind over all gates.
 function found() {
   const kinds = new Map();
   for (const site of report.sites) for (const { kind } of site.findings) kinds.set(kind, (kinds.get(kind) ?? 0) + 1);

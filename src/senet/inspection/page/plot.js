@@ -1,4 +1,4 @@
-// The plot: activation over channels, a line a class, drawn as SVG.
+// The plot: activation over channels, one line per class, drawn as SVG.
 const DASHES = ["", "7 4", "2 3", "9 3 2 3", "5 2", "12 4", "3 2 8 2", "1 4"];
 const MARGIN = { left: 52, right: 14, top: 10, bottom: 42 };
 const SVG = "http://www.w3.org/2000/svg";
@@ -33,7 +33,7 @@ class Plot {
     new ResizeObserver(() => this.lines && this.draw()).observe(box);
   }
 
-  // lines: [{name, colour, dash, width, y: [], half: []}]; labels: channel numbers in the order of drawing.
+  // lines: [{name, colour, dash, width, y: [], half: []}]; labels: channel numbers in drawing order.
   show(lines, labels, domain, band, byIndex) {
     Object.assign(this, { lines, labels, domain, band, byIndex });
     this.draw();
@@ -49,7 +49,7 @@ class Plot {
     return this.height - MARGIN.bottom - ((value - low) / (high - low || 1)) * (this.height - MARGIN.top - MARGIN.bottom);
   }
 
-  // The place of the channel nearest to a horizontal position in the box.
+  // The place of the channel closest to a horizontal position in the box.
   placeAt(position) {
     const share = (position - MARGIN.left) / (this.width - MARGIN.left - MARGIN.right);
     return Math.min(this.labels.length - 1, Math.max(0, Math.round(share * (this.labels.length - 1))));
@@ -79,7 +79,7 @@ class Plot {
     }
     const middle = (MARGIN.top + bottom) / 2;
     svg("text", { x: (MARGIN.left + right) / 2, y: this.height - 6, "text-anchor": "middle" }, root).textContent =
-      this.byIndex ? "channel index" : "channel index (channels in the chosen order)";
+      this.byIndex ? "channel index" : "channel index (in the selected order)";
     svg("text", { x: 13, y: middle, "text-anchor": "middle", transform: `rotate(-90 13 ${middle})` }, root).textContent = "activation";
   }
 
@@ -98,7 +98,7 @@ class Plot {
     else svg("circle", { class: "line", cx: this.x(0), cy: this.y(line.y[0]), r: 4, "data-name": line.name, ...stroke }, root);
   }
 
-  // Puts the cursor on a channel by its place in the drawing; with its values beside it where `speak` is set.
+  // Moves the cursor to a channel by its place in the drawing; shows its values if `speak` is set.
   moveTo(place, speak) {
     this.place = place;
     for (const side of ["x1", "x2"]) this.cursor.setAttribute(side, this.x(place));

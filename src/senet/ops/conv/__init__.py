@@ -1,1 +1,1 @@
-"""Convolutions and gates of inference: in C++, in Triton, and as PyTorch's own."""
+"""Convolutions and gates at inference: in C++, in Triton, and in plain PyTorch."""

@@ -1,15 +1,15 @@
-"""The last 1×1 convolution of a block at inference, with all that follows it, as one Triton kernel.
+"""The last 1×1 convolution of a block at inference, with the tail in its epilogue, as one Triton kernel.
 
-out = act(gate·(W·h + b) + shortcut): the gate is known before the convolution runs, because average pooling commutes
-with a 1×1 convolution, so the convolution's own output is never written and read again. In channels_last memory the
-convolution is a matrix product of N·S rows.
+out = act(gate·(W·h + b) + shortcut). The gate is known before the convolution runs, because average pooling commutes
+with a 1×1 convolution. So the output of the convolution itself is never written and read again. In channels_last, the
+convolution is a matrix product with N·S rows.
 
-At the sizes of a ResNet this product is nearer to the limit of memory than of arithmetic (28 operations a byte in the
-second stage of ResNet-50, 228 in the last), so what counts is that the shortcut is on its way while the product runs,
-and that the column blocks which share rows of h run together and find them in L2.
+At the sizes of a ResNet, this product is closer to memory-bound than to compute-bound (28 operations per byte in the
+second stage of ResNet-50, 228 in the last). Two things matter: the shortcut is loaded while the product runs, and
+column blocks that share rows of h run together and find them in L2.
 """
 
-# Triton reads annotations, so only the constexpr arguments of a kernel have one; by its custom they are in capitals.
+# Triton evaluates annotations, so only the constexpr arguments of a kernel have one. By convention, they are uppercase.
 # mypy: disallow-incomplete-defs=False
 # ruff: noqa: N803, N806
 
@@ -42,11 +42,11 @@ def _gated_kernel(
     C_VECTOR: tl.constexpr, O_VECTOR: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr, GROUP: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Rows m of h (M, C) by rows o of weight (O, C); row m belongs to sample m // S of gate (N, O)."""
-    # Put so that the compiler sees how the rows are aligned: this is what makes 16-byte accesses possible.
+    """Multiply rows m of h (M, C) by rows o of weight (O, C); row m belongs to sample m // S of gate (N, O)."""
+    # This form tells the compiler how the rows are aligned, which enables 16-byte accesses.
     C = (C // C_VECTOR) * C_VECTOR
     O = (O // O_VECTOR) * O_VECTOR  # noqa: E741
-    # GROUP blocks of rows with all their columns, then the next group: h and weight are read again out of L2.
+    # GROUP blocks of rows with all their columns, then the next group: h and weight are reread from L2.
     m_blocks = tl.cdiv(M, BLOCK_M)
     in_group = GROUP * tl.cdiv(O, BLOCK_O)
     pid = tl.program_id(0)
@@ -62,7 +62,7 @@ def _gated_kernel(
     inside = in_m[:, None] & in_o[None, :]
 
     here = start.to(tl.int64) * O + (m[:, None] * O + o[None, :])
-    if shortcut is not None:  # asked for now, needed last
+    if shortcut is not None:  # the load is issued first; its value is needed last
         residual = tl.load(shortcut + here, mask=inside, other=0.0)
     h_here = h + start.to(tl.int64) * C + (m[:, None] * C + c[None, :])
     w_here = weight + (o[None, :] * C + c[:, None])
@@ -76,7 +76,7 @@ def _gated_kernel(
         w_here += BLOCK_C
     total += tl.load(bias + o, mask=in_o, other=0.0).to(tl.float32)[None, :]
 
-    # One sample a tile, or a few where maps are small: a row of gates each, rather than a tile of gates in registers.
+    # A tile covers one sample, or a few if maps are small: a row of gates per sample takes fewer registers than a tile.
     sample = (start + m) // S
     for n in range(start // S, (tl.minimum(start + BLOCK_M, M) - 1) // S + 1):
         row = tl.load(gate + n * O + o, mask=in_o, other=0.0).to(tl.float32)
@@ -84,24 +84,24 @@ def _gated_kernel(
     if shortcut is not None:
         total += residual.to(tl.float32)
     if RELU:
-        total = tl.where(total < 0, 0.0, total)  # keeps NaN, as torch.relu does
+        total = tl.where(total < 0, 0.0, total)  # NaN propagates, as in torch.relu
     tl.store(out + here, total.to(out.dtype.element_ty), mask=inside)
 
 
 def gated_pointwise(
     h: Tensor, weight_oc: Tensor, bias_o: Tensor, gate_no: Tensor, shortcut: Tensor | None, relu: bool
 ) -> Tensor:
-    """act(gate·(W·h + b) + shortcut): (N, C, *S) → (N, O, *S) in the type of ``h``, channels_last.
+    """act(gate·(W·h + b) + shortcut): (N, C, *S) → (N, O, *S) in the dtype of ``h``, channels_last.
 
-    W is (O, C), b is (O,), the gate is (N, O); sums are float32. A float32 product is exact to float32 unless
-    PyTorch's own products on CUDA take TF32 (``torch.backends.cuda.matmul``). A shortcut in another layout than
+    W is (O, C), b is (O,), the gate is (N, O); sums are float32. A float32 product has float32 precision, unless
+    PyTorch allows TF32 for its own products on CUDA (``torch.backends.cuda.matmul``). A shortcut that is not
     channels_last is copied first.
 
     Raises:
-        InputError: the map is float64.
+        InputError: ``h`` is float64.
     """
     if h.dtype == torch.float64:
-        raise InputError("gated_pointwise: maps of float64 have no Triton kernel; use the backend 'reference'")
+        raise InputError("gated_pointwise: there is no Triton kernel for float64; use the backend 'reference'")
     h_nsc = h.movedim(1, -1).contiguous()
     c, o = h_nsc.shape[-1], weight_oc.shape[0]
     out_nso = torch.empty((*h_nsc.shape[:-1], o), dtype=h.dtype, device=h.device)

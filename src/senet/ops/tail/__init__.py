@@ -1,1 +1,1 @@
-"""The tail of a residual block in training: norm, SE, shortcut and ReLU in two sweeps, for each backend."""
+"""The tail of a residual block in training, for each backend: norm, SE, shortcut, and ReLU in two sweeps."""

@@ -1,12 +1,12 @@
 """Training without a tax: norm + SE + shortcut + ReLU in two sweeps forward and two backward (docs/zero-tax.md).
 
-Two primitives touch maps: ``moments`` (mean and variance of each channel of each image) and ``affine``. What lies
-between them, batch norm's statistics, the squeeze, the excitation, happens on (N, C) tables and is ordinary autograd,
-so any excitation module works and trains by itself.
+Only two primitives access feature maps (*maps*): ``moments`` (mean and variance of each channel of each image) and
+``affine``. Everything in between (batch norm's statistics, the squeeze, the excitation) works on (N, C) tables with
+ordinary autograd, so any excitation module can be used and trained.
 
-The gradient of the map u is due to both primitives and is written once, by the backward pass of ``moments``. What that
-needs from ``affine`` travels as the "gradients" of two *handles*: outputs of ``moments`` without content of their own.
-So there is no state beside the graph, and checkpointing, retained graphs and ``torch.compile`` see pure functions.
+Both primitives contribute to the gradient of u. It is written once, by the backward pass of ``moments``. What this
+needs from ``affine`` is passed as the "gradients" of two *handles*, which are outputs of ``moments`` without content.
+So there is no state outside the graph, and checkpointing, retained graphs, and ``torch.compile`` see pure functions.
 """
 
 import functools
@@ -28,7 +28,7 @@ from senet.ops.tail.norms import frozen_tables, norm_tables, uses_batch_statisti
 
 @torch.library.custom_op("senet::moments", mutates_args=())
 def _moments(u: Tensor, variance: bool, backend: str) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(m, d, v, map handle, table handle) of a map; d and v are empty if ``variance`` is not asked for."""
+    """(m, d, v, map handle, table handle) of a map; d and v are empty without ``variance``."""
     run = sweeps_of(backend)
     m, d, v = run.moments(u) if variance else (run.mean(u), u.new_empty(0), u.new_empty(0))
     return m, d, v, u.new_empty(()).expand(u.shape), m.new_empty(()).expand(m.shape)
@@ -63,7 +63,7 @@ def _affine(
     table_handle: Tensor | None,
     backend: str,
 ) -> Tensor:
-    """δ(a·(u − m) + b + shortcut). With handles ``u`` is detached: its gradient is left to ``moments``."""
+    """δ(a·(u − m) + b + shortcut). With handles, ``u`` is detached: ``moments`` computes its gradient."""
     return sweeps_of(backend).affine(u, m, a, b, shortcut, relu)
 
 
@@ -119,7 +119,7 @@ def _grad_of_moments(
     of_means = [x for x in (dm, dd) if x is not None and x.numel()]  # m and d differ by a constant
     dm = sum(of_means[1:], of_means[0]) if of_means else zero
     dv = zero if dv is None or not dv.numel() else dv
-    if g is None or a is None:  # the tables were used without the map
+    if g is None or a is None:  # only the tables were used, not the map
         g, a = u.new_zeros(()).expand(u.shape), zero
     return _moments_backward(g, u, m, a, dm, dv, ctx.backend), None, None
 
@@ -153,7 +153,7 @@ _moments.register_autograd(_grad_of_moments, setup_context=_save_moments)
 _affine.register_autograd(_grad_of_affine, setup_context=_save_affine)
 
 
-# The axes of the maps that a norm takes; those that are not here take any.
+# The number of axes of a norm's input. Norms that are not listed accept any number.
 _AXES: dict[type, int] = {nn.BatchNorm1d: 3, nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}
 
 
@@ -168,35 +168,35 @@ def norm_tail(
 ) -> Tensor:
     """δ(SE(norm(u)) + shortcut) in two sweeps: the same function as ``reference.residual_tail``.
 
-    Squeezing needs no sweep of its own: with batch norm y = g·(u − μ) + β, the squeeze of y (equation 2) is
-    z = g·(m − μ) + β, where m is the mean that batch norm takes anyway.
+    The squeeze needs no extra sweep: with batch norm y = g·(u − μ) + β, the squeeze of y (equation 2) is
+    z = g·(m − μ) + β, where m is the mean that batch norm computes anyway. Inputs that kernels cannot read, such as
+    tensors on another device, go through the ordinary operations, which raise their own errors.
 
     Args:
-        u: (N, C, *S), one to three spatial axes, any layout, type float16, bfloat16, float32 or float64.
-        norm: one of ``norm_tables.NORMS``, or None.
-        excitation: from squeezed channels to the gate, (N, C) → (N, C), any function or ``reference.FullyConnected``;
+        u: (N, C, *S), one to three spatial axes, any layout, float16, bfloat16, float32, or float64.
+        norm: one of ``norms.NORMS``, or None.
+        excitation: from squeezed channels to the gate, (N, C) → (N, C): any function or ``reference.FullyConnected``.
             None is the plain network.
-        shortcut: of u's shape, or None.
+        shortcut: a tensor with the shape of u, or None.
         relu: whether a ReLU ends the block.
-        backend: the implementation of the sweeps; None traces their definitions, for an outer ``torch.compile``, which
-            fuses them with their neighbours.
-        shortcut_norm: a norm of the shortcut, as a projection has: it is taken into the same sweeps where the library
-            in C++ can do that, else it is called.
+        backend: the implementation of the sweeps. None traces their definitions for an outer ``torch.compile``, which
+            fuses them with neighboring operations.
+        shortcut_norm: the norm of a projection shortcut. It is fused into the same sweeps if the backend supports it;
+            otherwise, it is called.
 
     Returns:
-        A map of u's shape, type and layout.
+        A feature map with the shape, dtype, and layout of u.
 
     Raises:
-        ValueError: training-mode batch norm got a single value a channel.
-        RuntimeError: at a double backward: the fast sweeps have no second derivative (not with ``backend=None``).
-            What kernels may not read (tensors of another device, say) gets the ordinary operations and their errors.
+        ValueError: batch norm in training mode got a single value per channel.
+        RuntimeError: double backward: the fast sweeps have no second derivative (with ``backend=None``, they do).
     """
     if backend is not None and not _suits_kernels(u, norm, excitation, shortcut, shortcut_norm):
         se = None if excitation is None else functools.partial(_rescaled, excitation)
         other = shortcut if shortcut is None or shortcut_norm is None else shortcut_norm(shortcut)
         return reference.residual_tail(u, norm, se, other, relu)
     if backend == "triton" and (norm is None or uses_batch_statistics(norm)):
-        from senet.ops.tail import triton_batch_norm as one_node  # here, as Triton is heavy
+        from senet.ops.tail import triton_batch_norm as one_node  # deferred: importing Triton is slow
 
         if one_node.suits(norm, excitation, u):
             if shortcut is None or shortcut_norm is None or one_node.suits(shortcut_norm, None, shortcut):
@@ -223,7 +223,7 @@ def norm_tail(
 
 
 def _suits_kernels(u: Tensor, norm: Any, excitation: Any, shortcut: Tensor | None, shortcut_norm: Any) -> bool:
-    """Whether all that kernels would read is beside the map, and of its sizes."""
+    """Whether all tensors that kernels would read are on the device of the map and have matching sizes."""
     if not fits_norm(u, norm) or not fits_norm(u, shortcut_norm):
         return False
     if shortcut is not None and shortcut.shape != u.shape:
@@ -246,20 +246,20 @@ def _frozen_tail(
     relu: bool,
     backend: str | None,
 ) -> Tensor:
-    """Without a norm, or with frozen statistics: y = g·(u − centre) + offset is known before u is.
+    """Without a norm, or with frozen statistics: y = g·(u − center) + offset does not depend on statistics of u.
 
-    Centred there, and not on the mean of u, a gate of exactly 1 gives bit for bit the plain network's output.
+    Subtracting this center rather than the mean of u makes a gate of exactly 1 bit-equal to the plain network.
     """
     table = u.new_zeros(u.shape[:2], dtype=table_dtype(u.dtype))
-    centre, g, offset = table, table + 1, table
+    center, g, offset = table, table + 1, table
     if norm is not None:
-        centre = norm.running_mean.to(table.dtype).expand_as(table).contiguous()
-        g, offset = (t.expand_as(table).contiguous() for t in frozen_tables(norm, centre))
+        center = norm.running_mean.to(table.dtype).expand_as(table).contiguous()
+        g, offset = (t.expand_as(table).contiguous() for t in frozen_tables(norm, center))
     if excitation is None:
-        return _affine_of(u, centre, g, offset, shortcut, relu, None, backend)
+        return _affine_of(u, center, g, offset, shortcut, relu, None, backend)
     m, _, _, handles = _moments_of(u, False, backend)
-    s = excitation(g * (m - centre) + offset)
-    return _affine_of(u, centre, s * g, s * offset, shortcut, relu, handles, backend)
+    s = excitation(g * (m - center) + offset)
+    return _affine_of(u, center, s * g, s * offset, shortcut, relu, handles, backend)
 
 
 def _moments_of(

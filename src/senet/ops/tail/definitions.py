@@ -1,10 +1,10 @@
 """The four sweeps over feature maps that training needs, in plain PyTorch (derivation: docs/zero-tax.md).
 
-Everything else of a residual tail happens on (N, C) tables. A *sweep* reads its maps once and writes at most one.
-These definitions are what the compiled backend compiles, what an outer ``torch.compile`` traces, and what the Triton
-kernels are tested against.
+The rest of a residual tail works on (N, C) tables. A *sweep* reads its feature maps (*maps*) once and writes at most
+one. The compiled backend compiles these definitions, an outer ``torch.compile`` traces them, and the Triton kernels are
+tested against them.
 
-Shapes: maps (N, C, *S) of any layout; tables (N, C) in float32, or float64 for float64 maps.
+Shapes: maps (N, C, *S) in any layout; tables (N, C) in float32, or float64 for float64 maps.
 """
 
 import torch
@@ -24,7 +24,7 @@ def _over(table: Tensor, u: Tensor) -> Tensor:
 
 
 def pivot(u: Tensor) -> Tensor:
-    """Where differences of means are measured from: each channel's first value in the first image, (C,)."""
+    """The origin for differences of means: the first value of each channel in the first image, (C,)."""
     if not u.shape[0]:
         return u.new_zeros(u.shape[1], dtype=table_dtype(u.dtype))
     x = u.detach()[0]
@@ -34,14 +34,15 @@ def pivot(u: Tensor) -> Tensor:
 
 
 def moments(u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Forward sweep 1: m, d and v of each channel of each image, three (N, C) tables.
+    """Forward sweep 1: m, d, and v of each channel of each image, three (N, C) tables.
 
-    m is the mean, v the centred (biased) variance, and d = m − ``pivot(u)``, to all its digits: where the mean is large
-    beside the deviation, m has few left to tell images apart. All are taken from the first position's value, free in a
-    fused sweep: compilers add one value after the other, and would round each sum to the digits of the mean.
+    m is the mean, v the centered (biased) variance, and d = m − ``pivot(u)`` at full precision: if the mean is large
+    relative to the standard deviation, too few digits of m are left to distinguish the images. All three are computed
+    relative to the value at the first position, which is free in a fused sweep. Otherwise, compiled code, which sums
+    sequentially, would round each sum to the precision of the mean.
     """
     spatial = tuple(range(2, u.ndim))
-    if not u.shape[0]:  # a rank without images; torch.var_mean warns
+    if not u.shape[0]:  # a rank without images, for which torch.var_mean would warn
         return mean(u), mean(u), mean(u)
     first = u.detach().to(table_dtype(u.dtype))
     for axis in spatial:
@@ -52,14 +53,14 @@ def moments(u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def mean(u: Tensor) -> Tensor:
-    """Forward sweep 1 where no variance is asked for: the mean of each channel of each image, (N, C)."""
+    """Forward sweep 1 without the variance: the mean of each channel of each image, (N, C)."""
     return u.mean(tuple(range(2, u.ndim)), dtype=table_dtype(u.dtype))
 
 
 def affine(u: Tensor, m: Tensor, a: Tensor, b: Tensor, shortcut: Tensor | None, relu: bool) -> Tensor:
-    """Forward sweep 2: δ(a·(u − m) + b + shortcut), computed in the tables' type and rounded once, to the map's.
+    """Forward sweep 2: δ(a·(u − m) + b + shortcut), computed in the dtype of the tables and rounded once to that of u.
 
-    Centring on m keeps it well conditioned for maps whose mean is large beside their deviation.
+    Subtracting m first keeps it well conditioned if the mean is large relative to the standard deviation.
     """
     y = _over(a, u) * (u - _over(m, u)) + _over(b, u)
     if shortcut is not None:
@@ -68,11 +69,11 @@ def affine(u: Tensor, m: Tensor, a: Tensor, b: Tensor, shortcut: Tensor | None, 
 
 
 def affine_backward(dout: Tensor, out: Tensor | None, u: Tensor, m: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Backward sweep 1: g = dout where out > 0, else 0, with Σg·(u − m) and Σg over the positions, two (N, C) tables.
+    """Backward sweep 1: g = dout where out > 0, else 0; and Σg·(u − m) and Σg over the positions, two (N, C) tables.
 
-    ``out`` None: there was no ReLU, and g is ``dout`` itself. g is also the shortcut's gradient.
+    If ``out`` is None, there was no ReLU, and g is ``dout``. g is also the gradient of the shortcut.
     """
-    g = dout if out is None else torch.where(out <= 0, 0, dout)  # NaN passes, as in PyTorch's own ReLU
+    g = dout if out is None else torch.where(out <= 0, 0, dout)  # NaN propagates, as in PyTorch's ReLU
     return g, *product_sums(g, u, m)
 
 
@@ -83,7 +84,7 @@ def product_sums(g: Tensor, u: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def moments_backward(g: Tensor, u: Tensor, m: Tensor, a: Tensor, dm: Tensor, dv: Tensor) -> Tensor:
-    """Backward sweep 2: du = a·g + dm/S + (2·dv/S)·(u − m), the whole gradient of u, written once."""
+    """Backward sweep 2: du = a·g + dm/S + (2·dv/S)·(u − m), the complete gradient of u, written once."""
     size = positions(u)
     du = _over(a, u) * g + _over(dm / size, u) + _over(2 * dv / size, u) * (u - _over(m, u))
     return du.to(u.dtype)

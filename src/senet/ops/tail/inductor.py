@@ -1,7 +1,7 @@
-"""The sweeps under ``torch.compile``, on the CPU and on GPUs: each is compiled once a layout, type and set of options.
+"""The sweeps under ``torch.compile``, on CPU and GPU: each is compiled once per layout, dtype, and set of options.
 
-Sizes are dynamic: maps are handed over as (N, C, S) with S or C contiguous, so that all stages of a network, all batch
-sizes and all image sizes share one piece of code, and nothing is recompiled when they change.
+Sizes are dynamic. Feature maps (*maps*) are passed as (N, C, S) with S or C contiguous, so all stages of a network, all
+batch sizes, and all image sizes share one kernel, and nothing is recompiled when they change.
 """
 
 import functools
@@ -21,9 +21,9 @@ from senet.text import first_line
 
 
 def why_not() -> str | None:
-    """Why sweeps cannot be compiled on this machine; None if they can, as far as can be seen without trying."""
+    """The reason why the sweeps cannot be compiled on this machine, or None. Nothing is compiled to find out."""
     if os.environ.get("TORCHDYNAMO_DISABLE", "0") == "1":
-        return "torch.compile is switched off by TORCHDYNAMO_DISABLE=1"
+        return "torch.compile is disabled by TORCHDYNAMO_DISABLE=1"
     if torch.cuda.is_available():
         return None
     if compiler() is None:
@@ -31,22 +31,23 @@ def why_not() -> str | None:
     return None
 
 
-_broken: list[str] = []  # the first failure of the compiler; from then on the sweeps run uncompiled
+_broken: list[str] = []  # the first failure of the compiler; afterwards, the sweeps run uncompiled
 
 
 def _flat(x: Tensor, last: bool) -> Tensor:
-    """A map as (N, C, S), without a copy: ``last`` says that the channels are contiguous rather than the positions."""
+    """View a map as (N, C, S). ``last``: it is channels_last, otherwise contiguous."""
     return x.movedim(1, -1).flatten(1, -2).transpose(1, 2) if last else x.flatten(2)
 
 
 def _unflat(flat: Tensor, u: Tensor, last: bool) -> Tensor:
-    """(N, C, S) back to the shape and layout of the map ``u``."""
+    """Restore the shape and layout of the map ``u`` from (N, C, S)."""
     if last:
         return flat.transpose(1, 2).reshape(u.shape[0], *u.shape[2:], u.shape[1]).movedim(-1, 1)
     return flat.reshape(u.shape)
 
 
-# What is compiled. Views are taken inside: a view made outside would keep autograd from adding gradients in place.
+# The compiled functions. They create the views themselves: a view from outside would prevent autograd from accumulating
+# gradients in place.
 def _moments(last: bool, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return sweeps.moments(_flat(u, last))
 
@@ -75,13 +76,13 @@ def _moments_backward(last: bool, g: Tensor, u: Tensor, m: Tensor, a: Tensor, dm
 
 @functools.cache
 def _compiled(body: types.FunctionType, key: tuple[object, ...]) -> Callable[..., Any]:
-    """A sweep compiled for one layout, type and set of options. Each has a code object, hence a cache, of its own."""
+    """A sweep compiled for one layout, dtype, and set of options. Each has its own code object, hence its own cache."""
     own = types.FunctionType(body.__code__.replace(co_name=body.__name__), body.__globals__)
     return torch.compile(own, dynamic=True, fullgraph=True)
 
 
 def _run(body: Callable[..., Any], u: Tensor, *args: Any) -> Any:
-    """Run ``body(last, *args)`` compiled, or as it is where the compiler has failed."""
+    """Run ``body(last, *args)`` compiled, or uncompiled if the compiler has failed."""
     last = not u.is_contiguous()
     args = tuple(_prepared(x, u, last) for x in args)
     if _broken:
@@ -91,25 +92,25 @@ def _run(body: Callable[..., Any], u: Tensor, *args: Any) -> Any:
         with torch.no_grad():
             return _compiled(cast(types.FunctionType, body), key)(last, *args)
     except Exception as error:
-        # Whatever the compiler cannot do here, the definitions can; an error of theirs is raised as it is.
+        # The definitions run where the compiler fails. Their own errors are raised unchanged.
         result = body(last, *args)
         _broken.append(str(error))
         warnings.warn(
-            f"senet: torch.compile failed, the sweeps run uncompiled, which is slower: {first_line(error)}",
+            f"senet: torch.compile failed; the sweeps run uncompiled, which is slower: {first_line(error)}",
             stacklevel=2,
         )
         return result
 
 
 def _kind(x: Any) -> object:
-    """What a compiled sweep is good for: sizes are free, but Dynamo compiles anew for a size of 1, up to a limit."""
+    """The part of the cache key for ``x``. Sizes are dynamic, but Dynamo recompiles for a size of 1, up to a limit."""
     return (x.dtype, x.device, tuple(size == 1 for size in x.shape)) if isinstance(x, Tensor) else x
 
 
 def _prepared(x: Any, u: Tensor, last: bool) -> Any:
-    """A map in the layout that is compiled for, a copy if it has another; anything else as it is.
+    """A map in the compiled layout, copied only if necessary; anything else unchanged.
 
-    Gradients are the callers' business; Dynamo would look at ``.grad`` of what requires one, which warns.
+    Tensors are detached: callers handle gradients, and Dynamo would access ``.grad``, which warns.
     """
     if not isinstance(x, Tensor):
         return x
@@ -118,26 +119,26 @@ def _prepared(x: Any, u: Tensor, last: bool) -> Any:
 
 
 def moments(u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """See ``sweeps.moments``."""
+    """See ``definitions.moments``."""
     return _run(_moments, u, u)
 
 
 def mean(u: Tensor) -> Tensor:
-    """See ``sweeps.mean``."""
+    """See ``definitions.mean``."""
     return _run(_mean, u, u)
 
 
 def affine(u: Tensor, m: Tensor, a: Tensor, b: Tensor, shortcut: Tensor | None, relu: bool) -> Tensor:
-    """See ``sweeps.affine``."""
+    """See ``definitions.affine``."""
     return _run(_affine, u, u, m, a, b, shortcut, relu)
 
 
 def affine_backward(dout: Tensor, out: Tensor | None, u: Tensor, m: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """See ``sweeps.affine_backward``."""
+    """See ``definitions.affine_backward``."""
     g, da, db = _run(_affine_backward, u, dout, out, u, m)
     return dout if g is None else g, da, db
 
 
 def moments_backward(g: Tensor, u: Tensor, m: Tensor, a: Tensor, dm: Tensor, dv: Tensor) -> Tensor:
-    """See ``sweeps.moments_backward``."""
+    """See ``definitions.moments_backward``."""
     return _run(_moments_backward, u, g, u, m, a, dm, dv)

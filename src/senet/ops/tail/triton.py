@@ -1,11 +1,11 @@
-"""The sweeps over feature maps as Triton kernels: affine, and the backward sweeps (the moments: ``triton_moments``).
+"""The sweeps as Triton kernels: affine and the backward sweeps. The moments are in ``triton_moments``.
 
-Kernels and thin launchers only; the mathematics between the sweeps is ordinary PyTorch on (N, C) tables. Maps are
-float32, float16, bfloat16 or float64 with one to three spatial axes; tables are float32 (float64 for float64 maps),
-and all arithmetic is done in the type of the tables and rounded once.
+This file has only kernels and thin launchers; the math between the sweeps is ordinary PyTorch on (N, C) tables. Feature
+maps (*maps*) are float32, float16, bfloat16, or float64 with one to three spatial axes; tables are float32, or float64
+for float64 maps. All arithmetic is in the dtype of the tables and is rounded once.
 """
 
-# Triton reads annotations, so only the constexpr arguments of a kernel have one; by its custom they are in capitals.
+# Triton evaluates annotations, so only the constexpr arguments of a kernel have one. By convention, they are uppercase.
 # mypy: disallow-incomplete-defs=False
 # ruff: noqa: N803, N806
 
@@ -33,15 +33,15 @@ __all__ = [
 @ELEMENTWISE
 @triton.jit(do_not_specialize=["channels", "S", "C", "bucket"])
 def _affine_kernel(
-    u, centre, factor, constant, other, other_factor, offset, out, channels, S, C, bucket,
+    u, center, factor, constant, other, other_factor, offset, out, channels, S, C, bucket,
     LAST: tl.constexpr, LIMIT: tl.constexpr, VECTOR: tl.constexpr,
     SHARED: tl.constexpr, AVERAGED: tl.constexpr, RELU: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """out = act(factor·(u − centre) + constant + other_factor·other); all but u and factor may be absent.
+    """out = act(factor·(u − center) + constant + other_factor·other); all arguments but u and factor are optional.
 
-    One tile a program. SHARED: the tables are (C,), not (N, C). AVERAGED: factor and constant are gradients of a
-    variance and a mean over S positions. With ``offset``, ``other`` is the gradient of a ReLU of
-    other_factor·(u − centre) + offset, and counts only where that was positive.
+    One tile per program. SHARED: the tables are (C,), not (N, C). AVERAGED: factor and constant are gradients of a
+    variance and a mean over S positions. With ``offset``, ``other`` is the gradient of the output of a ReLU of
+    other_factor·(u − center) + offset, and is masked to where that was positive.
     """
     ACC: tl.constexpr = tl.float64 if u.dtype.element_ty == tl.float64 else tl.float32
     s, c = block(LAST, LIMIT, TILE, WIDTH)
@@ -51,7 +51,7 @@ def _affine_kernel(
         at %= channels
     element = s[:, None] * s_stride + c[None, :] * c_stride
     inside = (s < count)[:, None] & real[None, :]
-    # Everything is asked for before anything is waited for.
+    # All loads are issued before the first value is used.
     x = tl.load(u + first + element, mask=inside, other=0.0)
     if other is not None:
         y = tl.load(other + first + element, mask=inside, other=0.0)
@@ -60,14 +60,14 @@ def _affine_kernel(
         if offset is not None:
             z = tl.load(offset + at, mask=real, other=0.0)
     a = tl.load(factor + at, mask=real, other=0.0).to(ACC)
-    if centre is not None:
-        m = tl.load(centre + at, mask=real, other=0.0)
+    if center is not None:
+        m = tl.load(center + at, mask=real, other=0.0)
     if constant is not None:
         b = tl.load(constant + at, mask=real, other=0.0).to(ACC)
     x = x.to(ACC)
-    if centre is not None:
+    if center is not None:
         x -= m.to(ACC)[None, :]
-    if offset is not None:  # NaN passes, as in PyTorch
+    if offset is not None:  # NaN propagates, as in PyTorch
         y = tl.where(k.to(ACC)[None, :] * x + z.to(ACC)[None, :] <= 0, 0.0, y)
     x *= (a * 2 / S if AVERAGED else a)[None, :]
     if constant is not None:
@@ -78,7 +78,7 @@ def _affine_kernel(
             y *= k.to(ACC)[None, :]
         x += y
     if RELU:
-        x = tl.where(x < 0, 0.0, x)  # keeps NaN, as torch.relu does
+        x = tl.where(x < 0, 0.0, x)  # NaN propagates, as in torch.relu
     tl.store(out + first + element, x.to(out.dtype.element_ty), mask=inside)
 
 
@@ -89,9 +89,9 @@ def _affine_backward_kernel(
     LAST: tl.constexpr, LIMIT: tl.constexpr, VECTOR: tl.constexpr,
     SHARED: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """g = dout·(out > 0) where there is an ``out``; Σg·(u − m) and Σg over one part of S, into row ``part``.
+    """g = dout·(out > 0), if ``out`` is given; Σg·(u − m) and Σg over one part of S, written to row ``part``.
 
-    SHARED: the tables are (C,), not (N, C). With ``offset``, out is found again as factor·(u − m) + offset, and g is
+    SHARED: the tables are (C,), not (N, C). With ``offset``, out is recomputed as factor·(u − m) + offset, and g is
     not written.
     """
     ACC: tl.constexpr = da.dtype.element_ty
@@ -100,7 +100,7 @@ def _affine_backward_kernel(
     part, first, s_stride, c_stride, count, at, real = place(S, C, parts, length, c, LAST, VECTOR)
     element = s[:, None] * s_stride + c[None, :] * c_stride
     entry = at % channels if SHARED else at
-    centre = tl.load(m + entry, mask=real, other=0.0).to(ACC)
+    center = tl.load(m + entry, mask=real, other=0.0).to(ACC)
     if offset is not None:
         a = tl.load(factor + entry, mask=real, other=0.0).to(ACC)
         z = tl.load(offset + entry, mask=real, other=0.0).to(ACC)
@@ -112,10 +112,10 @@ def _affine_backward_kernel(
         x = tl.load(u + first + element, mask=inside, other=0.0).to(ACC)
         if out is not None:
             y = tl.load(out + first + element, mask=inside, other=0.0).to(ACC)
-            d = tl.where(y <= 0, 0.0, d)  # NaN passes, as in PyTorch
+            d = tl.where(y <= 0, 0.0, d)  # NaN propagates, as in PyTorch
             tl.store(g + first + element, d.to(g.dtype.element_ty), mask=inside)
         first += s.shape[0] * s_stride
-        x -= centre[None, :]
+        x -= center[None, :]
         if offset is not None:
             d = tl.where(a[None, :] * x + z[None, :] <= 0, 0.0, d)
         sum_gu += d * x
@@ -129,7 +129,7 @@ def elementwise(
     u: Tensor, m: Tensor | None, a: Tensor, b: Tensor | None, other: Tensor | None, factor: Tensor | None,
     offset: Tensor | None = None, *, averaged: bool = False, relu: bool = False,
 ) -> Tensor:  # fmt: skip
-    """See ``_affine_kernel``: a map like ``u``. The tables are all (N, C), or all (C,)."""
+    """A map like ``u``, as computed by ``_affine_kernel``. The tables are all (N, C) or all (C,)."""
     u, plan = planned(u)
     out = torch.empty_like(u)
     if u.numel() == 0:
@@ -146,22 +146,22 @@ def elementwise(
 
 
 def affine(u: Tensor, m: Tensor, a: Tensor, b: Tensor, shortcut: Tensor | None, relu: bool) -> Tensor:
-    """act(a·(u − m) + b + shortcut): a map in the type and layout of ``u``; m, a, b are (N, C) tables."""
+    """act(a·(u − m) + b + shortcut): a map with the dtype and layout of ``u``; m, a, b are (N, C) tables."""
     return elementwise(u, m, a, b, shortcut, None, relu=relu)
 
 
 def scale_add_relu(u: Tensor, gate_nc: Tensor, shortcut: Tensor | None, relu: bool) -> Tensor:
-    """act(gate·u + shortcut), at inference where the last convolution is not 1×1: a map like ``u``."""
+    """act(gate·u + shortcut), a map like ``u``: for inference if the last convolution is not 1×1."""
     return elementwise(u, None, gate_nc, None, shortcut, None, relu=relu)
 
 
 def moments_backward(g: Tensor, u: Tensor, m: Tensor, a: Tensor, dm: Tensor, dv: Tensor) -> Tensor:
-    """du = a·g + dm/S + (2·dv/S)·(u − m): the gradient of `affine` and of `moments` together, a map like ``u``."""
+    """du = a·g + dm/S + (2·dv/S)·(u − m), a map like ``u``: the gradient through `affine` and `moments` together."""
     return elementwise(u, m, dv, dm, g, a, averaged=True)
 
 
 def affine_backward(dout: Tensor, out: Tensor | None, u: Tensor, m: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(g, da, db): g = dout·(out > 0), or dout itself without ``out``; da = Σg·(u − m) and db = Σg over positions."""
+    """(g, da, db): g = dout·(out > 0), or dout if ``out`` is None; da = Σg·(u − m) and db = Σg over the positions."""
     g, da, db = sums_behind(dout, out, u, m)
     return (g, da[0], db[0]) if len(da) == 1 else (g, da.sum(0), db.sum(0))
 
@@ -169,10 +169,10 @@ def affine_backward(dout: Tensor, out: Tensor | None, u: Tensor, m: Tensor) -> t
 def sums_behind(
     dout: Tensor, out: Tensor | None, u: Tensor, m: Tensor, factor: Tensor | None = None, offset: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See ``_affine_backward_kernel``: g, a map, and two sums for each part of S, (parts, N, C).
+    """g, a map, and two sums for each part of S, (parts, N, C), as computed by ``_affine_backward_kernel``.
 
-    ``m`` is (N, C) or (C,). Without ``out`` g is ``dout`` as it came, in the layout of ``u``; the sums are then of it,
-    or with ``factor`` and ``offset``, (C,), of what a ReLU of factor·(u − m) + offset lets through.
+    ``m`` is (N, C) or (C,). Without ``out``, g is ``dout`` in the layout of ``u``, and the sums are those of ``dout``.
+    With ``factor`` and ``offset``, (C,), they are those of ``dout`` masked to where factor·(u − m) + offset > 0.
     """
     u, plan = planned(u)
     parts = plan.split[2]

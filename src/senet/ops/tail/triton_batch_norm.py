@@ -1,14 +1,14 @@
-"""Batch norm + SE + shortcut + ReLU on a GPU with few launches: what nearly every network has, in one autograd node.
+"""Batch norm + SE + shortcut + ReLU on a GPU with few launches: the most common tail, in one autograd node.
 
-The general form (``senet.ops.tail.autograd``) leaves the (N, C) tables between the sweeps to autograd, some sixty
-small operations a tail. A GPU is through with them long before Python has asked for them: measured on an H200, a train
-step of SE-ResNet-50 with 256 images spent 46 ms in kernels and took 161. Here a kernel does each stretch of tables, and
-the two FCs are four matrix products; formulas in docs/zero-tax.md.
+The general form (``senet.ops.tail.autograd``) leaves the (N, C) tables between the sweeps to autograd, about sixty
+small operations per tail. They are bound by launch overhead: on an H200, a training step of SE-ResNet-50 with 256
+images took 161 ms, of which kernels ran for 46 ms. Here, each sequence of table operations is one kernel, and the two
+FC layers are four matrix products. The formulas are in docs/zero-tax.md.
 
-Where nothing is added before the ReLU, its sign is found again from u: nobody keeps, or reads, the output.
+If nothing is added before the ReLU, its sign is recomputed from u, and the output is neither saved nor read.
 """
 
-# Triton reads annotations, so only the constexpr arguments of a kernel have one; by its custom they are in capitals.
+# Triton evaluates annotations, so only the constexpr arguments of a kernel have one. By convention, they are uppercase.
 # mypy: disallow-incomplete-defs=False
 # ruff: noqa: N803, N806
 
@@ -29,13 +29,13 @@ from senet.ops.tail.triton_moments import moments
 
 GATE_NUMBERS = {name: i for i, name in enumerate(("sigmoid", "relu", "hard_sigmoid"))}
 GATE_NUMBERS |= {f"identity_{name}": number + 3 for name, number in GATE_NUMBERS.items()}
-_CHANNELS = 16  # of a program that walks over all images: rows of 64 bytes
+_CHANNELS = 16  # per program that loops over all images: rows of 64 bytes
 _ROWS = 64
 _BLOCK = 512
 
 
 def suits(norm: nn.Module | None, excitation: object, u: Tensor) -> bool:
-    """Whether the kernels cover it: as in C++, with float32 tables, and gates that have their slope here."""
+    """Whether the kernels support it: the cases of the C++ library, with float32 tables and the gates listed above."""
     if u.dtype == torch.float64 or not fits(norm, excitation, u):
         return False
     return excitation is None or excitation.gate in GATE_NUMBERS  # type: ignore[attr-defined]
@@ -43,7 +43,7 @@ def suits(norm: nn.Module | None, excitation: object, u: Tensor) -> bool:
 
 @triton.jit
 def _gate(e, GATE: tl.constexpr):
-    """The gate of ``reference.GATES`` and its slope, with PyTorch's own choices for NaN and at the corners."""
+    """A gate of ``reference.GATES`` and its slope, with PyTorch's values for NaN and at the kinks."""
     kind: tl.constexpr = GATE % 3
     if kind == 0:
         s = tl.sigmoid(e)
@@ -65,11 +65,11 @@ def _norm_kernel(
     u, m, d, v, weight, bias, running_mean, running_var, tracked, kept, x, z, N, C, count, stride,
     EPS: tl.constexpr, MOMENTUM: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """From moments to batch norm: five rows a channel, and for a gate two tables.
+    """From moments to batch norm: five rows of (C,), and two (N, C) tables if there is a gate.
 
-    ``kept`` is (5, C): the mean μ as it is rounded, the factor G = γ/√(σ² + ε), the offset, so that y = G·(u − μ) +
-    offset, 1/√(σ² + ε), and what rounding took from μ. x = m − μ and z = G·x + β, the squeeze of y, are (N, C); means
-    are compared as their differences from a pivot, see ``norm_tables``.
+    ``kept`` is (5, C): the rounded mean μ, the factor G = γ/√(σ² + ε), the offset in y = G·(u − μ) + offset,
+    1/√(σ² + ε), and the rounding error of μ. x = m − μ and z = G·x + β, the squeeze of y, are (N, C). Means are
+    compared through their differences from a pivot; see ``norm_tables``.
     """
     ACC: tl.constexpr = kept.dtype.element_ty
     c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
@@ -82,11 +82,11 @@ def _norm_kernel(
         at = (start + row)[:, None] * C + c[None, :]
         sum_d += tl.load(d + at, mask=inside, other=0.0)
         sum_v += tl.load(v + at, mask=inside, other=0.0)
-    centre = tl.sum(sum_d, 0) / N
+    center = tl.sum(sum_d, 0) / N
     square = tl.zeros([ROWS, CHANNELS], ACC)
     for start in range(0, N, ROWS):
         inside = (start + row < N)[:, None] & real[None, :]
-        apart = tl.load(d + (start + row)[:, None] * C + c[None, :], mask=inside, other=0.0) - centre[None, :]
+        apart = tl.load(d + (start + row)[:, None] * C + c[None, :], mask=inside, other=0.0) - center[None, :]
         square += tl.where(inside, apart * apart, 0.0)
     variance = (tl.sum(sum_v, 0) + tl.sum(square, 0)) / N
     inverse = tl.rsqrt(variance + EPS)
@@ -97,8 +97,8 @@ def _norm_kernel(
     if bias is not None:
         beta = tl.load(bias + c, mask=real, other=0.0)
     pivot = tl.load(u + c.to(tl.int64) * stride, mask=real, other=0.0).to(ACC)
-    mean = pivot + centre
-    lost = (mean - pivot) - centre
+    mean = pivot + center
+    lost = (mean - pivot) - center
     tl.store(kept + c, mean, mask=real)
     tl.store(kept + C + c, factor, mask=real)
     tl.store(kept + 2 * C + c, factor * lost + beta, mask=real)
@@ -110,14 +110,14 @@ def _norm_kernel(
         old = tl.load(running_var + c, mask=real, other=0.0)
         unbiased = variance * (count / (count - 1.0))
         tl.store(running_var + c, old + MOMENTUM * (unbiased - old), mask=real)
-    if tracked is not None:  # noqa: SIM102 (a pointer that is not there is decided by the compiler)
+    if tracked is not None:  # noqa: SIM102 (evaluated at compile time)
         if tl.program_id(0) == 0:
             tl.store(tracked, tl.load(tracked) + 1)
     if x is not None:
         for start in range(0, N, ROWS):
             inside = (start + row < N)[:, None] & real[None, :]
             at = (start + row)[:, None] * C + c[None, :]
-            apart = (tl.load(m + at, mask=inside, other=0.0) - pivot[None, :]) - centre[None, :]
+            apart = (tl.load(m + at, mask=inside, other=0.0) - pivot[None, :]) - center[None, :]
             tl.store(x + at, apart, mask=inside)
             tl.store(z + at, factor[None, :] * apart + beta[None, :], mask=inside)
 
@@ -134,7 +134,7 @@ def _gate_kernel(e, z, factor, a, b, C, tables, GATE: tl.constexpr, BLOCK: tl.co
 
 @triton.jit(do_not_specialize=["C", "tables", "parts"])
 def _gate_backward_kernel(da, db, e, z, factor, de, C, tables, parts, GATE: tl.constexpr, BLOCK: tl.constexpr):
-    """de of ds = da·G + db·z; the parts of da and db are added up, into the first of them."""
+    """de, from ds = da·G + db·z; the parts of da and db are summed into the first part."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     real = at < tables
     a = tl.load(da + at, mask=real, other=0.0)
@@ -155,9 +155,9 @@ def _gated_norm_backward_kernel(
     da, db, dz, e, x, kept, a, c0, c1, dweight, dbias, N, C, S,
     GATE: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """What du = a·g + c0 + c1·(u − m) needs, (N, C) each, and the gradients of γ and β.
+    """The (N, C) tables a, c0, and c1 in du = a·g + c0 + c1·(u − m), and the gradients of γ and β.
 
-    Σ over n of db·s + dz is dβ, of da·s + (db·s + dz)·x is dG; ``dz`` is what came through the FCs.
+    dβ = Σₙ (db·s + dz) and dG = Σₙ (da·s + (db·s + dz)·x), where ``dz`` is the gradient through the FC layers.
     """
     ACC: tl.constexpr = kept.dtype.element_ty
     c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
@@ -226,7 +226,7 @@ def batch_norm_tail(
 ) -> Tensor:
     """δ(SE(norm(u)) + shortcut) for what ``suits``; arguments and errors as in ``autograd.norm_tail``.
 
-    With ``shortcut_norm``, which must suit the shortcut, that norm of it is added.
+    With ``shortcut_norm``, which must suit the shortcut, the shortcut is normalized first.
     """
     if u.shape[0] * math.prod(u.shape[2:]) == 1:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(u.shape)}")
@@ -284,7 +284,7 @@ class _Tail(torch.autograd.Function):
             with torch.cuda.device_of(u):
                 _gate_kernel[(triton.cdiv(n * c, _BLOCK),)](e, z, kept[1], a, b, c, n * c, gate, _BLOCK)
             out = elementwise(u, m, a, b, shortcut, None, relu=relu)
-        # Without a gate and a shortcut the sign of the output is found again from u.
+        # Without a gate and a shortcut, the sign of the output is recomputed from u.
         bare = w1 is None and shortcut is None
         ctx.save_for_backward(
             u, out if relu and not bare else None, m if w1 is not None else None, kept, x, z, hidden, e, w1, w2
@@ -337,7 +337,7 @@ def _fc(x: Any, weight: Tensor, bias: Tensor | None) -> Tensor:
 def _fc_backward(
     grads: list[Tensor | None], de: Tensor, z: Tensor, hidden: Tensor, w1: Tensor, w2: Tensor, needs: tuple[bool, ...]
 ) -> Tensor:
-    """The gradients of both FCs, into their places of ``grads``; returns that of the squeezed channels z."""
+    """Write the gradients of both FC layers into ``grads``; return that of the squeezed channels z."""
     with reference.without_autocast(de.device.type):
         dh = torch.ops.aten.threshold_backward(de.mm(w2), hidden, 0)
         if needs[6]:

@@ -1,6 +1,6 @@
-"""The moments of a map as Triton kernels: mean and variance of each channel of each image."""
+"""The moments of a feature map (a *map*) as Triton kernels: mean and variance of each channel of each image."""
 
-# Triton reads annotations, so only the constexpr arguments of a kernel have one; by its custom they are in capitals.
+# Triton evaluates annotations, so only the constexpr arguments of a kernel have one. By convention, they are uppercase.
 # mypy: disallow-incomplete-defs=False
 # ruff: noqa: N803, N806
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from senet.ops.reference import table_dtype
 from senet.ops.triton_tiles import PIPELINE, REDUCTION, Plan, block, place, planned, tuned
 
-SMALL = 256  # positions of a channels_last map that one tile holds, 14×14 among them
+SMALL = 256  # the most positions of a channels_last map that one tile holds; enough for 14×14
 
 
 @REDUCTION
@@ -23,14 +23,14 @@ def _moments_kernel(
     u, mean, from_pivot, variance, channels, S, C, parts, length, tables, bucket,
     LAST: tl.constexpr, LIMIT: tl.constexpr, VECTOR: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Mean, mean − pivot and variance of each (n, c) over one part of S, into row ``part`` of the tables.
+    """Mean, mean − pivot, and variance of each (n, c) over one part of S, written to row ``part`` of the tables.
 
-    Sums of u − c and of its square, where c is the mean of the part's first tile: the subtraction is exact for data far
-    from zero. By Cauchy's inequality c is at most √(positions ÷ rows of a tile) deviations from the mean, whatever the
-    data, so a few digits at most are lost; and an element costs four instructions, where Welford's update costs eight,
-    which is more than a GPU has time for while memory delivers the next.
-    The pivot is the first position of the first image. Where S has several parts, the means stay relative to the pilot,
-    the first position of the (n, c), for `_combine_kernel`, and there is no ``from_pivot``.
+    Sums u − c and its square, where c is the mean of the first tile of the part. The subtraction is exact for data far
+    from zero. By Cauchy's inequality, c is at most √(positions ÷ rows of a tile) standard deviations from the mean for
+    any data, so only a few digits can be lost. This takes four instructions per element. Welford's update takes eight,
+    which would be slower than the memory.
+    The pivot is the value at the first position of the first image. If S has several parts, the means stay relative to
+    the pilot (the value at the first position of the (n, c)) for `_combine_kernel`, and ``from_pivot`` is None.
     """
     ACC: tl.constexpr = mean.dtype.element_ty
     s, c = block(LAST, LIMIT, TILE, WIDTH)
@@ -41,29 +41,29 @@ def _moments_kernel(
     inside = (s < count)[:, None] & real[None, :]
     x = tl.load(u + first + element, mask=inside, other=0.0).to(ACC)
     start_mean = tl.sum(tl.where(inside, x - pilot[None, :], 0.0), 0) / tl.minimum(count, s.shape[0])
-    centre = pilot + start_mean
+    center = pilot + start_mean
     total = tl.zeros([s.shape[0], c.shape[0]], ACC)
     squares = tl.zeros([s.shape[0], c.shape[0]], ACC)
     whole = count // s.shape[0] * s.shape[0]
     for _ in tl.range(0, whole, s.shape[0], num_stages=PIPELINE):
-        apart = tl.load(u + first + element, mask=real[None, :], other=0.0).to(ACC) - centre[None, :]
+        apart = tl.load(u + first + element, mask=real[None, :], other=0.0).to(ACC) - center[None, :]
         first += s.shape[0] * s_stride
         total += apart
         if variance is not None:
             squares += apart * apart
     inside = (whole + s < count)[:, None] & real[None, :]
     x = tl.load(u + first + element, mask=inside, other=0.0).to(ACC)
-    apart = tl.where(inside, x - centre[None, :], 0.0)
-    from_centre = tl.sum(total + apart, 0) / count
-    merged = (centre - pilot) + from_centre
+    apart = tl.where(inside, x - center[None, :], 0.0)
+    from_center = tl.sum(total + apart, 0) / count
+    merged = (center - pilot) + from_center
     if from_pivot is not None:
         pivot = tl.load(u + at % channels * c_stride, mask=real, other=0.0).to(ACC)
         tl.store(from_pivot + at, merged + (pilot - pivot), mask=real)
     at += part * tables
     tl.store(mean + at, tl.where(parts == 1, merged + pilot, merged), mask=real)
     if variance is not None:
-        square = tl.sum(squares + apart * apart, 0) / count - from_centre * from_centre
-        tl.store(variance + at, tl.where(square < 0, 0.0, square), mask=real)  # keeps NaN
+        square = tl.sum(squares + apart * apart, 0) / count - from_center * from_center
+        tl.store(variance + at, tl.where(square < 0, 0.0, square), mask=real)  # NaN propagates
 
 
 @tuned(
@@ -76,7 +76,7 @@ def _small_moments_kernel(
     u, mean, from_pivot, variance, channels, S, C, bucket,
     ROWS: tl.constexpr, LIMIT: tl.constexpr, VECTOR: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """The same for small channels_last maps, whose S positions are one tile: read once, averaged, then squared."""
+    """The same for small channels_last maps, whose S positions fit into one tile: two passes over a single load."""
     ACC: tl.constexpr = mean.dtype.element_ty
     C = (C // VECTOR) * VECTOR
     width: tl.constexpr = WIDTH if WIDTH < LIMIT else LIMIT
@@ -106,7 +106,7 @@ def _combine_kernel(
     u, part_mean, part_variance, mean, from_pivot, variance, channels, S, C, parts, length, tables,
     LAST: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Chan's merge of the parts of S, each ``length`` positions long but the last."""
+    """Merge the parts of S by Chan's rule. All parts but the last have ``length`` positions."""
     ACC: tl.constexpr = mean.dtype.element_ty
     part = tl.arange(0, PARTS)[:, None]
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[None, :]
@@ -129,7 +129,7 @@ def _combine_kernel(
 
 
 def _statistics(u: Tensor, variance: bool) -> list[Any]:
-    """Mean, mean − pivot and variance; the last two are None if ``variance`` is not asked for."""
+    """Mean, mean − pivot, and variance; the last two are None without ``variance``."""
     u, plan = planned(u)
 
     def tables(wanted: tuple[bool, bool, bool], *parts: int) -> list[Tensor | None]:
@@ -164,11 +164,11 @@ def _small_moments(u: Tensor, result: list[Tensor | None], plan: Plan) -> None:
 
 
 def moments(u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """See ``sweeps.moments``: (N, C, *S) → three (N, C) tables."""
+    """See ``definitions.moments``: (N, C, *S) → three (N, C) tables."""
     mean, from_pivot, variance = _statistics(u, variance=True)
     return mean, from_pivot, variance
 
 
 def mean(h: Tensor) -> Tensor:
-    """The mean of each (n, c) over the positions: the squeeze (section 3.1, equation 2), (N, C, *S) → (N, C)."""
+    """The squeeze (section 3.1, equation 2): the mean of each (n, c) over the positions, (N, C, *S) → (N, C)."""
     return _statistics(h, variance=False)[0]
