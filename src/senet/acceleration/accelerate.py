@@ -107,7 +107,8 @@ class _Form:
         self.graph: Any
         devices = _devices(watched)
         if len(devices) > 1:
-            self.graph, self.left = None, {"the network": f"its tensors are on several devices, {' and '.join(devices)}"}
+            several = f"its tensors are on several devices, {' and '.join(devices)}"
+            self.graph, self.left = None, {"the network": several}
             return
         network, names = in_line(model), own_names(model)
         known, left = known_gates(network)

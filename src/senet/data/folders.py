@@ -113,7 +113,7 @@ def report(found: Found) -> None:
 
 
 def say_left_out(left_out: Mapping[str, str]) -> None:
-    """Log, once, what is among the data but is not data."""
+    """Log, once, the files and folders that are not data."""
     if left_out:
         log.warning("left out, not data: %s", few(left_out))
 

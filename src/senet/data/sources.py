@@ -65,7 +65,7 @@ def open_source(
         max_pixels: Images with more pixels count as bad images and are not decoded.
 
     Raises:
-        InputError: There are no images, or the folder is not suitable for training.
+        InputError: No images, or data that cannot be used for training.
     """
     name = str(data)
     if not _is_folder(name):

@@ -70,7 +70,7 @@ class ScheduleRecipe(_Section):
     @model_validator(mode="after")
     def _milestones_in_order(self) -> ScheduleRecipe:
         if list(self.milestones) != sorted(set(self.milestones)):
-            raise ValueError("milestones must be in rising order")
+            raise ValueError("milestones must be in increasing order")
         if self.name == "step" and not self.milestones:
             raise ValueError("a step schedule needs milestones, as fractions of the run: [0.5, 0.75]")
         if self.name != "step" and self.milestones:
