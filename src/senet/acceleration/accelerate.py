@@ -107,7 +107,7 @@ class _Form:
         self.graph: Any
         devices = _devices(watched)
         if len(devices) > 1:
-            self.graph, self.left = None, {"the network": f"its tensors are on several devices, {' and '.join(devices)}"}
+            self.graph, self.left = None, {"the network": f"its tensors are on {' and '.join(devices)}"}
             return
         network, names = in_line(model), own_names(model)
         known, left = known_gates(network)
