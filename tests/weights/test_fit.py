@@ -208,7 +208,7 @@ def test_a_new_classifier_in_other_libraries_networks(tmp_path, name, caplog):
 def test_a_file_of_something_else_is_one_line(tmp_path, content):
     path = tmp_path / "w.pth"
     path.write_bytes(content)
-    refused("not a readable PyTorch weight file|refused", path, "resnet8")
+    refused("not a readable PyTorch weight file|rejected", path, "resnet8")
 
 
 def test_a_file_of_numbered_tensors_is_one_line(tmp_path):
