@@ -102,7 +102,7 @@ def test_train_and_eval_with_attached_gates(senet, photos, tmp_path):
     assert code == 0, err
     assert "attached_lr: 1.0" in (tmp_path / "plain" / "recipe.yaml").read_text()
     for wrong, message in (
-        (("--model", "se_resnet8"), "'se_resnet8' has SE"),
+        (("--model", "se_resnet8"), "'se_resnet8' already has SE"),
         (("--model", "timm:no"), "timm … 'no'"),
         (("--model", "resnet8", "--sites", "layer9.bn"), "no module 'layer9.bn'"),
     ):

@@ -23,7 +23,7 @@ def settings(model, **kwargs):
 def test_names():
     assert twins("resnet8+se") == ("resnet8", "resnet8+se")
     assert twins("timm:resnet10t") == ("timm:resnet10t", "timm:resnet10t+se")
-    with pytest.raises(senet.InputError, match=one_line("'se_resnet8' has SE … 'resnet8'")):
+    with pytest.raises(senet.InputError, match=one_line("'se_resnet8' already has SE … 'resnet8'")):
         twins("se_resnet8+se")
     with pytest.raises(senet.InputError, match=r"create 'resnet8', then call senet\.attach"):
         senet.create_model("resnet8+se")
