@@ -112,7 +112,7 @@ def test_what_is_said_before_the_folder_is_made_is_in_its_log(pictures, quick_re
     settings = RunSettings(str(pictures), "resnet8", pretrained=str(tmp_path / "ten.safetensors"))
     train(settings, quick_recipe("epochs=1"), tmp_path / "run", loggers=False)
     log = (tmp_path / "run" / "log.txt").read_text().splitlines()
-    assert "another number of classes" in log[0]
+    assert "different number of classes" in log[0]
     assert "33 images" in log[1]
 
 
