@@ -13,10 +13,12 @@ OURS = {
 # Of ours too: the proofs of kernels take kernels, plans and the state of a process apart.
 OURS_IN_OPS = {
     *("_AllGather", "_attempt", "_broken", "_compiled", "_gathered", "_panel", "_plan"),
-    *("_affine_kernel", "_combine_kernel", "_gated_kernel", "_moments_kernel"),
+    *("_affine_kernel", "_combine_kernel", "_gated_kernel", "_moments_kernel", "_small_moments_kernel"),
+    *("_gate_backward_kernel", "_gate_kernel", "_gated_norm_backward_kernel", "_norm_backward_kernel", "_norm_kernel"),
 }
-# Of PyTorch and matplotlib, which have no public way to ask.
+# Of ctypes, PyTorch, and matplotlib, which have no public way to ask.
 THEIRS = {
+    "_fields_",
     *("_BatchNorm", "_buffers", "_forward_hooks", "_forward_pre_hooks", "_modules", "_parameters", "_version"),
     *("_new_shared", "_replicate_for_data_parallel", "_SIGCHLD_handler_set", "_unscaled_dash_pattern"),
 }

@@ -114,7 +114,7 @@ def test_overrides():
         ("lr.x=5", "single value"),
         ("schedule.name=linear", "schedule.name: .*'step', 'cosine' or 'constant'.*\"linear\""),
         ("schedule.milestones=[30, 60]", "schedule.milestones.0: .*less than 1.*30"),
-        ("schedule.milestones=[0.6, 0.3]", "rising"),
+        ("schedule.milestones=[0.6, 0.3]", "milestones"),
         ("schedule.milestones=[0.6", "not valid YAML"),
         ("schedule.warmup_epochs=500", "below epochs"),
         ("precision=8", "precision"),
