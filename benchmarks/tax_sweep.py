@@ -19,7 +19,7 @@ from tax import save
 
 import senet
 from senet.bench.candidates import Setting, choose
-from senet.bench.figure import COLOURS
+from senet.bench.figure import COLORS
 from senet.bench.tax import measure
 from senet.errors import InputError
 from senet.models.resnet import TIMM_SE, Bottleneck, ResNet
@@ -67,7 +67,7 @@ def draw(rows: list[dict[str, str]], path: Path) -> None:
     panels = figure.subplots(len(modes), len(sweeps), sharey="row", squeeze=False)
     for mode, line in zip(modes, panels, strict=True):
         for swept, axes in zip(sweeps, line, strict=True):
-            for (numerator, denominator), color in zip(LINES[mode], (COLOURS["se"], GRAY), strict=True):
+            for (numerator, denominator), color in zip(LINES[mode], (COLORS["se"], GRAY), strict=True):
                 wanted = {
                     "mode": mode,
                     "swept": swept,

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # Okabe and Ito's blue and vermilion: safe for color-blind readers; in grayscale, vermilion is lighter.
-COLOURS = {"plain": "#0072B2", "se": "#D55E00"}
+COLORS = {"plain": "#0072B2", "se": "#D55E00"}
 _PANEL_WIDTH, _BAR_HEIGHT, _FRAME_HEIGHT = 7.0, 0.27, 1.15  # inches
 
 Row = dict[str, Any]
@@ -42,7 +42,7 @@ def plot_tax(path: Path, settings: Sequence[Sequence[Row]], title: str) -> None:
         _bars(axes, rows)
         axes.set_xlim(0, limit)
         axes.set_ylim(bars[line] - 0.4, -0.6)  # the first candidate on top, bars of equal height
-    handles = [Patch(color=COLOURS["plain"], label="plain"), Patch(color=COLOURS["se"], label="with SE")]
+    handles = [Patch(color=COLORS["plain"], label="plain"), Patch(color=COLORS["se"], label="with SE")]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     save_png(figure, path)
 
@@ -55,7 +55,7 @@ def _bars(axes: Axes, rows: Sequence[Row]) -> None:
         low, high = row["over_plain_q25"] or value, row["over_plain_q75"] or value
         # Median and quartiles come from the same per-round ratios, so the median lies between the quartiles.
         spread = [[value - low], [high - value]]
-        axes.barh(place, value, xerr=spread, color=COLOURS[network], height=0.7, ecolor="0.15", capsize=2.5, zorder=2)
+        axes.barh(place, value, xerr=spread, color=COLORS[network], height=0.7, ecolor="0.15", capsize=2.5, zorder=2)
         of_twin = row["over_twin"] is not None and row["twin"] != BASE
         text = f"{value:.2f}" + (f"  ({row['over_twin']:.2f} × {row['twin']})" if of_twin else "")
         # The white background keeps the line at 1.00 from crossing out the number.

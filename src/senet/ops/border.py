@@ -1,7 +1,7 @@
-"""The border to C++ and Triton, which are handed bare pointers: what they may read, and what is said of the rest.
+"""Checks before tensors are passed to C++ and Triton as bare pointers, and errors for tensors that they cannot read.
 
-PyTorch's own operations do not always object to tensors of two devices: on the CPU a linear layer reads weights of the
-meta device as if they were there.
+PyTorch's own operations do not always reject tensors on different devices: on the CPU, a linear layer reads weights on
+the meta device as if they had data.
 """
 
 from collections.abc import Iterable
@@ -14,17 +14,17 @@ _PLAIN = (Tensor, nn.Parameter)
 
 
 class UnsuitedMapError(RuntimeError):
-    """A map that a fast form was not made for; the ordinary operations say what is wrong with it, or take it."""
+    """A feature map that a fast form does not support. PyTorch's operations accept it or raise a clear error."""
 
 
 def readable(u: Tensor, *tensors: Tensor | None) -> bool:
-    """Whether kernels for the map ``u`` may read the tensors: memory on its device, no subclass such as DTensor."""
+    """Whether kernels for the feature map ``u`` can read the tensors: same device, no subclass such as DTensor."""
     device = u.device
     return all(t is None or (type(t) in _PLAIN and t.device == device) for t in tensors)
 
 
 def fits_norm(u: Tensor, norm: nn.Module | None) -> bool:
-    """Whether kernels for ``u`` may read the tensors of its norm, which have one number for each channel."""
+    """Whether kernels for ``u`` can read the tensors of its norm, which have one number per channel."""
     if norm is None:
         return True
     device, channels = u.device, u.shape[1]
@@ -38,10 +38,10 @@ def fits_norm(u: Tensor, norm: nn.Module | None) -> bool:
 
 
 def addresses(values: Iterable[Any]) -> list[Any]:
-    """The same values for C++: tensors replaced by where they lie, None by 0, the null pointer.
+    """The values as C++ expects them: tensors are replaced by their addresses, and None by 0, the null pointer.
 
     Raises:
-        RuntimeError: a tensor is on another device than the CPU.
+        RuntimeError: a tensor is not on the CPU.
     """
     found = []
     for x in values:
@@ -59,20 +59,20 @@ def addresses(values: Iterable[Any]) -> list[Any]:
 
 
 def is_map(x: Tensor, channels: int, dtype: torch.dtype) -> bool:
-    """Whether C++ may read ``x`` as a map (N, channels, *S) of a type."""
+    """Whether C++ can read ``x`` as a feature map (N, channels, *S) with this dtype."""
     return x.is_cpu and x.dtype == dtype and x.ndim >= 3 and x.shape[1] == channels
 
 
 def have(dtype: torch.dtype, *sized: tuple[Tensor | None, int]) -> bool:
-    """Whether C++ may read as many numbers of a type from each tensor, one after the other; or there is none."""
-    for t, size in sized:  # a loop, as it is run at each call of a small network
+    """Whether each tensor is None or contiguous on the CPU with this dtype and as many elements as its size says."""
+    for t, size in sized:  # a plain loop is faster, which matters for small networks
         if t is not None and not (t.is_cpu and t.dtype == dtype and t.numel() == size and t.is_contiguous()):
             return False
     return True
 
 
 def check_device(x: Tensor, *weights: Tensor | None) -> None:
-    """Raise what PyTorch raises where a weight is on another device than ``x``."""
+    """Raise the same error as PyTorch if a weight and ``x`` are on different devices."""
     device = x.device
     for weight in weights:
         if weight is not None and weight.device != device:

@@ -1,5 +1,5 @@
-// Calls the C++ library as Python does and compares with plain loops in float64: for processors without PyTorch, as
-// under qemu. Prints the error of each; the exit code is the number of those that are too large.
+// Calls the C++ library as Python does, and compares the results with plain loops in float64. It does not need PyTorch,
+// so it also runs under qemu. Prints the error of each result; the exit code is the number of failures.
 
 #include <cstdio>
 #include <cstdlib>
@@ -31,11 +31,11 @@ static Floats draw(size_t count, double scale = 1) {
     return values;
 }
 
-// The library's number, which differs with the vectors that it is compiled for.
+// A constant of the library. Some depend on the vector width that the library was compiled for.
 static int64_t constant(const char *name) {
     for (const arguments::Constant *c = senet_constants(); c->name; c++)
         if (!std::strcmp(c->name, name)) return c->value;
-    std::printf("there is no %s\n", name);
+    std::printf("the library has no constant %s\n", name);
     std::exit(100);
 }
 
@@ -217,7 +217,7 @@ static void whole_tail() {
         }));
     }
     compare("tail backward, du", some_du, want_du, 1e-4);
-    for (int64_t i = 0; i < c * r; i += 5) {  // w2 is moved by way of float32: the step is a power of two
+    for (int64_t i = 0; i < c * r; i += 5) {  // w2 is float32, so the step is a power of two
         some_dw2.push_back(dw2[i]);
         want_dw2.push_back(slope([&](double step) {
             Weights other = w;

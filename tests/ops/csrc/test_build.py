@@ -141,7 +141,7 @@ def test_a_prebuilt_form_that_does_not_load_is_made_up_for(tmp_path, start, smal
 @needs_gcc
 @pytest.mark.parametrize(
     ("source", "reason"),
-    [(small(Tail=8), "Tail has 8 bytes"), ("int nothing;", "does not say"), (small(Run=0), "Run has 0 bytes")],
+    [(small(Tail=8), "Tail has 8 bytes"), ("int nothing;", "does not report"), (small(Run=0), "Run has 0 bytes")],
     ids=["a smaller structure", "before structures", "another one"],
 )
 def test_a_library_of_other_arguments_is_refused_in_one_line(tmp_path, start, small_form, source, reason):

@@ -64,8 +64,8 @@ HUGE = 2**57  # channels: more memory than there are addresses, also once multip
 @pytest.mark.parametrize(
     ("name", "given", "error", "match"),
     [
-        ("mean", (*of_size(1, 3, 1, dtype=77), 0, 0), RuntimeError, "no map type 77"),
-        ("gated_sum", (*of_size(1, 3, 1, dtype=-1), 0, 0, 0, 0), RuntimeError, "no map type -1"),
+        ("mean", (*of_size(1, 3, 1, dtype=77), 0, 0), RuntimeError, "unknown map type 77"),
+        ("gated_sum", (*of_size(1, 3, 1, dtype=-1), 0, 0, 0, 0), RuntimeError, "unknown map type -1"),
         ("mean", (*of_size(1, HUGE, 1), 0, 0), MemoryError, "memory"),
         ("gate", (*of_size(1, HUGE, 1), 0, 4, 1, 0, 0, 0, 0, 0, 0, 0), MemoryError, "memory"),
     ],

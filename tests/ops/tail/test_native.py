@@ -123,7 +123,7 @@ def test_without_a_library_auto_warns_once_and_asking_by_name_says_why(tmp_path,
     environment, reason = {
         "no compiler": ({"PATH": ""}, "no C++ compiler was found"),
         "a compiler that fails": ({"CXX": str(failing_compiler)}, "no such processor"),
-        "a folder that cannot be written": ({"SENET_CACHE": str(tmp_path / "file" / "below")}, "cannot be kept"),
+        "a folder that cannot be written": ({"SENET_CACHE": str(tmp_path / "file" / "below")}, "cannot be saved"),
     }[trouble]
     if "folder" in trouble and build.compiler() is None:
         pytest.skip("no C++ compiler")

@@ -1,7 +1,7 @@
-"""Convolutions of inference on the CPU: our own for float32 (convolutions.hpp), oneDNN's for the rest.
+"""Convolutions for inference on the CPU: our own for float32 (convolutions.hpp), and oneDNN's otherwise.
 
-The weights are packed once. A convolution takes gate, shortcut and activation into its epilogue: SE costs no sweep
-(docs/zero-tax.md).
+The weights are packed once. Our convolutions apply gate, shortcut, and activation in the epilogue, so SE needs no sweep
+of its own (docs/zero-tax.md).
 """
 
 import ctypes
@@ -20,43 +20,44 @@ from senet.ops.csrc.calls import constant, fail, operation
 from senet.ops.layout import is_last
 from senet.ops.reference import FullyConnected
 
-# Where our own are no slower than oneDNN's, which pack no maps: as measured (benchmarks/convolutions.py).
-_WASTE = 1.15  # columns that are computed for one that is there, directly
+# Our own convolutions are used where they are no slower than oneDNN's, which do not pack the feature map. These limits
+# were measured (benchmarks/convolutions.py).
+_WASTE = 1.15  # direct: largest ratio of computed to existing output channels
 _WASTE_WINOGRAD = 1.5
-_TAPS = 8192  # positions that are packed, once for each tap, where no gate is taken in
+_TAPS = 8192  # without a gate: the largest number of packed positions, counted once per tap
 
-# One dimension of Winograd's F(2, 3): the factors of three weights.
+# One dimension of Winograd's F(2, 3): maps three weights to four factors.
 _FACTORS = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
 
-# Bounds of no activation at all.
+# The bounds without an activation.
 UNBOUNDED = (-math.inf, math.inf)
 
 _convolution: Any = torch.ops.mkldnn._convolution_pointwise.default if torch.backends.mkldnn.is_available() else None
 
 
 def _in_panels(weight: Tensor) -> Tensor:
-    """(…, out, c) → (…, out / PANEL, c, PANEL), panels filled up with zeros: the right side of products.hpp."""
+    """(…, out, c) → (…, out / PANEL, c, PANEL), padded with zeros: the right operand of products.hpp."""
     panel = constant("panel")
     weight = F.pad(weight, (0, 0, 0, -weight.shape[-2] % panel))
     return weight.unflatten(-2, (-1, panel)).transpose(-1, -2).contiguous()
 
 
 def _factors(weight: Tensor) -> Tensor:
-    """(out, c, 3, 3) → (16, out, c): the weights of Winograd's F(2×2, 3×3), computed in float64."""
+    """(out, c, 3, 3) → (16, out, c): the transformed weights of Winograd's F(2×2, 3×3), computed in float64."""
     g = torch.tensor(_FACTORS, dtype=torch.float64, device=weight.device)
     return torch.einsum("ai,ocij,bj->aboc", g, weight.double(), g).flatten(0, 1).to(weight.dtype)
 
 
 class OwnConv2d:
-    """A float32 convolution in C++; 3×3 of stride 1 by Winograd's method.
+    """A float32 convolution in C++; Winograd's method for 3×3 kernels with stride 1.
 
     Args:
-        weight, bias: (out, c, k, k) and (out), norm folded in.
-        stride, padding, dilation: of both sides.
+        weight, bias: (out, c, k, k) and (out), with the norm folded in.
+        stride, padding, dilation: the same for height and width.
         low, high: bounds of the activation.
     """
 
-    KEPT = 64  # shapes of maps that it remembers
+    KEPT = 64  # input shapes in the cache
 
     def __init__(
         self, weight: Tensor, bias: Tensor, stride: int, padding: int, dilation: int, low: float, high: float
@@ -75,46 +76,46 @@ class OwnConv2d:
         self._run = operation("convolve")
 
     def take_gate(self, excitation: FullyConnected) -> None:
-        """Let ``gated`` calls multiply with the gate of the mean of x: of a 1×1 convolution of stride 1."""
+        """Let calls with ``gated`` multiply by the gate of the mean of x. Only for 1×1 convolutions with stride 1."""
         self.excitation = excitation
         self._excitation = as_arguments(excitation)
 
     @staticmethod
     def why_not(weight: Tensor, geometry: tuple[Any, ...], bounds: tuple[float, float] | None) -> str | None:
-        """Why a convolution is left to oneDNN; None if it is computed here.
+        """Why oneDNN computes a convolution, or None if it is computed here.
 
         Args:
             weight: (out, c, k, k).
-            geometry: padding, stride, dilation and groups.
-            bounds: of the activation; None if it has another form.
+            geometry: padding, stride, dilation, and groups.
+            bounds: bounds of the activation; None if it is not a clamp.
         """
         *sides, groups = geometry
         out, c, *kernel = weight.shape
         if groups != 1 or bounds is None or any(one != other for one, other in (*sides, kernel)):
-            return "it has groups, another activation or sides of two kinds"
+            return "it has groups, an activation other than a clamp, or settings that differ for height and width"
         chunk, panel = constant("chunk"), constant("panel")
         if c % chunk or kernel[0] not in (1, 3):
-            return "it reads 16 channels at once, and is measured for 1×1 and 3×3"
+            return "its input channels are not a multiple of 16, or its kernel is neither 1×1 nor 3×3"
         if weight.dtype != torch.float32 or panel < 16:
-            return "this is measured for float32, with AVX2 and AVX-512"
+            return "only float32 with AVX2 or AVX-512 was measured"
         winograd = kernel == [3, 3] and sides[1:] == [[1, 1], [1, 1]] and out % chunk == 0
         waste = -(-out // panel) * panel / out
-        return "it has few output channels" if waste > (_WASTE_WINOGRAD if winograd else _WASTE) else None
+        return "it has too few output channels" if waste > (_WASTE_WINOGRAD if winograd else _WASTE) else None
 
     def takes(self, x: Tensor, alone: bool) -> bool:
-        """Whether this is to compute the convolution of a map; ``alone``: without a gate, which would cost a sweep."""
+        """Whether to use this convolution for ``x``; ``alone``: without a gate, which would otherwise cost a sweep."""
         if not is_map(x, self.c, torch.float32) or x.ndim != 4 or not is_last(x):
             return False
         if min(x.shape[2:]) + self.reach < 0:
-            return False  # PyTorch says that the kernel is larger than the map
+            return False  # PyTorch raises an error: the kernel is larger than the feature map
         return self.winograd or not alone or x.numel() <= self._largest
 
     def gate_address(self, gated: bool) -> int:
-        """Where the gate's excitation lies; 0 where there is no gate."""
+        """The address of the gate's excitation; 0 without a gate."""
         return ctypes.addressof(self._excitation) if gated else 0
 
     def call_for(self, shape: torch.Size, threads: int) -> tuple[Any, list[int]]:
-        """What C++ is told of maps of a shape, and the shape of the result."""
+        """The arguments for C++ that depend on the input shape, and the shape of the result."""
         known = self._calls.get((shape, threads))
         if known is not None:
             return known
@@ -132,10 +133,10 @@ class OwnConv2d:
         self, x: Tensor, shortcut: Tensor | None = None, relu: bool = False, into: Tensor | None = None,
         gated: bool = False,
     ) -> Tensor:  # fmt: skip
-        """δ(gate·(convolution(x) + bias) + shortcut), written to ``into``, which may be the shortcut, or to a new map.
+        """δ(gate·(convolution(x) + bias) + shortcut), written to ``into`` or to a new tensor.
 
-        Shapes: x (N, c, H, W), shortcut and result (N, out, H', W'); maps are channels_last. There is a gate if it is
-        ``gated``.
+        Shapes: x is (N, c, H, W); the shortcut and the result are (N, out, H', W'). All are channels_last. ``into`` may
+        be the shortcut. The gate is used only if ``gated`` is true.
         """
         threads = torch.get_num_threads()
         call, size = self.call_for(x.shape, threads)
@@ -149,16 +150,16 @@ class OwnConv2d:
 
 
 class PackedConv2d:
-    """A convolution with bias and activation, its weights packed by us, or by oneDNN for the shapes that it meets.
+    """A convolution with bias and activation. We pack its weights once, or oneDNN packs them once per input shape.
 
     Args:
-        weight, bias: of the convolution, norm folded in.
-        stride, padding, dilation, groups: of the convolution.
-        activation: oneDNN's name, ``"none"``, ``"relu"`` or ``"hardtanh"`` with ``bounds``.
-        bounds: of ``"hardtanh"``.
+        weight, bias: parameters of the convolution, with the norm folded in.
+        stride, padding, dilation, groups: geometry of the convolution.
+        activation: oneDNN's name: ``"none"``, ``"relu"``, or ``"hardtanh"`` with ``bounds``.
+        bounds: bounds of ``"hardtanh"``.
     """
 
-    KEPT = 8  # packed forms; a network for images of all sizes does not collect them without end
+    KEPT = 8  # packed weights in the cache, which must not grow without limit if the image size varies
 
     def __init__(
         self,
@@ -186,7 +187,9 @@ class PackedConv2d:
     def _weight_for(self, x: Tensor) -> Tensor:
         packed = self.packed.get(x.shape)
         if x.dtype != self.weight.dtype or not x.is_cpu or (packed is None and not self._suits(x)):
-            raise UnsuitedMapError(f"this convolution takes no {x.dtype} map of {tuple(x.shape)} on {x.device}")
+            raise UnsuitedMapError(
+                f"this convolution does not support a {x.dtype} feature map of shape {tuple(x.shape)} on {x.device}"
+            )
         if packed is None:
             packed = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self.geometry, list(x.shape))
             with self._packing:
@@ -196,7 +199,7 @@ class PackedConv2d:
         return packed
 
     def _suits(self, x: Tensor) -> bool:
-        """Whether a map has the axes, the channels and the size that the convolution takes."""
+        """Whether ``x`` has the number of axes, the channels, and the size that the convolution needs."""
         padding, _, dilation, groups = self.geometry
         _, c, *kernel = self.weight.shape
         if x.ndim != 4 or x.shape[1] != c * groups:
@@ -205,10 +208,10 @@ class PackedConv2d:
         return all(side + 2 * p > d * (k - 1) for side, k, p, d in sides)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """activation(convolution(x) + bias), a new map.
+        """activation(convolution(x) + bias), a new feature map.
 
         Raises:
-            UnsuitedMapError: a map that the convolution does not take.
+            UnsuitedMapError: the convolution does not support ``x``.
         """
         if self.own is not None and self.own.takes(x, alone=True):
             return self.own(x)
@@ -217,7 +220,7 @@ class PackedConv2d:
         return _convolution(x, weight, self.bias, padding, stride, dilation, groups, self.activation, self.bounds, "")
 
     def add_to(self, shortcut: Tensor, x: Tensor, relu: bool) -> Tensor:
-        """δ(shortcut + convolution(x) + bias), in place of ``shortcut``."""
+        """δ(shortcut + convolution(x) + bias), in place in ``shortcut``."""
         if self.own is not None and self.own.takes(x, alone=True) and is_last(shortcut):
             return self.own(x, shortcut, relu, into=shortcut)
         return torch.ops.mkldnn._convolution_pointwise_.binary(
@@ -225,15 +228,15 @@ class PackedConv2d:
         )
 
     def take_gate(self, excitation: FullyConnected) -> None:
-        """Let ``gated`` multiply with the gate of the mean of x: of a 1×1 convolution of stride 1, no activation."""
+        """Let ``gated`` multiply by the gate of the mean of x. Only for 1×1, stride 1, and no activation."""
         self.excitation = excitation
         if self.own is not None:
             self.own.take_gate(excitation)
 
     def gated(self, x: Tensor, shortcut: Tensor | None, relu: bool, overwrites: bool) -> Tensor:
-        """δ(gate·(convolution(x) + bias) + shortcut); in place of ``shortcut`` if it ``overwrites``.
+        """δ(gate·(convolution(x) + bias) + shortcut), in place in ``shortcut`` if ``overwrites`` is true.
 
-        ``shortcut``, if any, has the shape and type of the convolution's output.
+        The shortcut, if any, has the shape and dtype of the convolution's output.
         """
         own = self.own if shortcut is None or is_last(shortcut) else None
         if own is not None and own.takes(x, alone=False):
@@ -243,13 +246,13 @@ class PackedConv2d:
 
 
 class PackedLinear:
-    """An FC with its weights packed once, for a few rows: PyTorch's packs them anew at every call.
+    """An FC for a few rows, with its weights packed once. PyTorch packs them at every call.
 
     Args:
         weight, bias: (out, c), and (out) or None.
     """
 
-    ROWS = 64  # up to which it is measured (benchmarks/convolutions.py)
+    ROWS = 64  # the largest number that was measured (benchmarks/convolutions.py)
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.weight, self.bias = weight, bias
@@ -259,7 +262,7 @@ class PackedLinear:
 
     @staticmethod
     def why_not(weight: Tensor) -> str | None:
-        """Why an FC is left to PyTorch; None if it is computed here."""
+        """Why PyTorch computes an FC, or None if it is computed here."""
         return OwnConv2d.why_not(weight[:, :, None, None], ([0, 0], [1, 1], [1, 1], 1), UNBOUNDED)
 
     def __call__(self, x: Tensor) -> Tensor:

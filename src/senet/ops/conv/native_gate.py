@@ -1,4 +1,4 @@
-"""Inference on the CPU: the early gate, and gate, shortcut and ReLU in one sweep, in C++ (inference.hpp)."""
+"""Inference on the CPU in C++ (inference.hpp): the early gate; and gate, shortcut, and ReLU in one sweep."""
 
 import functools
 
@@ -14,18 +14,18 @@ from senet.ops.reference import FullyConnected, squeeze, table_dtype
 
 
 def why_not(weight: Tensor) -> str | None:
-    """Why this cannot run for a network with weights like ``weight``; None if it can."""
+    """Why this backend cannot run for the device and dtype of ``weight``, or None if it can."""
     if weight.device.type != "cpu":
         return "the network is not on the CPU"
     if weight.dtype not in (torch.float32, torch.bfloat16):
-        return "oneDNN takes float32 and bfloat16"
+        return "oneDNN requires float32 or bfloat16"
     if not torch.backends.mkldnn.is_available():
         return "this PyTorch has no oneDNN"
     return build.why_not()
 
 
 def as_arguments(excitation: FullyConnected) -> Arguments:
-    """The excitation as C++ takes it: only where its weights lie."""
+    """The excitation as the C++ structure, which holds only the addresses of its weights."""
     e = excitation
     gate, activation = _numbers(e.gate, e.activation)
     return Excitation(e.w1.shape[0], gate, activation, *addresses((e.w1, e.b1, e.w2, e.b2)))
@@ -37,11 +37,11 @@ def _numbers(gate: str, activation: str) -> tuple[int, int]:
 
 
 def gate_of(h: Tensor, excitation: FullyConnected) -> Tensor:
-    """See ``early_gate.gate_of``: one call instead of a dozen operations."""
+    """See ``early_gate.gate_of``; here, one call replaces a dozen operations."""
     e, out, dtype = excitation, excitation.w2.shape[0], table_dtype(h.dtype)
     hidden, c = e.w1.shape
     if not is_map(h, c, h.dtype):
-        raise UnsuitedMapError(f"this gate takes no map of {tuple(h.shape)} on {h.device}")
+        raise UnsuitedMapError(f"this gate does not support a feature map of shape {tuple(h.shape)} on {h.device}")
     if h.dtype not in TYPES or e.w1.dtype != dtype:
         return e(squeeze(h))
     h = h if is_last(h) else h.contiguous()
@@ -65,7 +65,7 @@ def gate_of(h: Tensor, excitation: FullyConnected) -> Tensor:
 
 
 def gated_sum_(u: Tensor, gate: Tensor, shortcut: Tensor | None, relu: bool) -> Tensor:
-    """δ(gate·u + shortcut) in place of ``u``."""
+    """δ(gate·u + shortcut), in place in ``u``."""
     last = not u.is_contiguous()
     shortcut = in_layout(shortcut, last)
     call("gated_sum", u, u=u, gate=gate, shortcut=shortcut, relu=relu)

@@ -1,4 +1,4 @@
-"""Several convolutions in one call of the library, on memory that is planned once (convolutions.py)."""
+"""Consecutive convolutions in one library call, with a memory plan that is made once."""
 
 import ctypes
 from collections.abc import Hashable, Sequence
@@ -14,19 +14,19 @@ from senet.ops.csrc import arguments
 from senet.ops.csrc.calls import fail, operation
 from senet.ops.layout import is_last
 
-_LINE = 64  # bytes: maps begin at the start of a cache line
+_LINE = 64  # bytes in a cache line; feature maps are aligned to it
 
 
 @dataclass(frozen=True)
 class Step:
-    """One convolution: y = δ(gate·(convolution(x) + bias) + shortcut), maps named by keys.
+    """One convolution: y = δ(gate·(convolution(x) + bias) + shortcut). Keys name the feature maps.
 
     Attributes:
         own: the convolution.
-        x, shortcut, y: keys of maps; the shortcut may be None.
-        shape: of y.
+        x, shortcut, y: keys of feature maps; the shortcut may be None.
+        shape: shape of y.
         relu, gated: see ``OwnConv2d``.
-        overwrites: whether y takes the shortcut's place.
+        overwrites: whether y is written to the memory of the shortcut.
     """
 
     own: OwnConv2d
@@ -40,28 +40,28 @@ class Step:
 
 
 class Run(nn.Module):
-    """Convolutions of float32 maps in channels_last, in order.
+    """A sequence of convolutions of float32 feature maps in channels_last.
 
     Args:
-        steps: what is computed.
-        shapes: key → shape, of the maps that steps read and none computes.
+        steps: the convolutions, in order.
+        shapes: key → shape of each feature map that a step reads but no step computes.
         wanted: keys of the results.
 
     Attributes:
-        inputs, outputs: keys of what ``forward`` takes and returns.
-        workspace: bytes of the maps that are neither.
+        inputs, outputs: keys of the arguments and of the results of ``forward``.
+        workspace: memory of all other feature maps, in bytes.
     """
 
     def __init__(self, steps: Sequence[Step], shapes: dict[Hashable, torch.Size], wanted: Sequence[Hashable]) -> None:
         super().__init__()
         self.inputs, self.outputs = list(shapes), list(wanted)
         self._shapes, self._list = list(shapes.values()), list(steps)
-        homes: dict[Hashable, Hashable] = {key: key for key in self.inputs}  # whose place a map takes
+        homes: dict[Hashable, Hashable] = {key: key for key in self.inputs}  # key → key of the map whose memory it uses
         for step in steps:
             homes[step.y] = homes[step.shortcut] if step.overwrites else step.y
         kept = dict.fromkeys(homes[key] for key in wanted)
         sizes = {step.y: step.shape for step in steps}
-        self._new = [key for key in kept if key in sizes]  # homes that are new tensors at each call
+        self._new = [key for key in kept if key in sizes]  # homes that are allocated at each call
         known = shapes | sizes
         self._new_shapes = [sizes[key] for key in self._new]
         inside = {key: sizes[key] for key in dict.fromkeys(homes.values()) if key in sizes and key not in kept}
@@ -80,12 +80,12 @@ class Run(nn.Module):
             told.relu = step.relu
             (told.x, told.x_at), (told.y, told.y_at) = place(step.x), place(step.y)
             told.id, told.id_at = (-1, 0) if step.shortcut is None else place(step.shortcut)
-        self._free: list[Tensor] = []  # workspaces that no thread uses now
+        self._free: list[Tensor] = []  # workspaces that no thread is using
         self._run = operation("run")
         self._pointers = ctypes.c_void_p * (1 + len(bases))
 
     def forward(self, *inputs: Tensor) -> Any:
-        """The results: a map, or a tuple of several."""
+        """The results: one feature map, or a tuple of several."""
         for x, shape in zip(inputs, self._shapes, strict=True):
             if x.shape != shape or not is_map(x, shape[1], torch.float32) or not is_last(x):
                 return self.one_by_one(*inputs)
@@ -106,13 +106,13 @@ class Run(nn.Module):
         return results[0] if len(results) == 1 else tuple(results)
 
     def one_by_one(self, *inputs: Tensor) -> Any:
-        """The same on new tensors, for maps of any size."""
+        """The same for feature maps of any size, with newly allocated tensors."""
         last = torch.channels_last
         maps: dict[Hashable | None, Tensor | None] = {None: None}
         for key, given, (_, channels, *_) in zip(self.inputs, inputs, self._shapes, strict=True):
             if given.ndim != 4 or not is_map(given, channels, torch.float32):
-                what = f"{given.dtype} map of {tuple(given.shape)} on {given.device}"
-                raise UnsuitedMapError(f"these convolutions take no {what}")
+                what = f"{given.dtype} feature map of shape {tuple(given.shape)} on {given.device}"
+                raise UnsuitedMapError(f"these convolutions do not support a {what}")
             maps[key] = given.contiguous(memory_format=last)
         for step in self._list:
             x, shortcut = maps[step.x], maps[step.shortcut]
@@ -125,7 +125,7 @@ class Run(nn.Module):
 def _placed(
     shapes: dict[Hashable, torch.Size], steps: Sequence[Step], homes: dict[Hashable, Hashable]
 ) -> tuple[dict[Hashable, int], int]:
-    """Where each map lies in the workspace, so that maps of the same time do not overlap, and the bytes of it all."""
+    """Byte offsets in the workspace such that feature maps that are live together do not overlap, and its size."""
     lives: dict[Hashable, tuple[int, int]] = {}
     for index, step in enumerate(steps):
         for key in (step.x, step.y, step.shortcut):

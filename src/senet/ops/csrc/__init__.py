@@ -1,1 +1,1 @@
-"""The C++ library: its sources, how it is compiled, which prebuilt forms there are."""
+"""The C++ library: its sources, its build, and its prebuilt binaries."""

@@ -1,5 +1,5 @@
-// What Python hands over: one structure of arguments for each operation. Python's twins of them are in arguments.py,
-// field by field; the sizes of both are compared when the library is loaded (constants.hpp).
+// The arguments that Python passes: one structure per operation. arguments.py mirrors these structures field by field;
+// the sizes of both versions are compared when the library is loaded (constants.hpp).
 
 #pragma once
 
@@ -7,23 +7,24 @@
 
 namespace arguments {
 
-// A number that Python asks of the library (constants.hpp).
+// A number that Python reads from the library (constants.hpp).
 struct Constant {
     const char *name;
     int64_t value;
 };
 
-// The type of a map's entries. Tables, norms and excitations are float64 for float64 maps, else float32.
+// The dtype of a feature map. Tables, norms, and excitations are float64 for float64 feature maps, float32 otherwise.
 enum Type : int64_t { FLOAT32, FLOAT64, BFLOAT16 };
 
-// The first entry of a tensor, or null for none; what reads it knows the type.
+// The first element of a tensor, or null if there is no tensor. The reader knows the type.
 struct Pointer {
     void *first;
     explicit operator bool() const { return first != nullptr; }
     template <typename T> operator T *() const { return static_cast<T *>(first); }
 };
 
-// (n, c, s) with the channels contiguous if `last`, else the positions; and how many threads share the work.
+// A feature map (n, c, s): the channels are contiguous if `last` is set, otherwise the positions are. `threads` is the
+// number of threads that share the work.
 struct Map {
     int64_t n, c, s, threads, last, type;
 };
@@ -55,7 +56,7 @@ struct MomentsBackward {
     Pointer g, u, m, a, offset, slope, du;
 };
 
-// W1 is (R, C), W2 is (C, R); biases may be null. No hidden channels: no gate.
+// W1 is (R, C), W2 is (C, R); the biases may be null. If `hidden` is 0, there is no gate.
 struct Excitation {
     int64_t hidden, gate, activation;
     Pointer w1, b1, w2, b2;
@@ -75,7 +76,7 @@ struct GatedSum {
     int64_t relu;
 };
 
-// Batch norm with the statistics of the batch; every pointer may be null.
+// Batch norm with batch statistics; every pointer may be null.
 struct Norm {
     Pointer weight, bias;
     double eps, momentum;
@@ -88,7 +89,7 @@ struct Tail {
     Norm norm;
     Excitation excitation;
     Pointer shortcut;
-    Norm shortcut_norm;  // counts if there is a `shortcut_kept`
+    Norm shortcut_norm;  // used only if `shortcut_kept` is not null
     int64_t relu;
     Pointer kept, shortcut_kept, out, signs;
 };
@@ -102,8 +103,8 @@ struct TailBackward {
     Pointer dsum, du, dshortcut, dweight, dbias, dw1, db1, dw2, db2, shortcut_dweight, shortcut_dbias;
 };
 
-// clamp(w * x + bias) from a float32 map (n, h, w, c) to (n, out_h, out_w, out): what of a call depends on shapes
-// alone.
+// clamp(w * x + bias) from a float32 feature map (n, h, w, c) to (n, out_h, out_w, out): the arguments that depend only
+// on the layer and the shape of its input.
 struct Convolution {
     int64_t n, c, h, w, out, out_h, out_w, kernel, stride, pad, dilation, threads, winograd;
     const float *weight, *bias;
@@ -118,7 +119,8 @@ struct Convolve {
     Pointer x, id, y;
 };
 
-// The same in a run: its maps lie at an offset, in bytes, from one of the run's bases. id < 0: there is nothing to add.
+// A convolution in a run: each feature map is at a byte offset from one of the run's base addresses. If id < 0, nothing
+// is added.
 struct Step {
     const Convolution *convolution;
     const Excitation *gate;

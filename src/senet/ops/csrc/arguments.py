@@ -1,7 +1,7 @@
-"""The arguments of the C++ library's operations: Python's twins of the structures in arguments.hpp, field by field.
+"""The arguments of the C++ library's operations: these structures mirror arguments.hpp field by field.
 
-What has a number in C++ is asked of the library (constants.hpp), the structures' sizes too: a library that was made for
-others is refused when it is loaded. This file needs nothing but Python's standard library.
+C++ constants and the sizes of the structures are read from the library (constants.hpp). A library with different
+structures is rejected when it is loaded. This file needs only Python's standard library.
 """
 
 import ctypes
@@ -21,11 +21,12 @@ def _ints(names: str) -> tuple[_Field, ...]:
 
 
 class Arguments(ctypes.Structure):
-    """A structure of the library. What is one inside it in C++ is here field after field, which lie alike.
+    """A structure of the library. Nested C++ structures are flattened here; the memory layout is the same.
 
     Attributes:
-        names: of the fields, in order.
-        pack: makes its bytes of the fields' values, 0 for no pointer: four times as fast as ctypes sets them.
+        names: names of the fields, in order.
+        pack: packs the values of the fields into bytes, with 0 for a null pointer. Four times as fast as setting the
+            fields through ctypes.
     """
 
     __slots__ = ()
@@ -97,7 +98,7 @@ TailBackward = _structure(
 Convolve = _structure("Convolve", *_pointers("convolution gate"), *_ints("relu"), *_pointers("x id y"))
 Run = _structure("Run", *_pointers("steps"), *_ints("count"), *_pointers("bases"))
 
-# Each operation by its name in the library, without `senet_`.
+# Each operation by its name in the library, without the prefix `senet_`.
 OPERATIONS: dict[str, type[Arguments]] = {
     "moments": Moments,
     "mean": Mean,
@@ -119,7 +120,7 @@ class _Constant(ctypes.Structure):
 
 
 def constants_of(library: ctypes.CDLL) -> dict[str, int]:
-    """The numbers that a loaded library tells, by name."""
+    """The constants of a loaded library, by name."""
     function = library.senet_constants
     function.restype, function.argtypes = ctypes.POINTER(_Constant), []
     table, constants, index = function(), {}, 0
@@ -130,12 +131,12 @@ def constants_of(library: ctypes.CDLL) -> dict[str, int]:
 
 
 def mismatch(library: ctypes.CDLL) -> str | None:
-    """Why a loaded library cannot be called with these structures; None if it can."""
+    """Why a loaded library cannot be called with these structures, or None if it can."""
     if not hasattr(library, "senet_constants"):
-        return "it does not say what its arguments are"
+        return "it does not report the sizes of its structures"
     constants = constants_of(library)
     for structure in STRUCTURES:
         here, there = ctypes.sizeof(structure), constants.get(f"sizeof {structure.__name__}")
         if here != there:
-            return f"its {structure.__name__} has {there} bytes, and {here} here"
+            return f"its {structure.__name__} has {there} bytes instead of {here}"
     return None

@@ -1,6 +1,6 @@
-// The backward sweeps of a sum behind a ReLU whose signs were kept: out = relu(f(u) + shortcut), where the shortcut is
-// a map, or an affine map of one, g(v). The first needs f and g only for their means. (In the contiguous layout, which
-// has no signs, the sums of two affine maps are here, too; those of one are in sweeps.hpp.)
+// The backward sweeps of a sum followed by a ReLU whose signs were saved: out = relu(f(u) + shortcut). The shortcut is
+// a feature map or an affine function of one, g(v). The first sweep uses only the means of f and g. (The contiguous
+// layout has no signs. Its sweeps for two affine functions are here, too; those for one are in sweeps.hpp.)
 
 #pragma once
 
@@ -8,13 +8,14 @@
 
 namespace {
 
-// Where the gradient passes: where `out` is positive. In channels-last maps its signs tell that, for less reading.
+// The gradient passes where `out` is positive. For channels_last feature maps, the saved signs tell that with less
+// memory traffic.
 template <typename T> struct Behind {
     const T *dout, *out;
     const Signs *signs;
 };
 
-// d[j] = the gradient behind the ReLU at entry i + j; i is a multiple of LANES.
+// d[j] = the gradient before the ReLU at element i + j; i is a multiple of LANES.
 template <typename T, typename A> inline void behind_relu(const Behind<T> &from, int64_t i, A *d) {
     const int signs = from.signs[i / LANES];
     const T *dout = from.dout + i;
@@ -25,7 +26,8 @@ template <typename T, typename A> inline void behind_relu(const Behind<T> &from,
     }
 }
 
-// What rows of one image add to the sums of d, of d·(u − m) and, if `Two`, of d·(v − m); if not, d is written to g.
+// Adds `Rows` rows of one image to the sums of d, of d·(u − m), and, with `Two`, of d·(v − m). Without `Two`, d is
+// written to g.
 template <bool Stream, bool Two, int Rows, typename T, typename A>
 inline void add_sums(
     int64_t c, int64_t at, const Behind<T> &from, const T *u, const A *of_u, const T *v, const A *of_v, A *sums, T *g
@@ -112,7 +114,7 @@ void sums_first(
     });
 }
 
-// Sums of d, of d·(u − m) and of d·(v − m) over the positions of each channel of each image.
+// Sums of d, of d·(u − m), and of d·(v − m) over the positions of each channel of each image.
 template <typename T, typename A>
 void both_backward(
     const Shape &k, const Behind<T> &from, const T *u, const A *centre, const T *v, const A *other, A *sums, A *of_u,
@@ -123,7 +125,7 @@ void both_backward(
     else sums_first(k, from, u, centre, v, other, sums, of_u, of_v);
 }
 
-// Sums of d and of d·(u − m), found by the signs, and d itself for the next sweep and the shortcut.
+// Sums of d and of d·(u − m), using the signs, and d itself for the next sweep and the shortcut.
 template <typename T, typename A>
 void signed_backward(const Shape &k, const Behind<T> &from, const T *u, const A *centre, T *g, A *products, A *sums) {
     const T *no_map = nullptr;
@@ -134,7 +136,7 @@ void signed_backward(const Shape &k, const Behind<T> &from, const T *u, const A 
     else sums_last<false, false>(k, from, u, centre, no_map, no_means, sums, products, none, g);
 }
 
-// An affine map and what the moments add to its gradient.
+// An affine function of a feature map, and the terms that the moments add to the gradient of u.
 template <typename T, typename A> struct Spread {
     const T *u;
     T *du;
@@ -145,7 +147,7 @@ template <typename T, typename A> struct Spread {
     }
 };
 
-// Each row goes to both maps.
+// Computes d once for both gradients.
 template <bool Stream, typename T, typename A>
 void both_spread_last(const Shape &k, const Behind<T> &from, const Spread<T, A> &x, const Spread<T, A> &y) {
     over_blocks<T>(k, [&](int64_t n, int64_t, int64_t first_row, int64_t rows) {
@@ -181,7 +183,7 @@ void both_spread_first(const Shape &k, const Behind<T> &from, const Spread<T, A>
     });
 }
 
-// The gradients of both maps.
+// The gradients of both feature maps.
 template <typename T, typename A>
 void both_spread(const Shape &k, const Behind<T> &from, const Spread<T, A> &x, const Spread<T, A> &y) {
     if (!from.signs) both_spread_first(k, from, x, y);

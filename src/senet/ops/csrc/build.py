@@ -1,6 +1,6 @@
-"""Loads the C++ library: the prebuilt form that the package brought for this processor, or one that is compiled here.
+"""Loads the C++ library: a prebuilt binary from the package, or one that is compiled on this machine.
 
-What is compiled is made once, for this very processor, and kept for later processes.
+The library is compiled once, for the processor at hand, and cached for later processes.
 """
 
 import ctypes
@@ -22,13 +22,13 @@ __all__ = ["BuildError", "compiler", "library", "loaded_from", "why_not"]
 
 HERE = Path(__file__).parent
 _FLAGS = ("-shared", *forms.FLAGS)
-# The first set that the compiler takes: wide vectors on x86; whatever the machine has, elsewhere.
+# The first set that the compiler accepts is used: wide vectors on x86, otherwise the native instruction set.
 _TARGETS = (("-march=native", "-mprefer-vector-width=512"), ("-march=native",), ("-mcpu=native",))
 _DIGEST = hashlib.sha256().digest_size
 
 
 def why_not() -> str | None:
-    """Why the code cannot run on this machine, in words; None if it can. May compile it (10 s) the first time."""
+    """Why the code cannot run on this machine, or None if it can. The first call may compile it (10 s)."""
     try:
         library()
     except BuildError as error:
@@ -40,14 +40,14 @@ def library() -> ctypes.CDLL:
     """The loaded library.
 
     Raises:
-        BuildError: there is no prebuilt form, and no compiler, or it fails, or its result does not load.
-        InputError: ``SENET_NATIVE`` is none of its values.
+        BuildError: there is no prebuilt library and none can be compiled, or the library does not load.
+        InputError: ``SENET_NATIVE`` has an unknown value.
     """
     return _loaded()[0]
 
 
 def loaded_from() -> Path:
-    """The file of the loaded library. Raises what ``library`` raises."""
+    """The file of the loaded library. Raises the same errors as ``library``."""
     return _loaded()[1]
 
 
@@ -63,7 +63,7 @@ def _attempt() -> tuple[ctypes.CDLL, Path] | BuildError:
     choice = os.environ.get("SENET_NATIVE") or "auto"
     ways = {"auto": (_prebuilt, _built), "prebuilt": (_prebuilt,), "build": (_built,)}
     if choice not in ways:
-        raise InputError(f"SENET_NATIVE={choice!r} is none of {', '.join(ways)}")
+        raise InputError(f"SENET_NATIVE={choice!r} is unknown; choose one of {', '.join(ways)}")
     reasons = []
     for way in ways[choice]:
         try:
@@ -72,8 +72,8 @@ def _attempt() -> tuple[ctypes.CDLL, Path] | BuildError:
             return _opened(path), path
         except (BuildError, InputError) as error:
             reasons.append(str(error))
-        except OSError as error:  # a folder that cannot be written, a library that does not load
-            reasons.append(f"the compiled code cannot be kept or loaded: {error}")
+        except OSError as error:  # the folder is not writable, or the library does not load
+            reasons.append(f"the compiled code cannot be saved or loaded: {error}")
     return BuildError("; ".join(reasons))
 
 
@@ -81,22 +81,22 @@ def _opened(path: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
     reason = mismatch(library)
     if reason is not None:
-        raise BuildError(f"{path} was made for another version of senet ({reason}): install senet again")
+        raise BuildError(f"{path} was built for another version of senet ({reason}); reinstall senet")
     return library
 
 
 def _prebuilt() -> Path:
     form = forms.best(forms.PREBUILT)
     if form is None:
-        what = "for this processor" if forms.PREBUILT.is_dir() else "(the wheels for Linux have it)"
+        what = "for this processor" if forms.PREBUILT.is_dir() else "(the Linux wheels include it)"
         raise BuildError(f"this installation has no prebuilt code {what}")
     return form.path(forms.PREBUILT)
 
 
 def _share_openmp() -> None:
-    """Let the library find the OpenMP runtime of PyTorch: threads of a second one would fight for the same cores.
+    """Make PyTorch's OpenMP runtime visible to the library: a second runtime's threads would compete for the cores.
 
-    PyTorch's own start makes its runtime visible to every library; where it has not, that is made up for here.
+    Importing PyTorch normally makes its runtime visible to all libraries. If it did not, this function does.
     """
     import torch  # noqa: F401
 
@@ -112,7 +112,7 @@ def _share_openmp() -> None:
 
 
 def _built() -> Path:
-    """The path of the library for this source, compiler and processor; compiled if it is not there, or damaged."""
+    """The library for this source, compiler, and processor. It is compiled if it is missing or damaged."""
     path = compiler()
     if path is None:
         raise BuildError("no C++ compiler was found (install g++ or clang, or set CXX)")
@@ -126,20 +126,20 @@ def _built() -> Path:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a kept library is what was compiled: its digest follows it. (Loading half a file ends the process.)"""
+    """Whether a cached library matches the digest at its end. (Loading a truncated file would crash the process.)"""
     content = path.read_bytes() if path.is_file() else b""
     return len(content) > _DIGEST and hashlib.sha256(content[:-_DIGEST]).digest() == content[-_DIGEST:]
 
 
 def _processor(cpuinfo: Path = forms.CPUINFO) -> str:
-    """What tells processors apart: a library made for one may use instructions that another has not."""
+    """Identifies the processor: a library compiled for one may use instructions that another lacks."""
     lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines() if cpuinfo.exists() else []
     known = {line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}
     return "\n".join([platform.machine(), platform.processor(), *sorted(known)])
 
 
 def _compile(compiler_path: str, target: Path) -> None:
-    """Compile to a temporary file beside ``target`` and move it there: another process never sees half a file."""
+    """Compile to a temporary file in the same folder, then rename it: no other process sees a partial file."""
     handle, name = tempfile.mkstemp(suffix=".so", dir=target.parent)
     os.close(handle)
     first: BuildError | None = None

@@ -1,4 +1,4 @@
-"""Calls of the C++ library: what it is told of a map, its constants, and its errors as Python's exceptions."""
+"""Calls into the C++ library: its arguments, its constants, and its errors as Python exceptions."""
 
 import ctypes
 import functools
@@ -22,19 +22,19 @@ def _constants() -> dict[str, int]:
 
 
 def constant(name: str) -> int:
-    """A number that the library tells (constants.hpp)."""
+    """A constant of the library (constants.hpp)."""
     return _constants()[name]
 
 
 @functools.cache
 def type_number(dtype: torch.dtype) -> int:
-    """The library's number of a map's type, one of ``TYPES``."""
+    """The library's number for the dtype of a feature map, one of ``TYPES``."""
     return constant(f"type {TYPES[dtype]}")
 
 
 @functools.lru_cache(1024)
 def kept_size(n: int, c: int, hidden: int) -> int:
-    """How many numbers a tail's forward pass keeps for its backward pass."""
+    """How many numbers the forward pass of a tail saves for the backward pass."""
     function = library().senet_kept
     function.restype, function.argtypes = ctypes.c_int64, [ctypes.c_int64] * 3
     return int(function(n, c, hidden))
@@ -42,7 +42,7 @@ def kept_size(n: int, c: int, hidden: int) -> int:
 
 @functools.cache
 def operation(name: str) -> Callable[[bytes], int]:
-    """The function of an operation, which takes its packed arguments; what it returns, if not 0, is for ``fail``."""
+    """The function of an operation. It takes packed arguments and returns 0, or an error number for ``fail``."""
     function = getattr(library(), f"senet_{name}")
     function.restype, function.argtypes = ctypes.c_int32, [ctypes.c_char_p]
     return function
@@ -52,8 +52,8 @@ def fail(error: int) -> NoReturn:
     """Raise an operation's error.
 
     Raises:
-        MemoryError: there was no memory for its working space.
-        RuntimeError: anything else, as the library says.
+        MemoryError: the workspace could not be allocated.
+        RuntimeError: any other error, with the library's message.
     """
     function = library().senet_failure
     function.restype, function.argtypes = ctypes.c_char_p, []
@@ -63,16 +63,19 @@ def fail(error: int) -> NoReturn:
 
 @functools.cache
 def _form(name: str) -> tuple[tuple[str, ...], Callable[..., bytes], Callable[[bytes], int]]:
-    """The names of an operation's arguments behind those of the map, what packs them all, and the operation."""
+    """The names of an operation's arguments after those of the feature map, the packer of all, and the operation."""
     structure = OPERATIONS[name]
     return structure.names[len(Map.names) :], structure.pack, operation(name)
 
 
 def call(name: str, of: Tensor, /, **values: Tensor | float | None) -> None:
-    """Run an operation on maps like ``of``, which is in one of the two layouts (see ``layout.prepared``).
+    """Run an operation on feature maps with the shape, dtype, and layout of ``of`` (see ``layout.prepared``).
 
-    All fields of its arguments but the map's are given, in order; tensors are handed over as their addresses. Tables
-    are contiguous.
+    Args:
+        name: name of the operation.
+        of: the feature map (N, C, *S), in one of the two layouts.
+        values: all fields of the operation's arguments after those of the feature map, in order. Tensors are passed by
+            address; tables must be contiguous.
     """
     names, pack, run = _form(name)
     if tuple(values) != names:

@@ -1,4 +1,4 @@
-// What Python asks of the library instead of knowing it by itself: numbers of types, gates, errors, and sizes.
+// Constants that Python reads from the library: the numbers of dtypes, gates, and errors, and the sizes of structures.
 
 #pragma once
 
@@ -29,9 +29,9 @@ constexpr arguments::Constant CONSTANTS[] = {
 
     {"error memory", OUT_OF_MEMORY},
 
-    {"lanes", LANES},  // entries whose signs share a number
-    {"chunk", CHUNK},  // channels that a convolution reads at once
-    {"panel", PANEL},  // columns of a panel of weights
+    {"lanes", LANES},  // elements whose signs are packed into one number
+    {"chunk", CHUNK},  // channels in a chunk of a convolution's input
+    {"panel", PANEL},  // columns in a panel of weights
 
     {"sizeof Map", sizeof(arguments::Map)},
     {"sizeof Moments", sizeof(arguments::Moments)},

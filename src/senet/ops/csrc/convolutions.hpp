@@ -1,9 +1,10 @@
-// Convolutions of channels-last float32 maps: directly, or, 3x3 of stride 1, by Winograd's F(2x2, 3x3), whose products
-// are 4/9 as many. (Lavin and Gray, arXiv 1509.09308. Its matrices hold 0, 1 and 1/2 only: it rounds no worse.) Input
-// channels are a multiple of 16, and for Winograd's the output channels too.
+// Convolutions of channels_last float32 feature maps: direct, or Winograd's F(2x2, 3x3) for 3x3 kernels with stride 1.
+// Winograd's method needs 4/9 of the multiplications. (Lavin and Gray, arXiv 1509.09308. Its matrices contain only 0,
+// 1, and 1/2, so it is no less accurate.) The number of input channels is a multiple of 16; for Winograd's method, so
+// is the number of output channels.
 //
-// The larger operand is shared out among the threads: positions where there are many, output channels where the weights
-// are more than the map, which are then read once instead of once a thread.
+// The larger operand is divided among the threads: the positions, or the output channels if the weights are larger than
+// the feature map. In the second case, the weights are read once instead of once per thread.
 
 #pragma once
 
@@ -19,14 +20,14 @@ struct Gates;
 
 using arguments::Convolution;
 
-// What is added to a convolution, like its output, or null; and whether a ReLU follows.
+// The shortcut, with the shape of the convolution's output, or null; and whether a ReLU follows the addition.
 struct Sum {
     const float *id;
     bool relu;
     float low(const Convolution &k) const { return relu ? 0 : k.low; }
 };
 
-// What the convolution reads for the output positions from `first` of an image, tap by tap, as chunks of 16 channels:
+// Packs the inputs of `rows` output positions of an image, starting at `first`, tap by tap in chunks of 16 channels:
 // (kernel * kernel * c / 16, rows, 16).
 inline void pack_positions(const Convolution &k, const float *image, int64_t first, int64_t rows, float *a) {
     for (int64_t r = 0; r < rows; r++) {
@@ -44,11 +45,11 @@ inline void pack_positions(const Convolution &k, const float *image, int64_t fir
     }
 }
 
-// y = clamp(gate (w * x + bias) + id); weights (out / PANEL, kernel * kernel * c, PANEL); gate is (n, out), or null for
-// 1.
+// y = clamp(gate (w * x + bias) + id). The weights are (out / PANEL, kernel * kernel * c, PANEL); the gate is (n, out),
+// or null for 1.
 inline void direct(const Convolution &k, const float *x, const float *gate, const Sum &sum, float *y) {
     const int64_t s = k.out_h * k.out_w, panels = whole(k.out, PANEL) / PANEL, depth = k.kernel * k.kernel * k.c;
-    // Packed, they fit half a cache.
+    // The packed positions fit in half of a cache.
     const int64_t at_once = std::clamp<int64_t>((1 << 17) / (depth * ROWS), 1, 4) * ROWS;
     const int64_t blocks = (s + at_once - 1) / at_once;
     const bool by_panel = k.out > k.n * s;
@@ -56,7 +57,7 @@ inline void direct(const Convolution &k, const float *x, const float *gate, cons
 #pragma omp parallel num_threads(k.threads)
     {
         const int64_t threads = omp_get_num_threads(), number = omp_get_thread_num();
-        // Threads that find no part of the larger operand share out the other one.
+        // If there are more threads than parts of the larger operand, they divide the other one as well.
         const int64_t across = by_panel ? std::min(threads, panels) : threads / std::min(threads, k.n * blocks);
         const Share rows{number / across, threads / across}, columns{number % across, across};
         float *a = rooms.ask([&] { return aligned_room<Packed>(at_once * depth); });
@@ -76,15 +77,14 @@ inline void direct(const Convolution &k, const float *x, const float *gate, cons
     rooms.check();
 }
 
-// The same for 1x1 of stride 1 with the gate of the mean of x (early_gate).
+// A 1x1 convolution with stride 1, gated by the gate of the mean of x (early_gate).
 inline void gated(const Convolution &k, const float *x, const Excitation<float> &e, const Sum &sum, float *y) {
     float *gate = aligned_room<Gates>(k.n * k.out);
     early_gate<float, float>({k.n, k.c, k.h * k.w, int(k.threads)}, true, x, k.out, e, gate);
     direct(k, x, gate, sum, y);
 }
 
-// One dimension of F(2, 3): four inputs to four factors, and four products to two outputs. `from` and `to`: their
-// strides.
+// One dimension of F(2, 3): four inputs to four factors, and four products to two outputs. `from` and `to` are strides.
 inline void into_factors(const Vector *d, int from, Vector *v, int to) {
     const Vector d0 = d[0], d1 = d[from], d2 = d[2 * from], d3 = d[3 * from];
     v[0] = d0 - d2, v[to] = d1 + d2, v[2 * to] = d2 - d1, v[3 * to] = d1 - d3;
@@ -96,13 +96,13 @@ inline void from_products(const Vector *m, int from, Vector *y, int to) {
 
 constexpr int64_t SIDE = 4, FACTORS = SIDE * SIDE;  // a tile reads 4x4 positions and writes 2x2
 
-// Some tiles of a batch on their way: factors v (16, c / 16, tiles, 16), products m (16, out / PANEL, tiles, PANEL).
+// A block of tiles: its factors v (16, c / 16, tiles, 16) and its products m (16, out / PANEL, tiles, PANEL).
 struct Tiles {
     const Convolution &k;
     int64_t first, count, tall, wide;
     float *v, *m;
 
-    // body(image, row, column) of the first output position of a tile.
+    // Calls body(image, row, column) with the first output position of a tile.
     template <typename Body> void locate(int64_t tile, Body body) const {
         const int64_t at = first + tile;
         body(at / (tall * wide), at / wide % tall * 2, at % wide * 2);
@@ -127,7 +127,7 @@ struct Tiles {
         }
     }
 
-    // One factor's panel: task = factor * panels + panel.
+    // Computes the products of one factor and one panel: task = factor * panels + panel.
     void multiply(int64_t task) const {
         const int64_t panels = whole(k.out, PANEL) / PANEL;
         Epilogue e{nullptr, nullptr, nullptr, -UNBOUNDED, UNBOUNDED, m + task * count * PANEL, PANEL, PANEL};
@@ -157,11 +157,11 @@ struct Tiles {
     }
 };
 
-// y = clamp(w * x + bias + id) for w of 3x3 and stride 1, given as its factors (16, out / PANEL, c, PANEL).
+// y = clamp(w * x + bias + id) for 3x3 kernels w with stride 1, given as their factors (16, out / PANEL, c, PANEL).
 inline void winograd(const Convolution &k, const float *x, const Sum &sum, float *y) {
     const int64_t tall = (k.out_h + 1) / 2, wide = (k.out_w + 1) / 2, tiles = k.n * tall * wide;
     const int64_t tasks = FACTORS * (whole(k.out, PANEL) / PANEL), depth = k.c + whole(k.out, PANEL);
-    const bool together = k.out > tiles;  // all threads on the same tiles, each with its part of the weights
+    const bool together = k.out > tiles;  // all threads work on the same tiles, each with a part of the weights
     int64_t blocks = (tiles + 4 * ROWS - 1) / (4 * ROWS);
     if (!together) blocks = std::min(whole(2 * blocks, k.threads), tiles);
     const int64_t room = FACTORS * ((tiles + blocks - 1) / blocks) * depth;

@@ -1,4 +1,4 @@
-// No exception leaves the library: Python would end without a word. Each entry returns a number instead, 0 for success.
+// No exception may leave the library: it would terminate Python. Each entry point returns a number, 0 for success.
 
 #pragma once
 
@@ -12,7 +12,7 @@ namespace {
 
 enum Error : int32_t { NONE, OUT_OF_MEMORY, FAILED };
 
-// What is said of the calling thread's last failure.
+// The message of the calling thread's last failure.
 inline thread_local char failure[256];
 
 inline int32_t failed(Error error, const char *why) noexcept {
@@ -25,7 +25,7 @@ template <typename Body> int32_t guarded(Body body) noexcept {
         body();
         return NONE;
     } catch (const std::bad_alloc &) {
-        return failed(OUT_OF_MEMORY, "there is not enough memory for the working space");
+        return failed(OUT_OF_MEMORY, "there is not enough memory for the workspace");
     } catch (const std::exception &error) {
         return failed(FAILED, error.what());
     } catch (...) {
@@ -33,13 +33,13 @@ template <typename Body> int32_t guarded(Body body) noexcept {
     }
 }
 
-// Nor may an exception leave a parallel region: a thread that finds no room in it does nothing, and the caller is told
-// behind the region. All other allocations are made outside.
+// An exception must not leave a parallel region either. A thread that cannot allocate its workspace does nothing, and
+// check() throws after the region. All other allocations happen outside parallel regions.
 class Rooms {
     std::atomic<bool> lack{false};
 
   public:
-    // What `find` returns, or null if it cannot.
+    // The result of `find`, or null if it throws.
     template <typename Find> auto ask(Find find) noexcept -> decltype(find()) {
         try {
             return find();

@@ -1,7 +1,7 @@
-"""The prebuilt forms of the C++ library: for which processors they are, how they are compiled, which one runs here.
+"""The prebuilt forms of the C++ library: their processors, how to compile them, and how to choose one.
 
-A wheel carries them in the folder ``prebuilt``. This file needs nothing but Python's standard library: the build hook
-of the package loads it where there is no PyTorch.
+A wheel contains them in the folder ``prebuilt``. This file needs only Python's standard library: the package's build
+hook loads it without PyTorch.
 """
 
 import os
@@ -17,23 +17,24 @@ HERE = Path(__file__).parent
 SOURCE = HERE / "library.cpp"
 PREBUILT = HERE / "prebuilt"
 CPUINFO = Path("/proc/cpuinfo")
-# No -ffast-math: NaN and infinity keep their meaning, and sums keep their order.
+# No -ffast-math: NaN and infinity must propagate, and sums must keep their order.
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
 
-# What the levels of x86-64 consist of, as /proc/cpuinfo names it. (`abm` is lzcnt. Linux hides what it cannot save.)
+# The features of the x86-64 levels, as named in /proc/cpuinfo. (`abm` is lzcnt. Linux hides features whose state it
+# cannot save.)
 _V3 = "cx16 lahf_lm popcnt sse4_1 sse4_2 ssse3 avx avx2 bmi1 bmi2 f16c fma abm movbe xsave"
 _V4 = f"{_V3} avx512f avx512bw avx512cd avx512dq avx512vl"
 
 
 @dataclass(frozen=True)
 class Form:
-    """A form of the library.
+    """A form of the library, compiled for one class of processors.
 
     Attributes:
-        name: of the file, and of what its processors have in common.
-        machine: the architecture, as ``platform.machine()`` and the tags of wheels name it.
-        options: of the compiler.
-        features: what the processor must have, in the words of ``/proc/cpuinfo``.
+        name: name of the file and of the class of processors.
+        machine: the architecture, as named by ``platform.machine()`` and wheel tags.
+        options: compiler options.
+        features: features that the processor must have, as named in ``/proc/cpuinfo``.
     """
 
     name: str
@@ -42,15 +43,15 @@ class Form:
     features: frozenset[str]
 
     def path(self, folder: Path) -> Path:
-        """Where it lies in a folder of forms."""
+        """The file of this form in a folder of forms."""
         return folder / f"{self.name}.so"
 
 
-# With GCC's generic tuning products of matrices take up to 4 % longer than with -march=native, with this one 0.5 %
-# (measured on a Zen 5; python benchmarks/prebuilt.py).
+# Matrix products take up to 4 % longer than with -march=native under GCC's generic tuning, and 0.5 % longer under this
+# one (measured on a Zen 5; python benchmarks/prebuilt.py).
 _TUNED = "-mtune=znver3"
 
-# The best first.
+# In order of preference.
 FORMS = (
     Form("x86-64-v4", "x86_64", ("-march=x86-64-v4", "-mprefer-vector-width=512", _TUNED), frozenset(_V4.split())),
     Form("x86-64-v3", "x86_64", ("-march=x86-64-v3", _TUNED), frozenset(_V3.split())),
@@ -63,13 +64,13 @@ class BuildError(RuntimeError):
 
 
 def compiler() -> str | None:
-    """The path of the C++ compiler: ``CXX``, else g++, clang++, c++ or cl; None if there is none."""
+    """The path of the C++ compiler: the first that exists of ``CXX``, g++, clang++, c++, and cl; otherwise None."""
     names = (os.environ.get("CXX"), "g++", "clang++", "c++", "cl")
     return next((path for name in names if name and (path := shutil.which(name))), None)
 
 
 def run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """Run a compiler; what it says is read whatever the locale."""
+    """Run a compiler; its output is decoded independently of the locale."""
     return subprocess.run(command, capture_output=True, check=False, encoding="utf-8", errors="replace")
 
 
@@ -77,7 +78,7 @@ def compile_with(command: Sequence[str]) -> None:
     """Run a compiler.
 
     Raises:
-        BuildError: it failed; the message has the first line of what it said.
+        BuildError: the compiler failed; the message has the first line of its output.
     """
     result = run(command)
     if result.returncode:
@@ -88,13 +89,13 @@ def compile_with(command: Sequence[str]) -> None:
 def compile_form(form: Form, compiler_path: str, target: Path, extra: tuple[str, ...] = ()) -> None:
     """Compile a form to ``target`` with GCC.
 
-    It is not linked to an OpenMP runtime, so that it can only take PyTorch's (``build.share_openmp``).
+    The library is not linked to an OpenMP runtime, so it can only use PyTorch's (``build._share_openmp``).
 
     Raises:
-        BuildError: the compiler fails, or is none of GCC's: others call a runtime of their own.
+        BuildError: the compiler fails, or is not GCC: other compilers use a different OpenMP runtime.
     """
     if "clang" in run([compiler_path, "--version"]).stdout:
-        raise BuildError(f"{compiler_path} is clang, whose OpenMP is not PyTorch's")
+        raise BuildError(f"{compiler_path} is clang, which does not use PyTorch's OpenMP runtime")
     with tempfile.TemporaryDirectory() as folder:
         compiled = str(Path(folder, "library.o"))
         compile_with([compiler_path, *FLAGS, *form.options, *extra, "-c", str(SOURCE), "-o", compiled])
@@ -102,13 +103,13 @@ def compile_form(form: Form, compiler_path: str, target: Path, extra: tuple[str,
 
 
 def features(cpuinfo: Path = CPUINFO) -> frozenset[str]:
-    """What the processor can do; empty where Linux does not tell."""
+    """The features of the processor; empty if Linux does not report them."""
     lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines() if cpuinfo.exists() else []
     told = (line.partition(":")[2] for line in lines if line.startswith(("flags", "Features")))
     return frozenset(next(told, "").split())
 
 
 def best(folder: Path, cpuinfo: Path = CPUINFO) -> Form | None:
-    """The best form in the folder that this processor runs; None if there is none."""
+    """The best form in the folder that runs on this processor, or None."""
     here, machine = features(cpuinfo), platform.machine()
     return next((f for f in FORMS if f.machine == machine and f.features <= here and f.path(folder).is_file()), None)

@@ -1,4 +1,5 @@
-// Inference: the gate from the input of the last 1x1 convolution, and gate + shortcut + ReLU in place of its output.
+// Inference: the gate, computed from the input of the last 1x1 convolution, and gate + shortcut + ReLU, applied in
+// place to the convolution's output.
 
 #pragma once
 
@@ -6,7 +7,7 @@
 
 namespace {
 
-// Sums over a run of rows of a channels-last map.
+// The sum over consecutive rows of a channels_last feature map.
 template <typename T, typename A> void add_rows(const T *x, int64_t rows, int64_t c, A *sum) {
     std::fill(sum, sum + c, A(0));
     for (; rows--; x += c) {
@@ -15,7 +16,7 @@ template <typename T, typename A> void add_rows(const T *x, int64_t rows, int64_
     }
 }
 
-// What stands between the FCs.
+// The activation between the FCs.
 enum HiddenCurve { HIDDEN_RELU, HIDDEN_SILU, HIDDEN_HARDSWISH };
 
 template <typename A> A hidden_value(int curve, A x) {
@@ -34,10 +35,10 @@ template <typename A> struct GateTables {
 };
 
 // gate(W2 δ(W1 mean(h) + b1) + b2), (N, out), where δ is the excitation's activation. W1 is (R, C) for the C channels
-// of h. One parallel region: the gate of a single image is little work, and starting threads is a good part of it.
+// of h. There is a single parallel region: for one image, starting threads is a large part of the cost.
 template <typename T, typename A>
 void early_gate(const Shape &k, bool last, const T *h, int64_t out, const Excitation<A> &e, A *gate) {
-    const int64_t parts = last ? k.threads : 1;  // of each image's rows; contiguous maps are shared out by channel
+    const int64_t parts = last ? k.threads : 1;  // of each image's rows; contiguous feature maps are divided by channel
     const int64_t room = room_for<GateTables<A>>(k, parts, e.hidden);
     const auto tables = placed<GateTables<A>>(backward_room<A>(room), k, parts, e.hidden);
     A *sums = tables.sums, *mean = tables.mean, *bottleneck = tables.bottleneck;
@@ -86,7 +87,7 @@ inline void gated_span(int64_t count, T *u, const A *gate, const T *id, int step
     for (int64_t i = 0; i < count; i++) {
         A y = gate[i * step] * wide(u[i]);
         if (Short) y += wide(id[i]);
-        if (Relu) y = y < 0 ? A(0) : y;  // NaN stays NaN
+        if (Relu) y = y < 0 ? A(0) : y;  // NaN propagates
         u[i] = Narrow<T>::of(y);
     }
 }
@@ -104,7 +105,7 @@ void gated_sum_as(const Shape &k, bool last, T *u, const A *gate, const T *id) {
         });
 }
 
-// u = relu(gate * u + id), in place.
+// u = relu(gate * u + id), in place. The shortcut and the ReLU are optional.
 template <typename T, typename A>
 void gated_sum(const Shape &k, bool last, T *u, const A *gate, const T *id, bool relu) {
     if (id && relu) gated_sum_as<T, A, true, true>(k, last, u, gate, id);

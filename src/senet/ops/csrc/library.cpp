@@ -1,5 +1,5 @@
-// What Python calls, through ctypes: one function an operation, which takes its arguments in a structure
-// (arguments.hpp) and returns the number of an error (errors.hpp).
+// The functions that Python calls through ctypes, one per operation. Each takes its arguments in a structure
+// (arguments.hpp) and returns an error number (errors.hpp).
 
 #include <stdexcept>
 #include <string>
@@ -18,7 +18,7 @@ template <typename A> Norm<A> norm(const arguments::Norm &x) {
     return {x.weight, x.bias, A(x.eps), A(x.momentum), x.running_mean, x.running_var};
 }
 
-// ---------------------------------------------------------------- one operation, for maps of T and tables of A
+// ---------------------------------------------------------------- operations for feature maps of T and tables of A
 
 template <typename T, typename A> void compute(const arguments::Moments &x) {
     moments<T, A>(shape(x.map), x.map.last, x.u, x.mean, x.from_pivot, x.variance);
@@ -66,7 +66,7 @@ template <typename T, typename A> void compute(const arguments::TailBackward &x)
                         {x.dshortcut, x.shortcut_dweight, x.shortcut_dbias});
 }
 
-// The same for maps of the type that the arguments tell.
+// Dispatches on the dtype of the feature map.
 template <typename Arguments> int32_t computed(const Arguments *x) noexcept {
     return guarded([=] {
         switch (x->map.type) {
@@ -74,7 +74,7 @@ template <typename Arguments> int32_t computed(const Arguments *x) noexcept {
         case arguments::FLOAT64: return compute<double, double>(*x);
         case arguments::BFLOAT16: return compute<bfloat16, float>(*x);
         }
-        throw std::invalid_argument("there is no map type " + std::to_string(x->map.type));
+        throw std::invalid_argument("unknown map type " + std::to_string(x->map.type));
     });
 }
 
@@ -102,7 +102,7 @@ extern "C" {
 const arguments::Constant *senet_constants() { return CONSTANTS; }
 const char *senet_failure() { return failure; }
 
-// How many numbers the forward pass of a tail keeps for the backward pass.
+// How many numbers the forward pass of a tail saves for the backward pass.
 int64_t senet_kept(int64_t n, int64_t c, int64_t hidden) { return room_for<Kept<float>>(Shape{n, c, 1, 1}, hidden); }
 
 int32_t senet_moments(const arguments::Moments *x) { return computed(x); }

@@ -1,9 +1,9 @@
-// Maps, tables, and how work on them is shared out.
+// Feature maps (*maps*), tables, and how work on them is divided among threads.
 //
-// A map is (N, S, C) with the channels contiguous ("last") or (N, C, S) with the positions contiguous; tables are
-// (N, C). The work is cut into blocks of rows that fit the second-level cache; a block belongs to one image, so that a
-// table's row serves all of it. Sums over positions go to one partial row a block and are merged in a fixed order: the
-// result does not depend on the number of threads.
+// A map is (N, S, C) with contiguous channels ("last") or (N, C, S) with contiguous positions; tables are (N, C). The
+// work is divided into blocks of rows that fit in the second-level cache. A block belongs to one image, so it needs
+// only one row of a table. Each block writes one row of partial sums, and these are added in a fixed order: the result
+// does not depend on the number of threads.
 
 #pragma once
 
@@ -41,7 +41,7 @@ template <typename T> struct Narrow {
     static T of(T x) { return x; }
 };
 template <> struct Narrow<bfloat16> {
-    static bfloat16 of(float x) {  // round to nearest even; NaN stays NaN
+    static bfloat16 of(float x) {  // round to nearest even; NaN propagates
         uint32_t bits;
         std::memcpy(&bits, &x, 4);
         uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
@@ -54,28 +54,28 @@ struct Shape {
     int threads;
 };
 
-// Memory for partial sums, kept by the calling thread: fresh memory would cost page faults, and holes among the maps.
+// Memory for partial sums, reused by the calling thread: new memory would cause page faults and fragmentation.
 template <typename A> A *scratch(int64_t count) {
     static thread_local std::vector<A> kept;
     if (int64_t(kept.size()) < count) kept.resize(count);
     return kept.data();
 }
 
-// The same of each thread that shares in the work; to be asked for by way of `Rooms`.
+// The same for each worker thread; allocate it through `Rooms`.
 template <typename A> A *row_room(int64_t count) {
     static thread_local std::vector<A> kept;
     if (int64_t(kept.size()) < count) kept.resize(count);
     return kept.data();
 }
 
-// The same for the tables of a whole backward pass, which the sweeps inside it must not overwrite.
+// The same for the tables of a whole backward pass, which its sweeps must not overwrite.
 template <typename A> A *backward_room(int64_t count) {
     static thread_local std::vector<A> kept;
     if (int64_t(kept.size()) < count) kept.resize(count);
     return kept.data();
 }
 
-// Named areas of one piece of memory, one after the other: `Areas::each` visits them with their sizes.
+// Named, adjacent areas of one buffer: `Areas::each` visits them with their sizes.
 template <typename Areas, typename... Sizes> int64_t room_for(const Sizes &...sizes) {
     int64_t room = 0;
     Areas{}.each([&](auto *&, int64_t count) { room += count; }, sizes...);
@@ -87,16 +87,16 @@ template <typename Areas, typename A, typename... Sizes> Areas placed(A *first, 
     return areas;
 }
 
-// x + by, or null: an offset from null is undefined.
+// x + by, or null if x is null: adding an offset to null is undefined.
 template <typename T> T *moved(T *x, int64_t by) { return x ? x + by : nullptr; }
 
-// Rows of a block: about 64 KiB of the map, so that what a block reads twice comes from the second-level cache.
+// Rows per block: about 64 KiB of the map, so a second read of a block hits the second-level cache.
 template <typename T> int64_t block_rows(const Shape &k) {
     return std::clamp<int64_t>(65536 / std::max<int64_t>(k.c * int64_t(sizeof(T)), 1), 8, 256);
 }
 
-// Whether a map is written past the caches: it is far larger than they are, so that nobody finds it there, and an
-// ordinary store would first read what it overwrites. Its rows must be whole cache lines.
+// Whether a map is written with non-temporal stores. It is much larger than the caches, so it would be evicted before
+// it is read, and an ordinary store would first load the line that it overwrites. Rows must be whole cache lines.
 template <typename T> bool is_streamed(const Shape &k, bool last, const T *out) {
 #if defined(__AVX512F__)
     int64_t row = k.c * int64_t(sizeof(T)), bytes = k.n * k.s * row;
@@ -106,7 +106,7 @@ template <typename T> bool is_streamed(const Shape &k, bool last, const T *out) 
 #endif
 }
 
-// out[i] = value(i) for a row of a map, past the caches if `Stream`.
+// out[i] = value(i) for a row of a map, with non-temporal stores if `Stream`.
 template <bool Stream, typename T, typename Value> inline void write_row(int64_t count, T *out, Value value) {
 #if defined(__AVX512F__)
     if (Stream) {
@@ -124,18 +124,18 @@ template <bool Stream, typename T, typename Value> inline void write_row(int64_t
     for (int64_t i = 0; i < count; i++) out[i] = value(i);
 }
 
-// The signs of 16 neighbouring entries of a map: bit j says that entry j is positive, or NaN.
+// The signs of 16 adjacent elements of a map: bit j is set if element j is positive or NaN.
 using Signs = uint16_t;
 constexpr int LANES = 16;
-static_assert(8 * sizeof(Signs) == LANES, "a bit for each entry");
+static_assert(8 * sizeof(Signs) == LANES, "one bit per element");
 
-// Asks for 16 entries that are read soon. Where several rows are read side by side, each ends too early for the
-// processor to foresee the next ones. (What lies behind the map's end is asked for in vain, no more.)
+// Prefetches 16 elements that are read soon. When several rows are read in parallel, they are too short for the
+// hardware prefetcher. (Prefetching past the end of the map is harmless.)
 template <typename T> inline void prefetch(const T *x) {
     for (size_t i = 0; i < LANES * sizeof(T); i += 64) __builtin_prefetch(reinterpret_cast<const char *>(x) + i);
 }
 
-// Writes 16 entries, past the caches if `Stream`.
+// Writes 16 elements, with non-temporal stores if `Stream`.
 template <bool Stream, typename T> inline void write_lanes(T *out, const T *values) {
 #if defined(__AVX512F__)
     if (Stream) {
@@ -151,7 +151,7 @@ template <bool Stream, typename T> inline void write_lanes(T *out, const T *valu
     for (int j = 0; j < LANES; j++) out[j] = values[j];
 }
 
-// The same as write_row with the signs of what is written; `count` is a multiple of 16.
+// Like write_row, and also writes the signs of the row; `count` is a multiple of 16.
 template <bool Stream, typename T, typename Value>
 inline void write_row_and_signs(int64_t count, T *out, Signs *signs, Value value) {
     for (int64_t i = 0; i < count; i += LANES) {
@@ -166,14 +166,14 @@ inline void write_row_and_signs(int64_t count, T *out, Signs *signs, Value value
     }
 }
 
-// Streamed stores become visible to other threads.
+// Makes non-temporal stores visible to other threads.
 inline void end_stream() {
 #if defined(__AVX512F__)
     _mm_sfence();
 #endif
 }
 
-// body(image, block, first row, rows) over the blocks of a channels-last map.
+// Calls body(image, block, first row, rows) for each block of a channels_last map.
 template <typename T, typename Body> void over_blocks(const Shape &k, Body body) {
     int64_t rows = block_rows<T>(k), blocks = (k.s + rows - 1) / rows;
 #pragma omp parallel for num_threads(k.threads) schedule(static)
@@ -183,13 +183,13 @@ template <typename T, typename Body> void over_blocks(const Shape &k, Body body)
     }
 }
 
-// body(row) over the (n, c) rows of a contiguous map, each of s positions.
+// Calls body(row) for each of the n * c rows of a contiguous map; a row has s positions.
 template <typename Body> void over_rows(const Shape &k, Body body) {
 #pragma omp parallel for num_threads(k.threads) schedule(static)
     for (int64_t row = 0; row < k.n * k.c; row++) body(row);
 }
 
-// body(first, end) over chunks of channels, for work on tables; the chunks do not depend on the number of threads.
+// Calls body(first, end) for each chunk of channels of a table; the chunks do not depend on the number of threads.
 template <typename Body> void over_chunks(const Shape &k, Body body) {
     constexpr int64_t chunk = 256;
     const int64_t chunks = (k.c + chunk - 1) / chunk;
@@ -197,7 +197,7 @@ template <typename Body> void over_chunks(const Shape &k, Body body) {
     for (int64_t i = 0; i < chunks; i++) body(i * chunk, std::min((i + 1) * chunk, k.c));
 }
 
-// body(i, c) for the entries i of a table that belong to the channels from `first` to `end`, image by image.
+// Calls body(i, c) for each element i of a table whose channel c is in [first, end), image by image.
 template <typename Body> inline void over_entries(const Shape &k, int64_t first, int64_t end, Body body) {
     for (int64_t n = 0; n < k.n; n++) {
         const int64_t image = n * k.c;

@@ -1,10 +1,10 @@
-// Matrix products of float32 for the convolutions of inference, with what follows a convolution in their epilogue.
+// float32 matrix products for convolutions at inference, with bias, gate, shortcut, and clamp in the epilogue.
 //
-// Rows are positions, or tiles; columns are output channels. The product is computed ROWS x PANEL entries at a time,
-// which stay in registers over the whole sum. The left side is packed by chunks of 16 channels, (K / 16, rows, 16), so
-// that its addresses are constants; the right side, the weights, by panels of columns, (columns / PANEL, K, PANEL), so
-// that they are read once, in order, and can be asked for in time: at batch 1 they come from memory. Each entry's sum
-// runs over K in order: the result does not depend on how the work is shared out.
+// Rows are positions or tiles; columns are output channels. A block of ROWS x PANEL elements of the product stays in
+// registers for the whole sum. The left operand is packed in chunks of 16 channels, (K / 16, rows, 16), so that the
+// offsets are compile-time constants. The right operand, the weights, is packed in panels of columns,
+// (columns / PANEL, K, PANEL), so that it is read once, in order, and can be prefetched: at batch 1 it comes from
+// memory. Each sum runs over K in order: the result does not depend on how the work is divided.
 
 #pragma once
 
@@ -15,7 +15,7 @@
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int WIDTH = 16, ROWS = 14;  // 28 sums, two columns of weights and two entries to spare: 32 registers
+constexpr int WIDTH = 16, ROWS = 14;  // 32 registers: 28 sums, two vectors of weights, and two spare
 #elif defined(__AVX2__) && defined(__FMA__)
 constexpr int WIDTH = 8, ROWS = 6;
 #else
@@ -32,21 +32,21 @@ inline Vector load(const float *x) {
 }
 inline void store(float *x, Vector v) { std::memcpy(x, &v, sizeof v); }
 
-// Between two bounds; NaN stays NaN.
+// x clamped to [low, high]; NaN propagates.
 inline Vector clamped(Vector x, float low, float high) {
     const Vector least = Vector{} + low, most = Vector{} + high;
     x = x < least ? least : x;
     return x > most ? most : x;
 }
 
-// What is done with a product u before it is written: clamp(gate (u + bias) + id). Null pointers stand for 1 and 0; id
-// may be where the result goes.
+// The epilogue of a product u: clamp(gate (u + bias) + id). A null gate means 1, a null bias or id means 0; id may be
+// equal to out.
 struct Epilogue {
     const float *bias, *gate, *id;
     float low, high;
     float *out;
-    int64_t row;      // of out and id: floats from one to the next
-    int64_t columns;  // that are there, of PANEL
+    int64_t row;      // row stride of out and id, in floats
+    int64_t columns;  // valid columns of the panel, at most PANEL
 };
 
 constexpr float UNBOUNDED = std::numeric_limits<float>::infinity();
@@ -64,7 +64,7 @@ template <int R> void finish(const Vector (&sums)[R][2], const Epilogue &e) {
     }
 }
 
-// The last panel, where the matrix has fewer columns: bias, gate and id end with them.
+// The last panel, if the matrix has fewer columns: bias, gate, and id end with them.
 template <int R> void finish_part(const Vector (&sums)[R][2], const Epilogue &e) {
     for (int r = 0; r < R; r++) {
         float values[PANEL];
@@ -78,7 +78,7 @@ template <int R> void finish_part(const Vector (&sums)[R][2], const Epilogue &e)
     }
 }
 
-// R rows of a, whose chunks are `step` floats apart, times a panel of b.
+// R rows of a, with chunks `step` floats apart, times a panel of b.
 template <int R> void product(int64_t chunks, int64_t step, const float *a, const float *b, const Epilogue &e) {
     constexpr int AHEAD = 48 * PANEL;
     Vector sums[R][2] = {};
@@ -111,7 +111,7 @@ template <int... R> constexpr std::array<Product, sizeof...(R)> products(std::in
 }
 constexpr auto PRODUCTS = products(std::make_integer_sequence<int, ROWS>());
 
-// All `rows` of a packed matrix times a panel, in blocks of equal height.
+// All `rows` of a packed matrix times a panel, in blocks of nearly equal height.
 inline void times_panel(int64_t rows, int64_t chunks, const float *a, const float *panel, Epilogue e) {
     const int64_t blocks = (rows + ROWS - 1) / ROWS;
     float *out = e.out;
@@ -124,7 +124,7 @@ inline void times_panel(int64_t rows, int64_t chunks, const float *a, const floa
     }
 }
 
-// A part of `count` things for one of `shares`: from first() to end(). Beyond the last share there is nothing.
+// One of `shares` equal parts of `count` items: [first(), end()). It is empty if `number` is not below `shares`.
 struct Share {
     int64_t number, shares;
     int64_t first(int64_t count) const { return std::min(count, count * number / shares); }
@@ -133,7 +133,7 @@ struct Share {
 
 inline int64_t whole(int64_t count, int64_t of) { return (count + of - 1) / of * of; }
 
-// Room for work, at the start of a cache line; `Of` tells rooms of different life apart.
+// A workspace aligned to a cache line. `Of` separates workspaces with different lifetimes.
 template <typename Of> float *aligned_room(int64_t floats) {
     static thread_local std::vector<float> kept;
     if (int64_t(kept.size()) < floats + 16) kept.resize(floats + 16);

@@ -1,4 +1,4 @@
-// The sweeps of senet/ops/tail/definitions.py: the only loops over maps that training needs.
+// The sweeps of senet/ops/tail/definitions.py: the only loops over feature maps (*maps*) that training needs.
 
 #pragma once
 
@@ -8,14 +8,14 @@ namespace {
 
 // ---------------------------------------------------------------- moments
 
-// Means are taken from a pivot, the batch's first value of each channel: a mean that is large beside the deviation
-// costs no digits, neither within an image nor when images are compared. (A pivot far off makes the variance large,
-// too.)
+// Means are relative to a pivot, the batch's first value of each channel. A mean that is large relative to the standard
+// deviation then costs no precision, neither within an image nor across images. (If the pivot is an outlier, the
+// variance is large, too.)
 template <typename T, typename A> A pivot(const Shape &k, bool last, const T *u, int64_t c) {
     return wide(u[last ? c : c * k.s]);
 }
 
-// Chan's rule: joins rows with mean `mu` and sum of squares `m2` to `before` rows with `mean` and `sum`.
+// Chan's method: merges `rows` rows with mean `mu` and sum of squares `m2` into `before` rows with `mean` and `sum`.
 template <typename A>
 void join(int64_t channels, A before, A rows, const A *mu, const A *m2, A *__restrict mean, A *__restrict sum) {
     A share = rows / (before + rows), weight = before * share;
@@ -27,8 +27,8 @@ void join(int64_t channels, A before, A rows, const A *mu, const A *m2, A *__res
     }
 }
 
-// Sums of 16 rows are shifted by the first of them: at most a factor of 16 cancels, also where that one is an outlier.
-// `room` is for two rows of tables.
+// Sums of 16 rows are relative to the first row: cancellation loses at most a factor of 16, even if the first row is an
+// outlier. `room` holds two rows of tables.
 template <typename T, typename A>
 void moments_of_rows(int64_t channels, int64_t rows, const T *x, const T *from, A *room, A *mean, A *sum) {
     A *mu = room, *m2 = mu + channels;
@@ -36,7 +36,7 @@ void moments_of_rows(int64_t channels, int64_t rows, const T *x, const T *from, 
         const int64_t count = std::min<int64_t>(16, rows - first);
         std::fill(mu, mu + 2 * channels, A(0));
         int64_t r = 1;
-        for (; r + 5 <= count; r += 5) {  // five at a time: sums are loaded and stored once for all of them
+        for (; r + 5 <= count; r += 5) {  // five rows at a time, so the sums are loaded and stored once per five rows
             const T *p = x + r * channels, *q = p + channels, *s = q + channels, *t = s + channels, *w = t + channels;
             for (int64_t c = 0; c < 5 * channels; c += LANES) prefetch(w + channels + c);
 #pragma omp simd
@@ -95,7 +95,7 @@ template <typename T, typename A> void moments_first(const Shape &k, const T *u,
         const T *x = u + row * k.s;
         const A from = pivot<T, A>(k, false, u, row % k.c);
         A m = 0, m2 = 0, seen = 0;
-        for (int64_t first = 0; first < k.s; first += 4096) {  // twice through a chunk that is in the first-level cache
+        for (int64_t first = 0; first < k.s; first += 4096) {  // two passes over a chunk in the first-level cache
             int64_t count = std::min<int64_t>(4096, k.s - first);
             A sum = 0, squares = 0;
 #pragma omp simd reduction(+ : sum)
@@ -114,7 +114,7 @@ template <typename T, typename A> void moments_first(const Shape &k, const T *u,
     });
 }
 
-// Mean, from the channel's pivot, and variance of each image's channels.
+// The mean, relative to the channel's pivot, and the variance of each channel of each image.
 template <typename T, typename A> void moments_from_pivot(const Shape &k, bool last, const T *u, A *mean, A *var) {
     last ? moments_last<T, A>(k, u, mean, var) : moments_first<T, A>(k, u, mean, var);
 }
@@ -164,19 +164,20 @@ template <typename T, typename A> void mean(const Shape &k, bool last, const T *
 
 // ---------------------------------------------------------------- affine
 
-// The normalised and gated value; the backward pass computes it again where that tells it the ReLU's sign.
+// The normalized and gated value. The backward pass recomputes it where it needs the ReLU's sign.
 template <typename T, typename A> inline A affine_at(T u, A m, A a, A b) { return a * (wide(u) - m) + b; }
 
-// The tables of an affine map; `from(t)` are those from entry t on. None is null, also where a sweep does not read it.
+// The tables of an affine function of a map; `from(t)` starts at element t. No pointer is null, even if a sweep does
+// not read the table.
 template <typename T, typename A> struct Affine {
     const A *a, *b, *m;
     Affine from(int64_t t) const { return {a + t, b + t, m + t}; }
     A at(T u, int64_t t) const { return affine_at(u, m[t], a[t], b[t]); }
-    // The gradient d of the output where the output is positive. Rounded as the output was; NaN passes.
+    // The gradient d of the output, masked to where the rounded output is positive. NaN passes.
     A masked(A d, T u, int64_t t) const { return wide(Narrow<T>::of(at(u, t))) <= 0 ? A(0) : d; }
 };
 
-// What is added to the branch: nothing, the shortcut, or the shortcut behind an affine map of its own.
+// What is added to the branch: nothing, the shortcut, or an affine function of the shortcut.
 enum class Added { nothing, map, affine };
 
 template <bool Stream, Added Add, bool Relu, typename T, typename A>
@@ -185,11 +186,11 @@ inline void affine_span(
     Signs *signs = nullptr
 ) {
     auto value = [=](int64_t i) {
-        int64_t t = i * step;  // tables go along with the channels, or stay
+        int64_t t = i * step;  // step 1: one table element per channel; step 0: the same for all positions
         A y = f.at(u[i], t);
         if (Add == Added::map) y += wide(id[i]);
         if (Add == Added::affine) y += g.at(id[i], t);
-        if (Relu) y = y < 0 ? A(0) : y;  // NaN stays NaN
+        if (Relu) y = y < 0 ? A(0) : y;  // NaN propagates
         return Narrow<T>::of(y);
     };
     if (Relu && Add != Added::nothing && signs) write_row_and_signs<Stream>(count, out, signs, value);
@@ -210,7 +211,7 @@ void affine_last(
     });
 }
 
-// With `signs` those of the output are written: for channels-last maps whose rows are multiples of LANES.
+// Writes the signs of the output to `signs`, if given: for channels_last maps whose rows are multiples of LANES.
 template <Added Add, bool Relu, typename T, typename A>
 void affine_as(
     const Shape &k, bool last, const T *u, const Affine<T, A> &f, const T *id, const Affine<T, A> &g, T *out,
@@ -236,9 +237,11 @@ void affine(const Shape &k, bool last, const T *u, const Affine<T, A> &f, const 
 
 // ---------------------------------------------------------------- backward of affine
 
-// How the gradient g before the ReLU is found: it is dout; or dout where `out` is positive, and is written, for a
-// shortcut needs it too; or dout where the affine map of u is positive, to be found again by the next sweep: a map less
-// to read in this one, and none to write.
+// How to compute the gradient g before the ReLU:
+// - none: g is dout.
+// - by_out: g is dout where `out` is positive. It is written, because the shortcut needs it, too.
+// - by_affine: g is dout where the affine function of u is positive. The next sweep recomputes it, so this sweep reads
+//   one map less and writes none.
 enum class Mask { none, by_out, by_affine };
 
 template <bool Stream, typename T, typename A, Mask M>
@@ -257,7 +260,7 @@ void backward_blocks(const Shape &k, const T *dout, const T *out, const T *u, co
         auto centred = [=](int64_t i, int64_t c) { return wide(u[i]) - centre[c]; };
         const int64_t row = k.c;
         int64_t at = (n * k.s + first) * row;
-        // Four rows at a time: the sums are loaded and stored once for all of them.
+        // Four rows at a time, so the sums are loaded and stored once per four rows.
         for (; rows >= 4 && !(Stream && M == Mask::by_out); rows -= 4, at += 4 * row) {
             for (int64_t i = at + 4 * row; i < at + 8 * row; i += LANES) {
                 prefetch(dout + i);
@@ -353,7 +356,7 @@ void affine_backward(
 
 // ---------------------------------------------------------------- backward of moments
 
-// du = a·g + offset + slope·(u − m); with `Masked`, g is the gradient behind the ReLU, whose sign is found again.
+// du = a·g + offset + slope·(u − m). With `Masked`, g is the gradient of the ReLU's output, and the mask is recomputed.
 template <bool Stream, bool Masked, typename T, typename A>
 inline void spread_span(
     int64_t count, const T *g, const T *u, T *du, const Affine<T, A> &f, const A *offset, const A *slope, int step

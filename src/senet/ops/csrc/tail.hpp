@@ -1,7 +1,7 @@
-// Batch norm + SE + shortcut + ReLU, forward and backward, with the tables between the sweeps written out.
+// Batch norm + SE + shortcut + ReLU, forward and backward, including the computation on tables between the sweeps.
 //
-// N images, C channels, R bottleneck channels. Left to PyTorch, the tables are some eighty operations on a few thousand
-// numbers; on a CPU whose caches a convolution has just emptied, those cost more than the sweeps.
+// N images, C channels, R bottleneck channels. In PyTorch, the tables take about eighty operations on a few thousand
+// numbers. On a CPU whose caches were just overwritten by a convolution, these cost more than the sweeps.
 
 #pragma once
 
@@ -11,10 +11,10 @@ namespace {
 
 // ---------------------------------------------------------------- excitation
 
-// IDENTITY + a curve is that curve moved so that e = 0 gives exactly 1.
+// IDENTITY + a curve is that curve rescaled or shifted so that e = 0 gives exactly 1.
 enum Curve { SIGMOID, TANH, RELU, HARD_SIGMOID, IDENTITY };
 
-// The gate at e.
+// The gate function at e.
 template <typename A> A gate_value(int kind, A e) {
     bool identity = kind >= IDENTITY;
     switch (kind % IDENTITY) {
@@ -48,7 +48,7 @@ template <typename A> void add_scaled(A *x, A factor, const A *y, int64_t count)
     for (int64_t i = 0; i < count; i++) x[i] += factor * y[i];
 }
 
-// out[n * stride] = row · vectors[n]. Four at a time: one alone would wait for its own sum.
+// out[n * stride] = row · vectors[n]. Four at a time, to hide the latency of the additions.
 template <typename A>
 void dots(const A *row, int64_t length, const A *vectors, int64_t count, A *out, int64_t stride) {
     int64_t n = 0;
@@ -67,7 +67,7 @@ void dots(const A *row, int64_t length, const A *vectors, int64_t count, A *out,
     for (; n < count; n++) out[n * stride] = dot(row, vectors + n * length, length);
 }
 
-// x += Σ factors[n * stride] · rows[n], four rows for each time that x is loaded and stored; rows are `apart`.
+// x += Σ factors[n * stride] · rows[n]; x is loaded and stored once per four rows. `apart` is the stride of the rows.
 template <typename A>
 void add_rows(
     A *__restrict x, int64_t length, const A *factors, int64_t stride, const A *rows, int64_t apart, int64_t count
@@ -83,14 +83,14 @@ void add_rows(
     for (; n < count; n++) add_scaled(x, factors[n * stride], rows + n * apart, length);
 }
 
-// See arguments.hpp. The gate is a number of `gate_value`, the activation one of `hidden_value` (inference.hpp).
+// See arguments.hpp. `gate` is the kind in `gate_value`, `activation` the curve in `hidden_value` (inference.hpp).
 template <typename A> struct Excitation {
     int64_t hidden;
     int gate, activation;
     const A *w1, *b1, *w2, *b2;
 };
 
-// h = relu(W1 z + b1), s = gate(W2 h + b2) of each image.
+// h = relu(W1 z + b1) and s = gate(W2 h + b2) for each image.
 template <typename A> void excite(const Shape &k, const Excitation<A> &e, const A *z, A *h, A *s) {
     over_rows({e.hidden, 1, 1, k.threads}, [&](int64_t r) {
         dots(e.w1 + r * k.c, k.c, z, k.n, h + r, e.hidden);
@@ -107,7 +107,7 @@ template <typename A> void excite(const Shape &k, const Excitation<A> &e, const 
     });
 }
 
-// From the gradient of s (overwritten) to those of the weights; adds to dz.
+// Computes the gradients of the weights from ds, the gradient of s, which is overwritten; adds to dz.
 template <typename A>
 void excite_backward(const Shape &k, const Excitation<A> &e, const A *z, const A *h, const A *s, A *ds, A *dh, A *dz,
                      A *dw1, A *db1, A *dw2, A *db2) {
@@ -123,7 +123,7 @@ void excite_backward(const Shape &k, const Excitation<A> &e, const A *z, const A
         add_rows(dw2 + c * hidden, hidden, ds + c, k.c, h, hidden, k.n);
         if (db2) db2[c] = sum;
     });
-    // A chunk of the weights stays in the second-level cache while all images use it.
+    // A chunk of the weights stays in the second-level cache until all images have used it.
     const int64_t chunk = 256, chunks = (k.c + chunk - 1) / chunk, size = k.n * hidden;
     A *partial = scratch<A>(chunks * size);
     over_rows({chunks, 1, 1, k.threads}, [&](int64_t i) {
@@ -154,7 +154,7 @@ void excite_backward(const Shape &k, const Excitation<A> &e, const A *z, const A
 
 // ---------------------------------------------------------------- the tail
 
-// What the forward pass keeps for the backward pass, one after the other in one tensor.
+// The tables that the forward pass saves for the backward pass, adjacent in one tensor.
 template <typename A> struct Kept {
     A *m, *z, *s, *h, *centre, *r, *g;
     template <typename Visit> void each(Visit visit, const Shape &k, int64_t hidden) {
@@ -177,9 +177,9 @@ template <typename A> struct BatchTables {
     }
 };
 
-// Statistics of the batch from the moments of each image; g is the factor on u, z the squeeze of the normalised map.
-// At first m is the mean from the channel's pivot, and z the variance. z belongs to m as it is rounded: with both, the
-// normalised map is exact where the mean is large beside the deviation.
+// Batch statistics from the moments of each image; g is the factor of u, and z is the squeeze of the normalized feature
+// map. On entry, m is the mean relative to the channel's pivot, and z is the variance. z is computed from the rounded
+// m, so the normalized feature map is accurate even if the mean is large relative to the standard deviation.
 template <typename T, typename A>
 void batch_tables(const Shape &k, bool last, const T *u, const Norm<A> &norm, const Kept<A> &t) {
     const auto areas = placed<BatchTables<A>>(scratch<A>(room_for<BatchTables<A>>(k)), k);
@@ -211,7 +211,7 @@ void batch_tables(const Shape &k, bool last, const T *u, const Norm<A> &norm, co
     });
 }
 
-// The tail is act(a·(u − m) + b + shortcut).
+// Computes a and b, such that the tail is act(a·(u − m) + b + shortcut).
 template <typename A> void factors(const Shape &k, const Excitation<A> &e, const Kept<A> &t, A *a, A *b) {
     const bool gated = e.hidden;
     over_chunks(k, [=](int64_t first, int64_t end) {
@@ -223,14 +223,14 @@ template <typename A> void factors(const Shape &k, const Excitation<A> &e, const
     });
 }
 
-// A shortcut may have a norm of its own, as a projection's has: `kept` is null if not.
+// A shortcut, with a norm of its own if it is a projection; otherwise `kept` is null.
 template <typename T, typename A> struct Shortcut {
     const T *map;
     Norm<A> norm;
     A *kept;
 };
 
-// The factors of the branch and of its shortcut.
+// The affine tables of the branch and of its shortcut.
 template <typename A> struct TailTables {
     A *a, *b, *other_a, *other_b;
     template <typename Visit> void each(Visit visit, const Shape &k, bool projects) {
@@ -269,13 +269,13 @@ void tail(const Shape &k, bool last, const T *u, const Norm<A> &norm, const Exci
 
 // ---------------------------------------------------------------- its backward pass
 
-// Gradients of the tail's parameters; every pointer is valid (but for biases that are not there).
+// Gradients of the tail's parameters. All pointers are valid, except those of missing parameters.
 template <typename A> struct Gradients {
     A *weight, *bias, *w1, *b1, *w2, *b2;
 };
 
-// From the gradients dz of the normalised squeeze and the sums of the first sweep to those of the norm's parameters;
-// `products` and `sums` become the tables of the last sweep. `dz` may be `sums`.
+// Computes the gradients of the norm's parameters from dz, the gradient of the normalized squeeze, and from the sums of
+// the first sweep. `products` and `sums` become the tables of the last sweep. `dz` may be `sums`.
 template <typename A>
 void norm_backward(const Shape &k, const Kept<A> &t, bool gated, const A *weight, const A *a, const A *dz, A *products,
                    A *sums, A *dweight, A *dbias) {
@@ -285,12 +285,12 @@ void norm_backward(const Shape &k, const Kept<A> &t, bool gated, const A *weight
         std::fill(dbias + first, dbias + end, A(0));
         over_entries(k, first, end, [=](int64_t i, int64_t c) {
             dbias[c] += dz[i];
-            // So far the gradient of g = weight * r.
+            // For now, the gradient of g = weight * r.
             dweight[c] += (gated ? t.s[i] : A(1)) * products[i] + dz[i] * (t.m[i] - t.centre[c]);
         });
         over_entries(k, first, end, [=](int64_t i, int64_t c) {
             A w = weight ? weight[c] : A(1);
-            A dvar = -w * t.r[c] * t.r[c] * t.r[c] * dweight[c] / images;  // twice that of each image's variance
+            A dvar = -w * t.r[c] * t.r[c] * t.r[c] * dweight[c] / images;  // twice the gradient of an image's variance
             A dm = t.g[c] * (dz[i] - dbias[c] / images) + dvar * (t.m[i] - t.centre[c]) - a[i] * sums[i];
             products[i] = dm / positions;
             sums[i] = dvar / positions;
@@ -299,14 +299,14 @@ void norm_backward(const Shape &k, const Kept<A> &t, bool gated, const A *weight
     });
 }
 
-// A projection's part of it.
+// Gradients of a projection: its feature map and the parameters of its norm.
 template <typename T, typename A> struct ProjectionGradients {
     T *dv;
     A *weight, *bias;
 };
 
-// The tables of a backward pass: the sums of the first sweep, of which those of the last one are made; the gradients of
-// squeeze, gate and hidden channels; the factors. Then the same of a projection.
+// The tables of a backward pass: the sums of the first sweep, which become the tables of the last sweep; the gradients
+// of squeeze, gate, and hidden channels; the affine tables. Then the same for a projection.
 template <typename A> struct BackwardTables {
     A *products, *sums, *dz, *ds, *dh, *a, *b, *other_products, *other_sums, *other_a, *other_b;
     template <typename Visit> void each(Visit visit, const Shape &k, int64_t hidden, bool projects) {
@@ -317,9 +317,9 @@ template <typename A> struct BackwardTables {
     }
 };
 
-// `dsum` is the gradient of the sum before the ReLU, hence of the shortcut (dout itself without a ReLU). Without a
-// shortcut there is none, and no `out`; nor with a projection, whose gradients are `p`. `du` may be null. With
-// `signs` there is no `out`.
+// `dsum` is the gradient of the sum before the ReLU, and therefore of the shortcut (without a ReLU, it is dout). It is
+// null if there is no shortcut, or if the shortcut is a projection, whose gradients are in `p`. `out` is null without a
+// shortcut and with `signs`. `du` may be null.
 template <typename T, typename A>
 void tail_backward(const Shape &k, bool last, Mask mask, const T *dout, const T *out, const Signs *signs, const T *u,
                    const A *weight, const Excitation<A> &e, const Shortcut<T, A> &shortcut, A *kept, T *dsum, T *du,

@@ -1,4 +1,4 @@
-"""The sweeps of ``senet.ops.tail.definitions`` in C++ (sweeps.hpp): float32, float64 and bfloat16 maps on the CPU."""
+"""The sweeps of ``senet.ops.tail.definitions`` in C++ (sweeps.hpp): float32, float64, or bfloat16 on the CPU."""
 
 import torch
 from torch import Tensor

@@ -1,8 +1,8 @@
-"""Batch norm + SE + shortcut + ReLU on the CPU in one call of the library each way (tail.hpp).
+"""Batch norm + SE + shortcut + ReLU on the CPU: one library call forward and one backward (tail.hpp).
 
-The general form (``senet.ops.tail.autograd``) leaves the tables to autograd and takes any norm and any excitation.
-This one takes what nearly every network has, batch norm and the paper's excitation, and saves the cost of the small
-parts.
+The general form (``senet.ops.tail.autograd``) uses autograd for the tables and supports any norm and any excitation.
+This form supports only the most common case, batch norm with the paper's excitation, and avoids the overhead of many
+small operations on tables.
 """
 
 import math
@@ -24,9 +24,10 @@ NO_DOUBLE_BACKWARD = (
 
 
 def suits(norm: nn.Module | None, excitation: object, u: Tensor) -> bool:
-    """Whether the library covers it: batch norm of its own batch and the paper's excitation, in the tables' type.
+    """Whether the library supports this tail: batch norm with batch statistics and the paper's excitation.
 
-    Sizes are looked at too: C++ would read past the end where PyTorch says what is wrong. An empty map has no pivot.
+    The dtypes and sizes of the parameters are checked, too: with wrong sizes, C++ would read past the end, whereas
+    PyTorch raises an error. Empty feature maps are not supported, because they have no pivot.
     """
     if not isinstance(norm, _BatchNorm) or isinstance(norm, nn.SyncBatchNorm):
         return False
@@ -45,14 +46,15 @@ def suits(norm: nn.Module | None, excitation: object, u: Tensor) -> bool:
 def batch_norm_tail(
     u: Tensor, norm: Any, excitation: Any, shortcut: Tensor | None, relu: bool, shortcut_norm: Any = None
 ) -> Tensor:
-    """δ(SE(norm(u)) + shortcut) for what ``suits``; arguments and errors as in ``autograd.norm_tail``.
+    """δ(SE(norm(u)) + shortcut), for arguments that ``suits`` accepts; errors as in ``autograd.norm_tail``.
 
-    With ``shortcut_norm``, which must suit the shortcut, that norm of it is added, and a ReLU follows.
+    With ``shortcut_norm``, shortcut_norm(shortcut) is added instead, and a ReLU always follows. ``suits`` must accept
+    the shortcut and its norm, too.
     """
     if u.shape[0] * math.prod(u.shape[2:]) == 1:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(u.shape)}")
     u, last = prepared(u)
-    if shortcut_norm is not None and last and u.shape[1] % constant("lanes"):  # no signs for the backward pass of both
+    if shortcut_norm is not None and last and u.shape[1] % constant("lanes"):  # the backward pass would need the signs
         shortcut, shortcut_norm = shortcut_norm(shortcut), None
     for each in (norm, shortcut_norm):
         if each is not None and each.track_running_stats and each.num_batches_tracked is not None:
@@ -66,7 +68,7 @@ def batch_norm_tail(
 
 
 def _signs(u: Tensor) -> Tensor | None:
-    """Room for the signs of the output, a bit an entry (behind_relu.hpp): a thirty-second of the float32 map."""
+    """Memory for the signs of the output, one bit per element (behind_relu.hpp): 1/32 of a float32 feature map."""
     lanes = constant("lanes")
     if u.is_contiguous() or u.shape[1] % lanes:
         return None
@@ -74,7 +76,7 @@ def _signs(u: Tensor) -> Tensor | None:
 
 
 def _of_norm(norm: Any) -> tuple[float, float, Tensor | None, Tensor | None]:
-    """What the library takes of a norm beside its parameters."""
+    """The eps, momentum, and running statistics of a norm, as the library expects them."""
     if norm is None:
         return 0.0, 0.0, None, None
     tracked = (norm.running_mean, norm.running_var) if norm.track_running_stats else (None, None)
@@ -139,7 +141,7 @@ class _Tail(torch.autograd.Function):
             out=out,
             signs=signs,
         )
-        # Without a shortcut the ReLU's sign is found again from u, and nobody needs the gradient between the two.
+        # Without a shortcut, the backward pass recomputes the ReLU's sign from u and writes no masked gradient.
         ctx.mask = "by_out" if adds else "by_affine" if relu else "none"
         ctx.save_for_backward(
             u, weight, w1, w2, kept, out if adds and signs is None else None, signs,
