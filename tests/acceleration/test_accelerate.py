@@ -277,7 +277,7 @@ def test_bad_input_gets_one_line():
     if not torch.cuda.is_available():
         with pytest.raises(senet.InputError, match=one_line("'triton' cannot run … CUDA device")):
             senet.accelerate(model, "triton")
-    with pytest.raises(senet.InputError, match=one_line("'native' cannot run … float32 and bfloat16")):
+    with pytest.raises(senet.InputError, match=one_line("'native' cannot run … float32 or bfloat16")):
         senet.accelerate(model.double(), "native")
 
 
