@@ -13,7 +13,7 @@ import senet
 from helpers.messages import one_line
 from helpers.networks import assert_same_function, randomized
 from senet import SEConfig
-from senet.weights.key_maps import LAYOUTS, OWN, recognise
+from senet.weights.key_maps import LAYOUTS, OWN, recognize
 
 
 def written(folder, state):
@@ -47,7 +47,7 @@ def slow(*values):
 def test_timm(name, theirs, arguments, layout, tmp_path):
     network = randomized(timm.create_model(theirs, num_classes=7))
     path = written(tmp_path, network.state_dict())
-    assert layout in recognise(senet.load_weights(path)[0]).name
+    assert layout in recognize(senet.load_weights(path)[0]).name
     size = 96 if "inception" in name else 65 if "v1" in name else 64  # odd: Caffe's pooling differs there
     assert_same_logits(senet.create_model(name, 7, pretrained=path, **arguments), network, size)
 
@@ -72,7 +72,7 @@ def test_torchvision(name, layout, tmp_path):
     extra = {"init_weights": False} if name == "inception_v3" else {}
     network = randomized(torchvision.models.get_model(name, num_classes=7, **extra))
     path = written(tmp_path, network.state_dict())
-    assert layout in recognise(senet.load_weights(path)[0]).name
+    assert layout in recognize(senet.load_weights(path)[0]).name
     assert_same_logits(senet.create_model(name, 7, pretrained=path), network, 96 if name == "inception_v3" else 64)
 
 
@@ -91,7 +91,7 @@ def test_moskomule(name, theirs, bias, tmp_path):
         else:
             state[key] = value
     path = written(tmp_path, state)
-    assert recognise(state).name == "moskomule/senet.pytorch"
+    assert recognize(state).name == "moskomule/senet.pytorch"
     se = SEConfig(divisor=8, bias=bias)
     assert_same_logits(senet.create_model(name, 7, se=se, pretrained=path), network)
 
@@ -128,7 +128,7 @@ def test_cadene_bn_inception(tmp_path):
             state[f"{name}_bn.{leaf}"] = value + state[f"{name}.bias"]
         elif leaf != "num_batches_tracked":  # the published file is older than this counter
             state[f"{name}_bn.{leaf}"] = value
-    assert recognise(state).name == "Cadene, BN-Inception"
+    assert recognize(state).name == "Cadene, BN-Inception"
     ours = senet.create_model("bn_inception", 7, pretrained=written(tmp_path, state))
     assert_same_logits(ours, network)
     for key, value in network.state_dict().items():  # float32 rounds a mean that a bias was added to and taken from
@@ -139,10 +139,10 @@ def test_every_layout_is_recognised_by_its_own_mark_alone():
     for layout in LAYOUTS:
         theirs = [row[0].format(s=2, b=1, m="3a", module="layer1.0", rest="weight") for row in layout.rows]
         mark = layout.mark.replace(".+", "layer1.0").replace("\\", "")
-        assert recognise(dict.fromkeys([*theirs, mark, "conv1.weight"])) is layout
+        assert recognize(dict.fromkeys([*theirs, mark, "conv1.weight"])) is layout
     for name in ("se_resnet18", "vgg16_bn", "inception_v3", "se_bn_inception", "se_shake26_2x96d"):
         with torch.device("meta"):
-            assert recognise(senet.create_model(name).state_dict()) is OWN
+            assert recognize(senet.create_model(name).state_dict()) is OWN
 
 
 def test_the_file_name_says_nothing(tmp_path):

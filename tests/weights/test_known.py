@@ -6,7 +6,7 @@ import torch
 import torchvision
 
 import senet
-from senet.weights.key_maps import recognise
+from senet.weights.key_maps import recognize
 from senet.weights.known import KNOWN_WEIGHTS
 
 TORCHVISION = {name: row for name, row in KNOWN_WEIGHTS.items() if row.source.startswith("torchvision:")}
@@ -70,5 +70,5 @@ def test_the_publishers_network_has_the_keys_and_shapes_of_ours(name):
             theirs = timm.create_model(oracle)
         ours = senet.create_model(name).state_dict()
     state = theirs.state_dict()
-    converted = recognise(state).convert(state)
+    converted = recognize(state).convert(state)
     assert {k: v.shape for k, v in converted.items()} == {k: v.shape for k, v in ours.items()}

@@ -271,7 +271,7 @@ LAYOUTS = (
 )
 
 
-def recognise(state: State) -> Layout:
+def recognize(state: State) -> Layout:
     """The layout of a file, from its keys alone; ``OWN`` if no other layout matches."""
     for layout in LAYOUTS:
         mark = re.compile(layout.mark)

@@ -12,7 +12,7 @@ from senet.nn.squeeze_excite import SEConfig
 from senet.text import brief
 from senet.weights.files import is_extra_state, load_weights, save_weights
 from senet.weights.fit import Structure, check_gates, check_values, fit, gate_configs
-from senet.weights.key_maps import OWN, PUBLISHED, Layout, recognise
+from senet.weights.key_maps import OWN, PUBLISHED, Layout, recognize
 from senet.weights.known import known_weights
 from senet.weights.metadata import check_metadata
 from senet.weights.prefixes import network_part
@@ -51,7 +51,7 @@ def load_pretrained(model: nn.Module, source: str | os.PathLike[str]) -> None:
     found = find_weights(source)
     state, metadata = load_weights(found.path)
     state = network_part(state, model.state_dict().keys(), found.label)
-    layout = recognise(state)
+    layout = recognize(state)
     if layout is OWN and found.published:
         layout = PUBLISHED
     try:

@@ -8,7 +8,7 @@ from typing import Any
 from senet.errors import InputError
 from senet.weights.files import is_averaged
 from senet.weights.fit import COUNTER, grouped
-from senet.weights.key_maps import recognise
+from senet.weights.key_maps import recognize
 
 _LOG = logging.getLogger("senet.weights")
 # Components that wrappers add to keys, anywhere: DataParallel and AveragedModel, torch.compile, FSDP, Fabric, and
@@ -78,5 +78,5 @@ def _below(state: dict[str, Any], prefix: str) -> dict[str, Any]:
 
 def _fitting(state: dict[str, Any], wanted: set[str]) -> int:
     """The number of keys of the network in ``state``, once renamed by its layout."""
-    layout = recognise(state)
+    layout = recognize(state)
     return len(wanted & {layout.key(key) for key in state})

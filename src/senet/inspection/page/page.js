@@ -91,10 +91,10 @@ function chosenPlaces() {
 function linesOf(places) {
   const { numbers } = state;
   const lines = state.classes.map((k, i) => ({
-    name: report.classes[k], colour: `--s${i}`, dash: DASHES[i], width: 1.8,
+    name: report.classes[k], color: `--s${i}`, dash: DASHES[i], width: 1.8,
     y: places.map((p) => numbers.classMean(k, p)), half: places.map((p) => numbers.classStd(k, p)),
   }));
-  lines.push({ name: "all images", colour: "--ink", dash: "", width: 2.4, y: places.map((p) => numbers.mean[p]), half: places.map((p) => numbers.std[p]) });
+  lines.push({ name: "all images", color: "--ink", dash: "", width: 2.4, y: places.map((p) => numbers.mean[p]), half: places.map((p) => numbers.std[p]) });
   return lines;
 }
 
@@ -122,7 +122,7 @@ function draw() {
 
 function legendItem(line, k) {
   const item = element("li"), key = svg("svg", { width: 26, height: 10, "aria-hidden": "true" });
-  svg("line", { x1: 1, x2: 25, y1: 5, y2: 5, "stroke-width": line.width + 0.6, "stroke-dasharray": line.dash, stroke: `var(${line.colour})` }, key);
+  svg("line", { x1: 1, x2: 25, y1: 5, y2: 5, "stroke-width": line.width + 0.6, "stroke-dasharray": line.dash, stroke: `var(${line.color})` }, key);
   item.append(key, element("span", "text", line.name));
   if (k !== undefined) {
     const remove = element("button", "", "×");

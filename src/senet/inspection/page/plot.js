@@ -33,7 +33,7 @@ class Plot {
     new ResizeObserver(() => this.lines && this.draw()).observe(box);
   }
 
-  // lines: [{name, colour, dash, width, y: [], half: []}]; labels: channel numbers in drawing order.
+  // lines: [{name, color, dash, width, y: [], half: []}]; labels: channel numbers in drawing order.
   show(lines, labels, domain, band, byIndex) {
     Object.assign(this, { lines, labels, domain, band, byIndex });
     this.draw();
@@ -88,12 +88,12 @@ class Plot {
     const up = [...line.y].map((y, i) => `${this.x(i).toFixed(1)},${this.y(clip(y + line.half[i])).toFixed(1)}`);
     const down = [...line.y].map((y, i) => `${this.x(i).toFixed(1)},${this.y(clip(y - line.half[i])).toFixed(1)}`);
     const points = [...up, ...down.reverse()].join(" ");
-    svg("polygon", { class: "band", points, fill: `var(${line.colour})`, "fill-opacity": 0.16, stroke: "none" }, root);
+    svg("polygon", { class: "band", points, fill: `var(${line.color})`, "fill-opacity": 0.16, stroke: "none" }, root);
   }
 
   drawLine(root, line) {
     const points = [...line.y].map((y, i) => `${this.x(i).toFixed(1)},${this.y(y).toFixed(1)}`);
-    const stroke = { stroke: `var(${line.colour})`, "stroke-width": line.width, "stroke-dasharray": line.dash };
+    const stroke = { stroke: `var(${line.color})`, "stroke-width": line.width, "stroke-dasharray": line.dash };
     if (points.length > 1) svg("polyline", { class: "line", points: points.join(" "), "data-name": line.name, ...stroke }, root);
     else svg("circle", { class: "line", cx: this.x(0), cy: this.y(line.y[0]), r: 4, "data-name": line.name, ...stroke }, root);
   }
@@ -110,7 +110,7 @@ class Plot {
     this.note.replaceChildren(title, ...this.lines.map((line) => {
       const row = document.createElement("div"), name = document.createElement("span"), value = document.createElement("span");
       name.textContent = line.name;
-      name.style.borderLeft = `4px solid var(${line.colour})`;
+      name.style.borderLeft = `4px solid var(${line.color})`;
       value.textContent = format(line.y[place]) + (this.band ? ` ± ${format(line.half[place])}` : "");
       row.append(name, value);
       return row;
