@@ -12,6 +12,7 @@ import argparse
 import csv
 import functools
 import json
+import subprocess
 import sys
 import time
 import traceback
@@ -22,8 +23,9 @@ import gpu_sweeps
 import torch
 from common import RESULTS, append_row
 from tax import OURS, Target, save
+from torch._inductor.runtime.cache_dir_utils import cache_dir
 
-from senet.bench.candidates import BASE, Setting, choose
+from senet.bench.candidates import BASE, CANDIDATES, Setting, build, choose, make_twins
 from senet.bench.figure import plot_tax
 from senet.bench.files import write_numbers
 from senet.bench.tax import Measured, measure
@@ -45,11 +47,11 @@ EAGER = "plain-tail,plain-accelerated,se-fast,se-accelerated"
 TAXES = (
     ("train", 256, EAGER),  # first, because torch.compile takes minutes
     ("inference", 256, EAGER),
+    ("train", 32, "plain-tail,se-fast"),
     ("train", 256, OWN),
     ("inference", 256, OWN),
-    ("train", 256, "timm-plain,timm-se"),
-    ("train", 32, "plain-tail,se-fast"),
     ("inference", 1, OWN),
+    ("train", 256, "timm-plain,timm-se"),
     ("inference", 256, "timm-*"),
     ("train", 256, "timm-*"),
     ("train", 32, OWN),
@@ -58,7 +60,17 @@ TAXES = (
     ("train", 32, "timm-*"),
     ("inference", 32, "timm-*"),
 )
+PATIENCE = 100.0  # seconds that the preparation may take
 PARTS = ("checks", "sweeps", "train", "inference")
+# What torch.compile prepares in processes of their own, while the kernels are checked: (mode, batch, candidate).
+COMPILED = (
+    ("train", 256, "plain-compiled"),
+    ("train", 256, "se-fast-compiled"),
+    ("inference", 256, "plain-compiled"),
+    ("inference", 256, "se-accelerated-compiled"),
+    ("inference", 1, "plain-compiled"),
+    ("inference", 1, "se-accelerated-compiled"),
+)
 NETWORKS = "gpu_networks"  # .csv, .json and .png: every candidate's times, as `senet bench` writes them
 
 
@@ -81,6 +93,47 @@ class Budget:
             return True
         self.dropped.append(what)
         return False
+
+
+class Preparation:
+    """Compiles networks in parallel processes; the measurement finds the kernels in the caches of the compilers.
+
+    A cold compilation of ResNet-50 takes more than a minute of one core. Each process has its share of the memory.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        chosen = [(m, b, c) for m, b, c in COMPILED if m in options.only and b in options.batch]
+        words = ("--model", options.model, "--size", options.size, "--dtype", options.dtype, "--device", options.device)
+        self._processes = {
+            f"{mode}, batch {batch}, {name}": subprocess.Popen(
+                [sys.executable, __file__, *map(str, words), "--compile-only", mode, str(batch), name],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for mode, batch, name in (chosen if options.prepare else ())
+        }
+
+    def wait(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        for what, process in self._processes.items():
+            try:
+                error = process.communicate(timeout=max(0.1, end - time.monotonic()))[1]
+            except subprocess.TimeoutExpired:
+                process.kill()
+                error = process.communicate()[1] + f"\nnot ready after {seconds:.0f} s"
+            if process.returncode:
+                print(f"  preparing {what}: {error.strip().splitlines()[-1]}", flush=True)
+        # Blocks that were timed while other processes used the device are chosen anew.
+        for file in Path(cache_dir()).rglob("*.best_config"):
+            file.unlink()
+
+
+def compile_only(options: argparse.Namespace) -> None:
+    """Run one step of one candidate, for the caches of the compilers."""
+    mode, batch, name = options.compile_only
+    setting = Setting(options.model, mode, int(batch), options.size, options.dtype, "channels_last", options.device)
+    build(CANDIDATES[name], setting, make_twins(setting)).run()
 
 
 def run_checks(options: argparse.Namespace, budget: Budget) -> int:
@@ -198,6 +251,8 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--commit", help="the measured commit, if git is not available")
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--draw", action="store_true")
+    parser.add_argument("--prepare", action="store_true", help="compile in parallel processes during the checks")
+    parser.add_argument("--compile-only", nargs=3, metavar=("MODE", "BATCH", "CANDIDATE"), help=argparse.SUPPRESS)
     options = parser.parse_args(words)
     options.output = options.output.resolve()
     return options
@@ -212,15 +267,21 @@ def main(words: list[str] | None = None) -> int:
     if options.device == "cuda" and not torch.cuda.is_available():
         print("no CUDA device was found; nothing is measured", file=sys.stderr)
         return 2
+    if options.compile_only:
+        compile_only(options)
+        return 0
     budget = Budget(options.minutes, options.device == "cuda")
-    failed = 0
+    preparation, failed = Preparation(options), 0
     for part, measure_it in (("checks", run_checks), ("sweeps", run_sweeps)):
         if part in options.only and not failed:  # wrong kernels are not timed
+            if part == "sweeps":
+                preparation.wait(PATIENCE)
             try:
                 failed = measure_it(options, budget)
             except Exception:  # a failure on a new machine must not lose the rows of the other parts
                 traceback.print_exc()
                 failed = 1
+    preparation.wait(PATIENCE)
     failed += run_taxes(options, budget)
     draw(options)
     for what in budget.dropped:
