@@ -16,7 +16,7 @@ from senet.ops.reference import FullyConnected
 from senet.ops.tail.norms import BatchNorm, Norm, gathers
 from senet.ops.tail.reasons import Reason
 
-Gate = Callable[[Tensor], Tensor]
+Gate = FullyConnected | Callable[[Tensor], Tensor]
 
 
 class Form(StrEnum):
