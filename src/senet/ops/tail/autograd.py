@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from senet.ops.dispatch import sweeps_of
+from senet.ops.layout import in_layout
 from senet.ops.reference import table_dtype
 from senet.ops.tail import definitions as sweeps
 from senet.ops.tail.definitions import positions
@@ -23,12 +24,23 @@ from senet.ops.tail.native_batch_norm import NO_DOUBLE_BACKWARD
 from senet.ops.tail.norms import BatchNorm, Norm, frozen_tables, norm_tables
 
 
+def _as_map(x: Tensor, u: Tensor) -> Tensor:
+    """A result in the layout that the operators promise: contiguous as u is, otherwise channels_last."""
+    return in_layout(x, not u.is_contiguous())
+
+
+def _empty_map(u: Tensor) -> Tensor:
+    if u.is_contiguous():
+        return torch.empty_like(u)
+    return torch.empty_like(u.movedim(1, -1), memory_format=torch.contiguous_format).movedim(-1, 1)
+
+
 @torch.library.custom_op("senet::moments", mutates_args=())
 def _moments(u: Tensor, variance: bool, backend: str) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(m, d, v, map handle, table handle) of a map; d and v are empty without ``variance``."""
     run = sweeps_of(backend)
     m, d, v = run.moments(u) if variance else (run.mean(u), u.new_empty(0), u.new_empty(0))
-    return m, d, v, u.new_empty(()).expand(u.shape), m.new_empty(()).expand(m.shape)
+    return m, d, v, u.new_zeros(()).expand(u.shape), m.new_zeros(()).expand(m.shape)
 
 
 @_moments.register_fake
@@ -40,12 +52,12 @@ def _(u: Tensor, variance: bool, backend: str) -> tuple[Tensor, Tensor, Tensor, 
 
 @torch.library.custom_op("senet::moments_backward", mutates_args=())
 def _moments_backward(g: Tensor, u: Tensor, m: Tensor, a: Tensor, dm: Tensor, dv: Tensor, backend: str) -> Tensor:
-    return sweeps_of(backend).moments_backward(g, u, m, a, dm, dv)
+    return _as_map(sweeps_of(backend).moments_backward(g, u, m, a, dm, dv), u)
 
 
 @_moments_backward.register_fake
 def _(g: Tensor, u: Tensor, m: Tensor, a: Tensor, dm: Tensor, dv: Tensor, backend: str) -> Tensor:
-    return torch.empty_like(u)
+    return _empty_map(u)
 
 
 @torch.library.custom_op("senet::affine", mutates_args=())
@@ -61,7 +73,7 @@ def _affine(
     backend: str,
 ) -> Tensor:
     """δ(a·(u − m) + b + shortcut). With handles, ``u`` is detached: ``moments`` computes its gradient."""
-    return sweeps_of(backend).affine(u, m, a, b, shortcut, relu)
+    return _as_map(sweeps_of(backend).affine(u, m, a, b, shortcut, relu), u)
 
 
 @_affine.register_fake
@@ -76,17 +88,18 @@ def _(
     table_handle: Tensor | None,
     backend: str,
 ) -> Tensor:
-    return torch.empty_like(u)
+    return _empty_map(u)
 
 
 @torch.library.custom_op("senet::affine_backward", mutates_args=())
 def _affine_backward(dout: Tensor, out: Tensor, u: Tensor, m: Tensor, backend: str) -> tuple[Tensor, Tensor, Tensor]:
-    return sweeps_of(backend).affine_backward(dout, out, u, m)
+    g, da, db = sweeps_of(backend).affine_backward(dout, out, u, m)
+    return _as_map(g, u), da, db
 
 
 @_affine_backward.register_fake
 def _(dout: Tensor, out: Tensor, u: Tensor, m: Tensor, backend: str) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(u), torch.empty_like(m), torch.empty_like(m)
+    return _empty_map(u), torch.empty_like(m), torch.empty_like(m)
 
 
 @torch.library.custom_op("senet::product_sums", mutates_args=())
