@@ -298,6 +298,10 @@ class Order:
         """Let ``new`` stand where ``node`` does."""
         self.position[new], self._settings[new] = self.position[node], self._settings[node]
 
+    def is_free_of_writes(self) -> bool:
+        """Whether nothing writes to a map that others may read."""
+        return not self._writes
+
     def is_one_region(self, nodes: Iterable[fx.Node]) -> bool:
         """Whether all nodes run under the same autocast and gradient settings."""
         return len({self._settings[node] for node in nodes}) <= 1
