@@ -22,9 +22,7 @@ from senet.nn.attachment import tensors_of
 from senet.text import first_line
 
 
-def accelerate(
-    model: nn.Module, backend: str = "auto", then: str = "auto", example_input: Any = None
-) -> nn.Module:
+def accelerate(model: nn.Module, backend: str = "auto", then: str = "auto", example_input: Any = None) -> nn.Module:
     """A copy of ``model`` that computes the same function faster; ``model`` is not changed.
 
     The copy has the same class, parameters, and keys. ``torch.compile`` captures it at the first call, and again

@@ -103,7 +103,9 @@ def rewritten(
     except Exception as error:
         if isinstance(error, InputError):
             raise
-        text = f"senet: a pass failed, and the captured graph runs unchanged: {type(error).__name__}: {first_line(error)}"
+        text = (
+            f"senet: a pass failed, and the captured graph runs unchanged: {type(error).__name__}: {first_line(error)}"
+        )
         warnings.warn(text, stacklevel=2)
         return module.forward
 

@@ -20,12 +20,14 @@ Gate = FullyConnected | Callable[[Tensor], Tensor]
 
 
 class Form(StrEnum):
-    """The ways to compute a tail, from the slowest to the fastest."""
+    """The ways to compute a tail: PyTorch's operations, the definitions of the sweeps for a compiler, sweeps with
+    autograd on the tables in between, and sweeps and tables in one call.
+    """
 
-    OPERATIONS = "PyTorch's operations, one after the other"
-    TRACED = "the definitions of the sweeps, for a compiler"
-    SWEEPS = "two sweeps, with autograd on the tables in between"
-    ONE_CALL = "two sweeps and all tables in one call"
+    OPERATIONS = "operations"
+    TRACED = "traced sweeps"
+    SWEEPS = "sweeps"
+    ONE_CALL = "sweeps in one call"
 
 
 class Choice(NamedTuple):
@@ -73,36 +75,41 @@ def choose(
     if backend == "traced":
         return Choice(Form.TRACED, "traced", Reason.COMPILER)
     reason = _unfit(u, norm, gate, shortcut, shortcut_norm)
-    if reason is None:
-        if backend == "definitions":
-            return Choice(Form.SWEEPS, "definitions", Reason.REQUESTED)
-        frozen, bare = norm is not None and norm.frozen, gate is None and shortcut is None
-        name, reason = implementation_for(u, backend, frozen, bare)
-        if name != "reference":
-            return _choice_of(name, u, norm, gate, shortcut, relu, shortcut_norm)
-    if gathers(norm):  # other ranks may have other sizes, even empty batches; all ranks support this form
-        return Choice(Form.TRACED, "traced", Reason.RANKS)
-    return Choice(Form.OPERATIONS, "reference", reason)
+    if reason is not None:
+        return _ordinary(norm, reason)
+    return foresee(u, norm, gate, shortcut, relu, backend, shortcut_norm)
 
 
-def _choice_of(
-    name: str,
+def foresee(
     u: Tensor,
     norm: Norm | None,
     gate: Gate | None,
     shortcut: Tensor | None,
     relu: bool,
-    shortcut_norm: Norm | None,
+    backend: str = "auto",
+    shortcut_norm: Norm | None = None,
 ) -> Choice:
-    """The fastest form of a backend."""
+    """The same for tensors that need not have memory, for which kernels are fit otherwise."""
+    if backend == "traced":
+        return Choice(Form.TRACED, "traced", Reason.COMPILER)
+    if backend == "definitions":
+        return Choice(Form.SWEEPS, "definitions", Reason.REQUESTED)
+    frozen, bare = norm is not None and norm.frozen, gate is None and shortcut is None
+    name, reason = implementation_for(u, backend, frozen, bare)
+    if name == "reference":
+        return _ordinary(norm, reason)
     library = one_call_of(name)
-    if library is None:
-        return Choice(Form.SWEEPS, name, Reason.REQUESTED)
-    reason = library.unsuited(u, norm, gate)
-    if reason is not None:
-        return Choice(Form.SWEEPS, name, reason)
+    unsuited = Reason.REQUESTED if library is None else library.unsuited(u, norm, gate)
+    if library is None or unsuited is not None:
+        return Choice(Form.SWEEPS, name, unsuited)
     joins = shortcut is not None and shortcut_norm is not None and library.joins(u, shortcut, shortcut_norm, relu)
     return Choice(Form.ONE_CALL, name, Reason.FASTEST, joins)
+
+
+def _ordinary(norm: Norm | None, reason: Reason) -> Choice:
+    if gathers(norm):  # other ranks may have other sizes, even empty batches; all ranks support this form
+        return Choice(Form.TRACED, "traced", Reason.RANKS)
+    return Choice(Form.OPERATIONS, "reference", reason)
 
 
 def _unfit(
