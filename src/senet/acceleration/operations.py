@@ -257,9 +257,17 @@ def without_private_writes(graph: fx.Graph) -> None:
         kwargs = {name: value for name, value in values.items() if value != defaults.get(name)}
         with graph.inserting_before(node):
             pure = graph.call_function(_PURE[found.kind], args, kwargs)
-        pure.meta = dict(node.meta)
+        pure.meta = dict(node.meta) | {"wrote": True}
         node.replace_all_uses_with(pure)
         graph.erase_node(node)
+
+
+def with_private_writes(graph: fx.Graph) -> None:
+    """Let operations write in place again that did before ``without_private_writes``, which saves memory."""
+    again = {torch.add: operator.iadd, torch.mul: operator.imul, torch.relu: torch.relu_}
+    for node in graph.nodes:
+        if node.meta.get("wrote") and node.target in again and not node.kwargs and _is_private(node.args[0]):
+            node.target = again[node.target]
 
 
 def _is_private(node: Any) -> bool:
