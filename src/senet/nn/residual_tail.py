@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from senet.nn.attachment import gate_of_output
-from senet.nn.plain import has_hooks, refuse_to_script
+from senet.nn.plain import has_hooks, is_plain_fc, refuse_to_script
 from senet.nn.squeeze_excite import SqueezeExcite
 from senet.ops import reference
 from senet.ops.dispatch import backend_for, current_backend, traces_reference
@@ -108,7 +108,8 @@ def _tail(
         return reference.residual_tail(u, norm, se, shortcut, relu)
     excitation = None
     if gate is not None:
-        in_one_piece = backend in ("native", "triton") and gate.is_plain()
+        in_one_piece = backend in ("native", "triton") and is_plain_fc(gate.fc1) and is_plain_fc(gate.fc2)
+        in_one_piece = in_one_piece and not has_hooks(gate.act)
         excitation = gate.fully_connected() if in_one_piece else gate.excitation
     return norm_tail(u, norm, excitation, shortcut, relu, None if backend == "traced" else backend, shortcut_norm)
 
