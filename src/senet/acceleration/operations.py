@@ -7,6 +7,7 @@ name. What is not listed here has no kind, and stays as it was captured.
 
 import inspect
 import operator
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -193,9 +194,8 @@ def name_of(node: fx.Node) -> str:
     """The path of the module that the node was captured in, as users know it; the node's own name outside of any."""
     stack = node.meta.get("nn_module_stack") or {}
     path = next((entry[0] for entry in reversed(list(stack.values()))), "")
-    path = path.removeprefix("L['self'].").removeprefix("L['self']")
-    for before, after in (("._modules['", "."), ("_modules['", ""), ("']", "")):
-        path = path.replace(before, after)
+    path = re.sub(r"^[LG]\['\w+'\]\.?", "", path)  # the variable that held the network
+    path = re.sub(r"\.?_modules\['([^']*)'\]", r".\1", path).removeprefix(".")
     return path or node.name
 
 
