@@ -355,3 +355,5 @@ def test_checkpointed_parts(network):
     with in_sweeps():
         mine = bytes_kept(fast, x)
     assert mine <= 1.1 * bytes_kept(model, x) < ordinary
+    outputs(fast.eval(), x)
+    assert "block.se" in fast.acceleration.inference

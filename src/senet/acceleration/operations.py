@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
+from senet.acceleration.checkpoints import checkpointed
+
 _aten = torch.ops.aten
 _NONE: dict[str, Any] = {}
 _INPLACE = {"inplace": False}
@@ -221,7 +223,7 @@ def writes_in_place(node: fx.Node) -> bool:
         return str(node.target).endswith("_") and not str(node.target).endswith("__")
     if isinstance(node.target, torch._ops.OpOverload):
         return node.target._schema.is_mutable
-    if isinstance(node.target, torch._ops.HigherOrderOperator) or node.target is operator.setitem:
+    if isinstance(node.target, torch._ops.HigherOrderOperator) or node.target in (operator.setitem, checkpointed):
         return True
     name = getattr(node.target, "__name__", "")
     if name.endswith("_") and not name.endswith("__"):
