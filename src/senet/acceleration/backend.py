@@ -21,13 +21,14 @@ from senet.acceleration.gates import lift_gates
 from senet.acceleration.microbatch import InCache
 from senet.acceleration.operations import (
     Order,
+    is_repeatable,
     is_weight,
     take_out_idle,
     value_of,
     without_private_writes,
 )
 from senet.acceleration.report import AS_CAPTURED, Acceleration, Decision, Mode
-from senet.acceleration.weights import Followed, count_optimizer_steps, why_not
+from senet.acceleration.weights import Followed, count_optimizer_steps, counting_updates, why_not
 from senet.errors import InputError
 from senet.ops.border import UnsuitedMapError
 from senet.ops.conv import early_gate
@@ -104,7 +105,8 @@ def rewritten(
     if backend is None:
         return module.forward
     try:
-        return module.forward if wants_gradient else Inference(module, backend, report, options.without)
+        inference = None if wants_gradient else Inference(module, backend, report, options.without)
+        return counting_updates(inference or module.forward, module.graph)
     except Exception as error:
         if isinstance(error, InputError):
             raise
@@ -158,6 +160,7 @@ class Inference:
         without_private_writes(graph)
         left = {} if "gates" in without else lift_gates(graph)
         writes = not Order(graph).is_free_of_writes()
+        repeatable = is_repeatable(graph)
         self._folding = Folding(work) if "fold" in without else fold(work, backend)
         self._followed = [places[name] for name in self._folding.weights]
         self._followed_names = list(self._folding.weights)
@@ -173,7 +176,7 @@ class Inference:
                 alone = all(user.op == "call_module" for user in node.users) and not writes
                 last = alone and isinstance(value, Tensor) and value.ndim == 4
                 self._inputs.append((places[node.name], last))
-        self._work, self._in_parts = work, backend == "native" and not writes and len(self._inputs) == 1
+        self._work, self._in_parts = work, backend == "native" and repeatable and len(self._inputs) == 1
         self._in_parts &= "micro-batches" not in without
         self._state: tuple[Followed, Callable[..., Any]] | None = None
         for name, form in self._folding.forms.items():
