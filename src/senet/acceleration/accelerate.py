@@ -194,7 +194,10 @@ class Captured:
                 return self._compiled(*args, **kwargs)
             finally:
                 dynamo_config.skip_nnmodule_hook_guards = before
-        except TorchDynamoException as error:
+        except TorchDynamoException as failure:
+            error = getattr(failure, "inner_exception", failure)
+            if isinstance(error, InputError):  # the backend that was asked for cannot run here
+                raise error from None
             result = self._ordinary(*args, **kwargs)  # or the network's own error
             self.report.ordinary = f"torch.compile could not capture it: {first_line(error)}"
             warnings.warn(f"senet: the network runs uncompiled: {self.report.ordinary}", stacklevel=2)

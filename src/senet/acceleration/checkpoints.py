@@ -40,7 +40,7 @@ def run_checkpoints(module: fx.GraphModule) -> None:
 def take_in_checkpoints(module: fx.GraphModule) -> None:
     """Put the nodes of checkpointed parts into a graph that is run without gradients, where nothing is saved."""
     while found := module.graph.find_nodes(op="call_function", target=_CAPTURED):
-        if not all([_taken_in(module, node) for node in found]):
+        if not all(_taken_in(module, node) for node in found):
             break
     module.recompile()
 
