@@ -28,7 +28,7 @@ from senet.acceleration.operations import (
 )
 from senet.acceleration.report import AS_CAPTURED, Decision
 from senet.ops.reference import FullyConnected
-from senet.ops.tail.choice import Choice, Form, foresee
+from senet.ops.tail.choice import Choice, foresee
 from senet.ops.tail.norms import BatchNorm, GroupNorm, Norm
 from senet.ops.tail.reasons import Reason
 from senet.ops.tail.tail import tail
