@@ -11,7 +11,7 @@ from torch._dynamo.backends.debugging import aot_eager
 
 import senet
 from senet.acceleration.report import AS_CAPTURED
-from senet.acceleration.sweep import training_form
+from senet.acceleration.sweep import APART, training_form
 from senet.ops.tail import native
 from senet.ops.tail.choice import Form
 from senet.ops.tail.reasons import Reason
@@ -115,7 +115,8 @@ def timm_network(name, **options):
 NETWORKS = {
     "timm se": (lambda: timm_network("seresnet18"), 17, 8),
     "torchvision": (lambda: torchvision.models.resnet18(num_classes=5), 17, 0),
-    "timm drop": (lambda: timm_network("seresnet18", drop_path_rate=0.3, drop_rate=0.2), 17, 8),
+    # The norm of a projection takes the sum where drop path stands between the branch and it.
+    "timm drop": (lambda: timm_network("seresnet18", drop_path_rate=0.3, drop_rate=0.2), 20, 8),
 }
 
 
@@ -189,7 +190,7 @@ class Both(Block):
         return self.relu(y + y)
 
 
-LEFT = {Late: 1, Tapped: 0, Twice: 0, Written: 1, Overwritten: 1, Broadcast: 1, Both: 1}
+LEFT = {Late: 1, Tapped: 1, Twice: 0, Written: 1, Overwritten: 1, Broadcast: 1, Both: 1}
 
 
 @pytest.mark.parametrize("block", LEFT, ids=lambda block: block.__name__)
@@ -199,7 +200,7 @@ def test_what_others_read_or_write_is_left(on, block):
 
 
 class Guarded(Block):
-    """A gate with its own autocast region, a branch without gradients, and a write between a norm and its sum."""
+    """Norms outside of the autocast region of their gate, and outside of the region without gradients."""
 
     def end(self, y, x):
         y = self.norm2(y)
@@ -211,9 +212,7 @@ class Guarded(Block):
 
 
 def test_regions_stay_regions(on):
-    sweeping = compare(Guarded().double(), double())
-    names = [node.args[4] for node in sweeping.tails]
-    assert True in names
+    assert len(compare(Guarded().double(), double()).tails) == 0
 
 
 class Moved(Block):
@@ -223,8 +222,8 @@ class Moved(Block):
 
     def end(self, y, x):
         y = self.norm2(y)
-        self.state.copy_(self.norm2.weight.detach())  # between the norm and its sum
-        self.norm2.running_mean.mul_(0.5)
+        self.state.copy_(self.norm2.running_mean)  # what the norm has updated, before its sum
+        self.state.mul_(x.detach().mean((0, 2, 3)))
         return self.relu(y + x)
 
 
@@ -279,7 +278,7 @@ def test_decisions_are_values(monkeypatch):
     assert set(large) >= {"0.norm1", "0.se", "1.norm1"}
     assert (large["0.se"].form, large["0.se"].backend, large["0.se"].reason) == (Form.ONE_CALL, "native", None)
     assert (large["0.norm1"].form, large["0.norm1"].reason) == (Form.OPERATIONS, Reason.SIZE)
-    assert large["1.se"].form == AS_CAPTURED
+    assert (large["1.se"].form, large["1.se"].reason) == (AS_CAPTURED, APART)
     assert all(decision.mode == "training" for decision in large.values())
 
 

@@ -26,6 +26,7 @@ from senet.acceleration.operations import (
     without_private_writes,
 )
 from senet.acceleration.report import AS_CAPTURED, Acceleration, Decision, Mode
+from senet.acceleration.sweep import training_form
 from senet.acceleration.weights import Followed, count_optimizer_steps, why_not
 from senet.errors import InputError
 from senet.ops.border import UnsuitedMapError
@@ -101,7 +102,9 @@ def rewritten(
     if backend is None:
         return module.forward
     try:
-        return module.forward if wants_gradient else Inference(module, backend, report, options.without)
+        if not wants_gradient:
+            return Inference(module, backend, report, options.without)
+        return module.forward if backend == "reference" else _training(module, report)
     except Exception as error:
         if isinstance(error, InputError):
             raise
@@ -110,6 +113,14 @@ def rewritten(
         )
         warnings.warn(text, stacklevel=2)
         return module.forward
+
+
+def _training(module: fx.GraphModule, report: Acceleration) -> Callable[..., Any]:
+    """A captured graph in its training form, which chooses the implementation of each tail at each call."""
+    work, decisions = training_form(module, "auto")
+    for decision in decisions:
+        report.add(decision)
+    return work.forward
 
 
 def _chosen(requested: str, example_inputs: Sequence[Any]) -> str | None:

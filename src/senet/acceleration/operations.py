@@ -196,7 +196,7 @@ def name_of(node: fx.Node) -> str:
     """The path of the module that the node was captured in, as users know it; the node's own name outside of any."""
     stack = node.meta.get("nn_module_stack") or {}
     path = next((entry[0] for entry in reversed(list(stack.values()))), "")
-    path = re.sub(r"^\w\['\w+'\]\.?", "", path)  # the local variable that held the network
+    path = re.sub(r"^\w\['\w+'\](\.__self__)?\.?", "", path)  # the local variable that held the network
     for before, after in (("._modules['", "."), ("_modules['", ""), ("']", "")):
         path = path.replace(before, after)
     return path or node.name
