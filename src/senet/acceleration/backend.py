@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -214,8 +215,12 @@ class Inference:
         left = {} if "gates" in without else lift_gates(graph)
         writes = not Order(graph).is_free_of_writes()
         self._folding = Folding(work) if "fold" in without else fold(work, backend)
-        self._followed = [places[name] for name in self._folding.weights]
         self._followed_names = list(self._folding.weights)
+        # Placeholders; with Inductor's option freezing, Dynamo puts the weights into the graph's module.
+        self._followed: list[int | str] = [
+            places[name] if node.op == "placeholder" else str(node.target)
+            for name, node in self._folding.weights.items()
+        ]
         self._bound: list[tuple[str, int]] = []
         self._inputs: list[tuple[int, bool]] = []
         for node in list(graph.find_nodes(op="placeholder")):
@@ -226,7 +231,7 @@ class Inference:
             else:
                 value = value_of(node)
                 alone = all(user.op == "call_module" for user in node.users) and not writes
-                last = alone and isinstance(value, Tensor) and value.ndim == 4
+                last = alone and compiler is None and isinstance(value, Tensor) and value.ndim == 4
                 self._inputs.append((places[node.name], last))
         self._work, self._in_parts = work, backend == "native" and not writes and len(self._inputs) == 1
         self._in_parts &= "micro-batches" not in without
@@ -237,7 +242,7 @@ class Inference:
             report.add(Decision(name, "inference", AS_CAPTURED, "torch", why))
         count_optimizer_steps()
         if compiler is not None:  # now, while Dynamo knows which sizes are dynamic
-            followed = [example_inputs[place] for place in self._followed]
+            followed = self._weights(tuple(example_inputs))
             if why_not(followed) is None:
                 self._state = self._made(followed, tuple(example_inputs))
 
@@ -253,7 +258,7 @@ class Inference:
 
     def __call__(self, *given: Any) -> Any:
         """The outputs of the captured graph."""
-        followed = [given[place] for place in self._followed]
+        followed = self._weights(given)
         state = self._state
         if state is None or not self._is_current(state, followed, given):
             if why_not(followed) is not None:
@@ -268,6 +273,10 @@ class Inference:
             return state[1](*inputs)
         except UnsuitedMapError:
             return self.ordinary(*given)
+
+    def _weights(self, given: tuple[Any, ...]) -> list[Tensor]:
+        """The weights that are folded."""
+        return [given[place] if isinstance(place, int) else attrgetter(place)(self._work) for place in self._followed]
 
     def _is_current(self, state: Any, followed: list[Tensor], given: tuple[Any, ...]) -> bool:
         try:
