@@ -9,15 +9,7 @@ from torch import Tensor, nn
 
 from senet.errors import InputError
 from senet.nn.carrier_watch import check_all, unwatch_carriers, watch_carriers
-from senet.nn.carriers import CHILD as CHILD
-from senet.nn.carriers import HANDLE, attach_gate
-from senet.nn.carriers import INPUT as INPUT
-from senet.nn.carriers import Side as Side
-from senet.nn.carriers import attached_side as attached_side
-from senet.nn.carriers import detach_gate as detach_gate
-from senet.nn.carriers import gate_of_output as gate_of_output
-from senet.nn.carriers import rescale_input as rescale_input
-from senet.nn.carriers import rescale_output as rescale_output
+from senet.nn.carriers import CHILD, HANDLE, INPUT, attach_gate, attached_side, detach_gate
 from senet.nn.squeeze_excite import SEConfig, SqueezeExcite
 
 

@@ -1,9 +1,10 @@
 """What happens to an attached gate when another module takes the place of its carrier.
 
-Helpers do this: timm's ``freeze``, ``convert_sync_batchnorm`` and its inverses, ``fuse_modules``, Ultralytics'
-``fuse()``. ``hand_on`` keeps the gate where the new module plays the same part. Where it does not, the gate is lost, and
+Helpers do this: timm's ``freeze``, ``convert_sync_batchnorm`` and its inverses, Ultralytics' ``fuse()``. ``hand_on``
+keeps the gate, at once, where the new module plays the same part. Where it does not, the gate is lost, and
 ``check_carriers``, a pre-hook of the module that calls the carrier, raises at the next call. It is not a hook of the
-whole network, so it also runs when only a part is called.
+whole network, so it also runs when only a part is called. The helpers of torch.fx and of quantization, which would keep
+neither hook, leave carriers as they are because of their class (see ``carriers``).
 """
 
 from typing import Any
@@ -19,7 +20,7 @@ _CARRIERS, _HANDLE = "_se_carriers", "_se_watch"  # attributes of a module that 
 
 def check_carriers(caller: Any, args: tuple[Any, ...] = ()) -> None:
     """Forward pre-hook: raise ``InputError`` if a carrier has been replaced by a module without its gate."""
-    for path in caller.__dict__[_CARRIERS]:
+    for path in caller.__dict__.get(_CARRIERS, ()):  # none in a module to which a helper has moved this hook
         here: nn.Module | None = caller
         for name in path.split("."):
             here = None if here is None else here._modules.get(name)
@@ -43,7 +44,7 @@ def _is_lost(caller: nn.Module, path: str, here: nn.Module | None) -> bool:
 def watch_carriers(model: nn.Module) -> None:
     """Let every module that calls carriers check that they are in place."""
     for path, module in model.named_modules(remove_duplicate=False):
-        if attached_side(module) is not None:
+        if path and attached_side(module) is not None:
             caller, parts = "", path.split(".")
             # Lists of modules are not called, and have no ``forward``.
             for end in range(len(parts)):
@@ -69,9 +70,9 @@ def check_all(model: nn.Module) -> None:
 
 def hand_on(parent: nn.Module, name: str, new: Any) -> None:
     """PyTorch calls this when a module becomes a child: give it the gate of the child whose place and part it takes."""
-    old = parent._modules.get(name)
     if not isinstance(new, nn.Module):
         return
+    old = parent._modules[name] if name in parent._modules else None  # noqa: SIM401  TorchScript's has no get
     if old is not None and attached_side(old) is not None and attached_side(new) is None and _plays_the_part(old, new):
         # The old carrier keeps its gate: if it is shared, its other places are still to be converted.
         attach_gate(new, old.get_submodule(CHILD), attached_side(old) or "output", site_of(old))
@@ -81,10 +82,18 @@ def hand_on(parent: nn.Module, name: str, new: Any) -> None:
 
 def _plays_the_part(old: nn.Module, new: nn.Module) -> bool:
     """Whether ``new`` was given the same gate as a child, or both are norms with running statistics."""
-    if new._modules.get(CHILD) is old._modules[CHILD]:
-        return True
-    channels = [getattr(module, "num_features", None) for module in (old, new) if hasattr(module, "running_mean")]
-    return len(channels) == 2 and channels[0] == channels[1] is not None and old not in list(new.modules())
+    gate = old._modules.get(CHILD)
+    if gate is None or any(name == CHILD and child is gate for name, child in new.named_children()):
+        return gate is not None
+    channels = _channels(old)
+    return channels is not None and channels == _channels(new) and old not in list(new.modules())
+
+
+def _channels(norm: nn.Module) -> int | None:
+    """The channels of a norm with running statistics, frozen or not; None for other modules."""
+    if not hasattr(norm, "running_mean"):
+        return None
+    return getattr(norm, "num_features", None) or (None if norm.running_mean is None else len(norm.running_mean))
 
 
 def _is_called(module: nn.Module) -> bool:
@@ -92,10 +101,11 @@ def _is_called(module: nn.Module) -> bool:
 
 
 def _watch(caller: nn.Module, path: str, carrier: nn.Module) -> None:
-    if _CARRIERS not in vars(caller):
-        caller.__dict__[_CARRIERS] = {}
+    before = vars(caller).get(_CARRIERS)
+    if before is None:
         caller.__dict__[_HANDLE] = caller.register_forward_pre_hook(check_carriers)
-    caller.__dict__[_CARRIERS][path] = carrier
+    # A new dict, because the replicas of DataParallel share the old one.
+    caller.__dict__[_CARRIERS] = {**(before or {}), path: carrier}
 
 
 register_module_module_registration_hook(hand_on)

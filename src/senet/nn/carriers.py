@@ -55,7 +55,32 @@ def _carrier_class(cls: type) -> type:
     return CarrierType(cls.__name__, (cls,), {"__module__": cls.__module__, "__doc__": cls.__doc__})
 
 
-copyreg.pickle(CarrierType, lambda cls: (_carrier_class, cls.__bases__))  # such a class has no name to be found by
+def _is_carrier_class(cls: type) -> bool:
+    """Not a class that others derived from one, such as parametrizations and FSDP do."""
+    return isinstance(cls, CarrierType) and cls is _carrier_class(cls.__bases__[0])
+
+
+def _reduce_class(cls: type) -> Any:
+    return (_carrier_class, cls.__bases__) if _is_carrier_class(cls) else cls.__qualname__
+
+
+copyreg.pickle(CarrierType, _reduce_class)  # such a class has no name by which pickle would find it
+
+
+def _set_class(module: nn.Module) -> None:
+    cls = type(module)
+    # torch.fx traces through other modules, and so records their gates. Parametrizations have a class of their own.
+    known = cls.__module__.startswith(("torch.nn.", "torch.ao.nn.")) and not isinstance(module, nn.Sequential)
+    if known and not isinstance(cls, CarrierType) and not is_parametrized(module):
+        module.__class__ = _carrier_class(cls)
+
+
+def _restore_class(module: nn.Module) -> None:
+    cls = type(module)
+    if _is_carrier_class(cls):
+        module.__class__ = cls.__bases__[0]
+    elif isinstance(cls, CarrierType):
+        cls.__bases__ = tuple(base.__bases__[0] if _is_carrier_class(base) else base for base in cls.__bases__)
 
 
 def attach_gate(module: nn.Module, se: Any, side: Side = "output", site: str = "") -> None:
@@ -69,9 +94,7 @@ def attach_gate(module: nn.Module, se: Any, side: Side = "output", site: str = "
     module.__dict__[HANDLE] = register(rescale_output if side == "output" else rescale_input)
     module.__dict__[_SIDE] = side
     module.__dict__[_SITE] = site
-    # torch.fx traces through other modules, and so records their gates. Parametrizations have a class of their own.
-    if type(module).__module__.startswith(("torch.nn.", "torch.ao.nn.")) and not is_parametrized(module):
-        module.__class__ = module.__class__ if isinstance(module, nn.Sequential) else _carrier_class(type(module))
+    _set_class(module)
 
 
 def attached_side(module: nn.Module) -> Side | None:
@@ -96,6 +119,5 @@ def detach_gate(module: nn.Module) -> Any:
     module.__dict__.pop(HANDLE).remove()
     for name in (_SIDE, _SITE):
         module.__dict__.pop(name, None)
-    if isinstance(type(module), CarrierType):
-        module.__class__ = type(module).__bases__[0]
+    _restore_class(module)
     return module._modules.pop(CHILD)
