@@ -10,7 +10,6 @@ import torchvision
 from torch import nn
 from torch.ao.quantization import fuse_modules, get_default_qconfig_mapping
 from torch.ao.quantization.quantize_fx import fuse_fx, prepare_fx
-from torch.fx.experimental import optimization
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.feature_extraction import create_feature_extractor
 
@@ -150,13 +149,25 @@ def test_a_shared_norm_is_converted_in_each_place():
         torch.testing.assert_close(timm_freeze(model)(X), y)
 
 
+def fused(model):
+    from torch.fx.experimental.optimization import fuse  # warns on import, in some versions of PyTorch
+
+    return fuse(model)
+
+
+def optimized_for_inference(model):
+    from torch.fx.experimental.optimization import optimize_for_inference
+
+    return optimize_for_inference(model, {"heuristic": lambda graph: False})
+
+
 def quantization_prepared(model):
     return prepare_fx(copy.deepcopy(model), get_default_qconfig_mapping("fbgemm"), (X,))
 
 
 TRACED = {
-    "fuse": optimization.fuse,
-    "optimize_for_inference": lambda m: optimization.optimize_for_inference(m, {"heuristic": lambda graph: False}),
+    "fuse": fused,
+    "optimize_for_inference": optimized_for_inference,
     "fuse_fx": lambda m: fuse_fx(copy.deepcopy(m)),
     "prepare_fx": quantization_prepared,
 }
@@ -254,13 +265,14 @@ def test_fuse_modules_does_not_fuse_a_gate_away(resnet):
     torch.testing.assert_close(resnet(X), y)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_the_remedy_works(net):
     """In line, the convolutions and norms are fused, and the gates stay."""
     with torch.no_grad():
         y = net(X)
-        fused = optimization.fuse(senet.in_line(net))
-        torch.testing.assert_close(fused(X), y)
-    assert sum(isinstance(module, nn.BatchNorm2d) for module in fused.modules()) == 1  # that of the list
+        twin = fused(senet.in_line(net))
+        torch.testing.assert_close(twin(X), y)
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in twin.modules()) == 1  # that of the list
 
 
 class Wrapped(nn.Module):

@@ -1,4 +1,4 @@
-"""SE blocks attached to the modules of a network; see ``carriers`` for one of them."""
+"""The attached SE blocks of a network; see ``carriers`` for one of them, and ``carrier_watch`` for their safety."""
 
 import contextlib
 import copy
@@ -110,8 +110,12 @@ def tensors_of(model: nn.Module) -> dict[int, Any]:
 def in_line(model: nn.Module) -> nn.Module:
     """``model`` with every attached gate as an ordinary module, for code that sees modules but not hooks.
 
-    Each module that has a gate becomes ``nn.Sequential(module, se)``, or ``(se, module)``. The result shares all
-    tensors with ``model``, which is not changed. Without attached gates, the result is ``model`` itself.
+    Use it before helpers that fuse or replace modules. Each module that has a gate becomes ``nn.Sequential(module,
+    se)``, or ``(se, module)``, so keys differ. The result shares all tensors with ``model``, which is not changed.
+    Without attached gates, the result is ``model`` itself.
+
+    Raises:
+        InputError: a module that had a gate was replaced by one that has none.
     """
     if not attached(model):
         return model
@@ -122,6 +126,7 @@ def in_line(model: nn.Module) -> nn.Module:
         pair = (se, module) if site.endswith(INPUT) else (module, se)
         places = [(parent, name) for parent in twin.modules() for name, m in parent._modules.items() if m is module]
         wrapped = nn.Sequential(*pair)
+        wrapped.training = module.training
         for parent, name in places:  # several if the module is shared
             parent._modules[name] = wrapped
     return twin

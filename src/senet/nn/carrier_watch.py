@@ -89,7 +89,7 @@ def _plays_the_part(old: nn.Module, new: nn.Module) -> bool:
     return channels is not None and channels == _channels(new) and old not in list(new.modules())
 
 
-def _channels(norm: nn.Module) -> int | None:
+def _channels(norm: Any) -> int | None:
     """The channels of a norm with running statistics, frozen or not; None for other modules."""
     if not hasattr(norm, "running_mean"):
         return None

@@ -51,7 +51,7 @@ class CarrierType(type):
 
 
 @functools.cache
-def _carrier_class(cls: type) -> type:
+def _carrier_class(cls: Any) -> Any:
     return CarrierType(cls.__name__, (cls,), {"__module__": cls.__module__, "__doc__": cls.__doc__})
 
 
@@ -68,7 +68,7 @@ copyreg.pickle(CarrierType, _reduce_class)  # such a class has no name by which 
 
 
 def _set_class(module: nn.Module) -> None:
-    cls = type(module)
+    cls: Any = type(module)
     # torch.fx traces through other modules, and so records their gates. Parametrizations have a class of their own.
     known = cls.__module__.startswith(("torch.nn.", "torch.ao.nn.")) and not isinstance(module, nn.Sequential)
     if known and not isinstance(cls, CarrierType) and not is_parametrized(module):
