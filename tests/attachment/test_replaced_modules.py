@@ -245,6 +245,28 @@ def test_a_lost_gate_is_named_within_lists_and_copies(net):
             model(X)
 
 
+class Iterated(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 5, 3))
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x.mean((2, 3))
+
+
+def test_a_lost_gate_is_named_where_a_container_is_iterated_over():
+    model = awake(Iterated(), ["layers.1", "layers.2"])
+    y = model(X)
+    timm_freeze(model)
+    torch.testing.assert_close(model(X), y)
+    model.layers[2] = nn.LeakyReLU()
+    for call in (model, model.layers):
+        with pytest.raises(senet.InputError, match=r"layers\.2"):
+            call(X)
+
+
 def test_a_lost_gate_is_named_when_compiled(net):
     compiled = torch.compile(net, backend="eager")
     with torch.no_grad():
@@ -313,6 +335,18 @@ def test_classes(net):
     assert repr(norm).startswith("BatchNorm2d(")
     senet.detach(net)
     assert_no_trace(net)
+
+
+def test_a_class_that_others_put_on_top(net):
+    """As FSDP does."""
+    sharded = type("Sharded", (type(net.bn),), {})
+    for module in net.modules():
+        if type(module) is type(net.norms[0]):
+            module.__class__ = sharded
+    senet.detach(net)
+    assert type(net.bn) is sharded
+    assert sharded.__bases__ == (nn.BatchNorm2d,)
+    assert "senet" not in repr(sharded)
 
 
 @pytest.mark.parametrize("order", ["attach first", "norm first"])

@@ -42,15 +42,16 @@ def _is_lost(caller: nn.Module, path: str, here: nn.Module | None) -> bool:
 
 
 def watch_carriers(model: nn.Module) -> None:
-    """Let every module that calls carriers check that they are in place."""
+    """Let every module that calls carriers check that they are in place: the nearest one above that is no container."""
     for path, module in model.named_modules(remove_duplicate=False):
-        if path and attached_side(module) is not None:
-            caller, parts = "", path.split(".")
-            # Lists of modules are not called, and have no ``forward``.
-            for end in range(len(parts)):
-                above = ".".join(parts[:end])
-                caller = above if _is_called(model.get_submodule(above)) else caller
-            _watch(model.get_submodule(caller), path.removeprefix(caller).removeprefix("."), module)
+        if attached_side(module) is not None:
+            parts = path.split(".") if path else []
+            for end in reversed(range(len(parts))):
+                above = model.get_submodule(".".join(parts[:end]))
+                if _is_called(above):
+                    _watch(above, ".".join(parts[end:]), module)
+                    if not isinstance(above, nn.Sequential):  # which is called or iterated over, like a list
+                        break
 
 
 def unwatch_carriers(model: nn.Module) -> None:
@@ -97,7 +98,8 @@ def _channels(norm: Any) -> int | None:
 
 
 def _is_called(module: nn.Module) -> bool:
-    return type(module).forward is not nn.Module.forward
+    """Not a list or a dict of modules, which have no ``forward``."""
+    return type(module).forward is not nn.Module.forward or "forward" in vars(module)
 
 
 def _watch(caller: nn.Module, path: str, carrier: nn.Module) -> None:

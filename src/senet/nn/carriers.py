@@ -25,6 +25,7 @@ REMEDY = (
     "or use senet.detach(model) before it and senet.attach after it"
 )
 HANDLE, _SIDE, _SITE = "_se_handle", "_se_side", "_se_site"  # attributes of the carrier
+_MARK = "_se_carrier"  # attribute of its class
 
 Side = Literal["output", "input"]
 
@@ -47,17 +48,19 @@ class CarrierType(type):
     """The class of the subclasses that carriers get; it names the remedy where an error message shows the class."""
 
     def __repr__(cls) -> str:
+        if not _is_carrier_class(cls):
+            return super().__repr__()
         return f"<class '{cls.__module__}.{cls.__qualname__}' with an attached SE gate; {REMEDY}>"
 
 
 @functools.cache
 def _carrier_class(cls: Any) -> Any:
-    return CarrierType(cls.__name__, (cls,), {"__module__": cls.__module__, "__doc__": cls.__doc__})
+    return CarrierType(cls.__name__, (cls,), {"__module__": cls.__module__, "__doc__": cls.__doc__, _MARK: True})
 
 
 def _is_carrier_class(cls: type) -> bool:
     """Not a class that others derived from one, such as parametrizations and FSDP do."""
-    return isinstance(cls, CarrierType) and cls is _carrier_class(cls.__bases__[0])
+    return _MARK in vars(cls)
 
 
 def _reduce_class(cls: type) -> Any:
