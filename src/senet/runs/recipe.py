@@ -121,7 +121,7 @@ class Recipe(_Section):
     attached_lr: float = Field(default=1.0, gt=0, le=1e6)
     precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
     channels_last: bool = False
-    compile: bool = False
+    compile: Literal["senet", "inductor", "off"] = "senet"
 
     @model_validator(mode="before")
     @classmethod
@@ -129,6 +129,14 @@ class Recipe(_Section):
         # YAML parses `precision: 32` as a number.
         if isinstance(values, dict) and type(values.get("precision")) is int:
             return {**values, "precision": str(values["precision"])}
+        return values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _compile_of_old_recipes(cls, values: Any) -> Any:
+        # It was a boolean, for Inductor. The `off` of YAML 1.1 is false as well.
+        if isinstance(values, dict) and isinstance(values.get("compile"), bool):
+            return {**values, "compile": "inductor" if values["compile"] else "off"}
         return values
 
     @field_validator("mixup", "cutmix")
