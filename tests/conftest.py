@@ -22,7 +22,7 @@ from torch.utils.data._utils import signal_handling  # noqa: E402
 
 from senet.ops.csrc import build  # noqa: E402
 
-pytest_plugins = ["helpers.runs"]  # fixtures of all tests that need a run
+pytest_plugins = ["helpers.runs", "helpers.compilation"]  # fixtures of all tests that need a run, or compilation
 
 
 def pytest_configure(config):

@@ -1,4 +1,4 @@
-"""How the commands run a network: through this package's backend of ``torch.compile``, through Inductor, or as it is."""
+"""How the commands run a network: through this package's backend of ``torch.compile``, Inductor, or as it is."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._dynamo.exc import TorchDynamoException
 
 from senet.errors import InputError
 from senet.text import first_line
 
-HOW = ("senet", "inductor", "off")
+# What a recipe or an option says → the backend of torch.compile; None runs the network itself.
+HOW: dict[str, Any] = {"senet": "senet", "inductor": "inductor", "off": None}
 VARIABLE = "SENET_COMPILE"
 _LOG = logging.getLogger("senet.acceleration")
 _said: set[str] = set()  # reasons, so that a comparison of many runs says each only once
@@ -53,11 +53,11 @@ class Compiled:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The network's output."""
-        if self.how == "off":
+        if HOW[self.how] is None:
             return self.network(*args, **kwargs)
         try:
             if self._call is None:
-                self._call = torch.compile(_with_own_code(self.network), backend=self.how)
+                self._call = torch.compile(_with_own_code(self.network), backend=HOW[self.how])
             return self._call(*args, **kwargs)
         except RuntimeError as error:
             if not (self._call is None or isinstance(error, torch._dynamo.exc.TorchDynamoException)):

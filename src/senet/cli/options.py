@@ -101,7 +101,8 @@ CompileOption = Annotated[
     ),
 ]
 RecipeCompileOption = Annotated[
-    Compile | None, typer.Option("--compile", help="Compiler: this package's, PyTorch's, or none. Default: the recipe's.")
+    Compile | None,
+    typer.Option("--compile", help="Compiler: this package's, PyTorch's, or none. Default: the recipe's."),
 ]
 SizeOption = Annotated[
     int | None, typer.Option(min=1, max=MAX_SIDE, help="Side of the crop in pixels. Default: as in training.")
