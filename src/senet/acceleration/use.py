@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from senet.acceleration.backend import compile_graph
 from senet.errors import InputError
 from senet.text import first_line
 
 # What a recipe or an option says → the backend of torch.compile; None runs the network itself.
-HOW: dict[str, Any] = {"senet": "senet", "inductor": "inductor", "off": None}
+HOW: dict[str, Any] = {"senet": compile_graph, "inductor": "inductor", "off": None}
 VARIABLE = "SENET_COMPILE"
 _LOG = logging.getLogger("senet.acceleration")
 _said: set[str] = set()  # reasons, so that a comparison of many runs says each only once
