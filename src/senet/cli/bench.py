@@ -29,7 +29,7 @@ def command(
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Device to compute on.")] = "auto",
     mode: Annotated[Literal["train", "inference", "both"], typer.Option(help="What to time.")] = "both",
     rounds: Annotated[int, typer.Option(max=100_000, help="Timing rounds; each round runs every candidate.")] = 15,
-    candidates: Annotated[str, typer.Option(help="Comma-separated names or patterns: 'se-fast,timm-*'.")] = "*",
+    candidates: Annotated[str, typer.Option(help="Comma-separated names or patterns: 'se-accelerated,timm-*'.")] = "*",
     threads: Annotated[
         int | None, typer.Option(max=4096, help="CPU threads of every engine. Default: PyTorch's.")
     ] = None,
