@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from senet._version import __version__
 
 if TYPE_CHECKING:
-    from senet.acceleration.accelerate import accelerate
+    from senet.acceleration.accelerate import accelerate, explain
     from senet.attachment.attach import attach, detach
     from senet.attachment.policies import SitePolicy
     from senet.attachment.report import AttachReport
@@ -42,6 +42,7 @@ _HOMES = {
     "SitePolicy": "senet.attachment.policies",
     "SqueezeExcite": "senet.nn.squeeze_excite",
     "accelerate": "senet.acceleration.accelerate",
+    "explain": "senet.acceleration.accelerate",
     "attach": "senet.attachment.attach",
     "build_from_checkpoint": "senet.weights.load",
     "create_model": "senet.weights.create",
@@ -82,6 +83,7 @@ __all__ = [
     "create_model",
     "detach",
     "diagnose",
+    "explain",
     "find_gates",
     "find_sites",
     "fold",

@@ -9,8 +9,7 @@ from torch import nn
 
 import senet
 from senet import ResidualTail, SEConfig, SqueezeExcite
-from senet.ops.tail import autograd as moments_affine
-from senet.ops.tail import native
+from senet.ops.tail import native, native_batch_norm
 
 pytestmark = pytest.mark.skipif(native.why_not() is not None, reason="no C++ compiler")
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -25,7 +24,7 @@ def in_one_call(monkeypatch):
         seen.append(len(args) > 5 and args[5] is not None)
         return function(*args)
 
-    monkeypatch.setattr(moments_affine, "batch_norm_tail", partial(spy, moments_affine.batch_norm_tail))
+    monkeypatch.setattr(native_batch_norm, "batch_norm_tail", partial(spy, native_batch_norm.batch_norm_tail))
     return seen
 
 
@@ -76,7 +75,8 @@ def test_it_is_the_reference(in_one_call, layout, gate, shape):
     end = End(shape[1], gate).double()
     data = maps(shape, layout)
     mine = run(end, "native", *data)
-    assert in_one_call == [True]
+    whole_vectors = data[0].is_contiguous() or shape[1] % 16 == 0
+    assert in_one_call == [whole_vectors]
     agree(mine, run(end, "reference", *data), 1e-10)
     assert mine["out"].is_contiguous(memory_format=LAYOUTS[layout])
 
@@ -103,23 +103,23 @@ def test_other_types_and_maps_past_the_caches(in_one_call, layout, dtype, size, 
 @pytest.mark.parametrize(
     ("options", "together"),
     [
-        ({"shortcut_norm": nn.BatchNorm2d(8, affine=False)}, True),
-        ({"shortcut_norm": nn.BatchNorm2d(8, track_running_stats=False)}, True),
-        ({"norm": nn.BatchNorm2d(8, affine=False, track_running_stats=False), "gate": "sigmoid"}, True),
-        ({"shortcut_norm": nn.BatchNorm2d(8, momentum=None)}, False),
-        ({"shortcut_norm": nn.BatchNorm2d(8).eval()}, False),
-        ({"shortcut_norm": nn.GroupNorm(2, 8)}, False),
-        ({"shortcut_norm": nn.InstanceNorm2d(8, affine=True)}, False),
-        ({"norm": nn.GroupNorm(2, 8)}, None),
-        ({"norm": nn.BatchNorm2d(8).eval()}, None),
+        ({"shortcut_norm": nn.BatchNorm2d(16, affine=False)}, True),
+        ({"shortcut_norm": nn.BatchNorm2d(16, track_running_stats=False)}, True),
+        ({"norm": nn.BatchNorm2d(16, affine=False, track_running_stats=False), "gate": "sigmoid"}, True),
+        ({"shortcut_norm": nn.BatchNorm2d(16, momentum=None)}, True),
+        ({"shortcut_norm": nn.BatchNorm2d(16).eval()}, False),
+        ({"shortcut_norm": nn.GroupNorm(2, 16)}, False),
+        ({"shortcut_norm": nn.InstanceNorm2d(16, affine=True)}, False),
+        ({"norm": nn.GroupNorm(2, 16)}, None),
+        ({"norm": nn.BatchNorm2d(16).eval()}, None),
         ({"relu": False}, False),
         ({"placement": "identity", "gate": "sigmoid"}, False),
         ({"placement": "post", "gate": "sigmoid"}, True),
     ],
 )
 def test_every_norm(in_one_call, options, together):
-    end = End(**options).double()
-    data = maps((3, 8, 6, 5), "channels_last")
+    end = End(16, **options).double()
+    data = maps((3, 16, 6, 5), "channels_last")
     agree(run(end, "native", *data), run(end, "reference", *data), 1e-10)
     assert in_one_call == ([] if together is None else [together])
 

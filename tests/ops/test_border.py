@@ -15,7 +15,7 @@ from senet.ops.conv.native import PackedConv2d
 from senet.ops.conv.native_gate import gate_of
 from senet.ops.tail import inductor as compiler
 from senet.ops.tail import native
-from senet.ops.tail.autograd import norm_tail
+from senet.ops.tail.tail import norm_tail
 
 C = 16
 needs_native = pytest.mark.skipif(early_gate.why_not("native", torch.zeros(1)) is not None, reason="no C++ compiler")

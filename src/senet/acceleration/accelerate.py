@@ -1,30 +1,30 @@
-"""``senet.accelerate``: a copy of a network that is captured by ``torch.compile`` and run by the backend ``"senet"``."""
+"""``senet.accelerate``: a copy of a network, captured by ``torch.compile`` and run by the backend ``"senet"``."""
 
 import copy
 import functools
 import types
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._dynamo import config as dynamo_config
 from torch._dynamo.exc import TorchDynamoException
 from torch.autograd import forward_ad
 from torch.nn.modules.module import _has_any_global_hook
 from torch.utils._python_dispatch import _get_current_dispatch_mode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
-from senet.acceleration.backend import Options, rewritten
+from senet.acceleration.backend import PASSES, Options, rewritten
 from senet.acceleration.report import Acceleration
 from senet.errors import InputError
 from senet.nn.attachment import tensors_of
 from senet.text import first_line
 
 
-def accelerate(
-    model: nn.Module, backend: str = "auto", then: str = "auto", example_input: Any = None
-) -> nn.Module:
+def accelerate(model: nn.Module, backend: str = "auto", then: str = "auto", example_input: Any = None) -> nn.Module:
     """A copy of ``model`` that computes the same function faster; ``model`` is not changed.
 
     The copy has the same class, parameters, and keys. ``torch.compile`` captures it at the first call, and again
@@ -57,9 +57,75 @@ def accelerate(
     fast = _copy(model)
     Captured(fast, options).install()
     if example_input is not None:
-        with torch.set_grad_enabled(fast.training):
-            fast(example_input)
+        check(fast, model, example_input, options)
     return fast
+
+
+def explain(model: nn.Module, example_input: Any, backend: str = "auto", then: str = "auto") -> Acceleration:
+    """What runs for each gate and tail of ``model``, in inference and in training, and why nothing faster.
+
+    Copies of the network are captured in both modes; ``model`` is not changed.
+
+    Args:
+        model: any network.
+        example_input: an input of one call.
+        backend, then: as in ``accelerate``.
+
+    Raises:
+        InputError: as in ``accelerate``.
+    """
+    found = Acceleration()
+    for training in (False, True):
+        fast = accelerate(model, backend, then).train(training)
+        vars(fast)["forward"].report = found
+        with torch.set_grad_enabled(training):
+            fast(example_input)
+    return found
+
+
+def check(fast: nn.Module, model: nn.Module, example_input: Any, options: Options) -> None:
+    """Compare the captured network with the ordinary one, in the current mode; on a difference, use the ordinary one.
+
+    Args:
+        fast: the accelerated copy of ``model``.
+        model: the ordinary network. Copies of it are run.
+        example_input: an input of one call.
+        options: those of ``fast``.
+    """
+    captured: Captured = vars(fast)["forward"]
+
+    def outputs(network: nn.Module, x: Any) -> list[Tensor]:
+        with torch.random.fork_rng(), torch.set_grad_enabled(network.training):
+            torch.manual_seed(0)
+            return [t.detach().double() for t in tree_leaves(network(x)) if isinstance(t, Tensor)]
+
+    def distance(a: list[Tensor], b: list[Tensor]) -> float:
+        if [t.shape for t in a] != [t.shape for t in b]:
+            return float("inf")
+        return max(
+            (float((s - t).abs().max() / t.abs().max().clamp_min(1e-30)) for s, t in zip(a, b, strict=True)),
+            default=0.0,
+        )
+
+    ordinary = outputs(_copy(model), example_input)
+    exact = outputs(_copy(model).double(), tree_map(_doubled, example_input))
+    allowed = 10 * distance(ordinary, exact) + 1e-5
+
+    def is_right(without: tuple[str, ...]) -> bool:
+        tried = _copy(model)
+        Captured(tried, replace(options, without=without)).install()
+        return distance(outputs(tried, example_input), exact) <= allowed
+
+    # A training step changes the statistics of a network, so the copy itself is only run in evaluation.
+    right = is_right(()) if fast.training else distance(outputs(fast, example_input), exact) <= allowed
+    if not right:
+        guilty = next((name for name in PASSES if is_right((name,))), "the capture")
+        captured.report.ordinary = f"the pass {guilty!r} changes its output"
+        warnings.warn(f"senet: the network runs uncompiled: {captured.report.ordinary}", stacklevel=3)
+
+
+def _doubled(x: Any) -> Any:
+    return x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
 
 
 def _check(model: nn.Module) -> None:
@@ -122,7 +188,12 @@ class Captured:
         if self.report.ordinary is not None or _looks_at_operations(args, kwargs):
             return self._ordinary(*args, **kwargs)
         try:
-            return self._compiled(*args, **kwargs)
+            # Hooks that are added later are heard. This is read while guards are made, in whichever call that is.
+            before, dynamo_config.skip_nnmodule_hook_guards = dynamo_config.skip_nnmodule_hook_guards, False
+            try:
+                return self._compiled(*args, **kwargs)
+            finally:
+                dynamo_config.skip_nnmodule_hook_guards = before
         except TorchDynamoException as error:
             result = self._ordinary(*args, **kwargs)  # or the network's own error
             self.report.ordinary = f"torch.compile could not capture it: {first_line(error)}"

@@ -33,6 +33,7 @@ from senet.ops.conv import early_gate
 from senet.text import first_line
 
 THEN = ("auto", "eager", "inductor")
+PASSES = ("gates", "fold", "micro-batches")  # in the order in which they run
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Options:
 
     backend: str = "auto"
     then: str = "auto"
+    without: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, allowed in (("backend", ("auto", *early_gate.BACKENDS)), ("then", THEN)):
@@ -99,11 +101,13 @@ def rewritten(
     if backend is None:
         return module.forward
     try:
-        return module.forward if wants_gradient else Inference(module, backend, report)
+        return module.forward if wants_gradient else Inference(module, backend, report, options.without)
     except Exception as error:
         if isinstance(error, InputError):
             raise
-        text = f"senet: a pass failed, and the captured graph runs unchanged: {type(error).__name__}: {first_line(error)}"
+        text = (
+            f"senet: a pass failed, and the captured graph runs unchanged: {type(error).__name__}: {first_line(error)}"
+        )
         warnings.warn(text, stacklevel=2)
         return module.forward
 
@@ -135,9 +139,12 @@ class Inference:
         module: the captured graph.
         backend: one of ``early_gate.BACKENDS``.
         report: what is told what was done.
+        without: passes that are not applied.
     """
 
-    def __init__(self, module: fx.GraphModule, backend: str, report: Acceleration) -> None:
+    def __init__(
+        self, module: fx.GraphModule, backend: str, report: Acceleration, without: tuple[str, ...] = ()
+    ) -> None:
         self.ordinary = module.forward
         self._backend, self._making = backend, threading.Lock()
         graph = copy.deepcopy(module.graph)
@@ -145,9 +152,9 @@ class Inference:
         work = fx.GraphModule(module, graph)
         take_out_idle(graph)
         without_private_writes(graph)
-        left = lift_gates(graph)
+        left = {} if "gates" in without else lift_gates(graph)
         writes = not Order(graph).is_free_of_writes()
-        self._folding: Folding = fold(work, backend)
+        self._folding = Folding(work) if "fold" in without else fold(work, backend)
         self._followed = [places[name] for name in self._folding.weights]
         self._followed_names = list(self._folding.weights)
         self._bound: list[tuple[str, int]] = []
@@ -163,6 +170,7 @@ class Inference:
                 last = alone and isinstance(value, Tensor) and value.ndim == 4
                 self._inputs.append((places[node.name], last))
         self._work, self._in_parts = work, backend == "native" and not writes and len(self._inputs) == 1
+        self._in_parts &= "micro-batches" not in without
         self._state: tuple[Followed, Callable[..., Any]] | None = None
         for name, form in self._folding.forms.items():
             report.add(Decision(name, "inference", form, backend))

@@ -331,12 +331,19 @@ def _is_foldable(conv: Operation) -> bool:
     weight, x = value_of(conv.weight), value_of(conv.x)
     if not is_weight(conv.weight) or not _is_constant(conv.bias) or not isinstance(x, Tensor) or x.ndim != 4:
         return False
-    return isinstance(weight, Tensor) and weight.is_floating_point() and not isinstance(conv.padding, str)
+    # A number that has changed between captures may be an input of the graph.
+    numbers = (*(conv.values[name] for name in ("stride", "padding", "dilation")), conv.groups)
+    known = all(
+        isinstance(n, int) for value in numbers for n in (value if isinstance(value, (tuple, list)) else [value])
+    )
+    return isinstance(weight, Tensor) and weight.is_floating_point() and known
 
 
 def _is_frozen(norm: Operation) -> bool:
     """Whether it is a batch norm with running statistics."""
     if norm.kind != "batch_norm" or norm.training is not False or norm.running_mean is None:
+        return False
+    if not isinstance(norm.eps, float):  # it has changed between captures, and is an input of the graph
         return False
     return all(_is_constant(norm.values[name]) for name in ("running_mean", "running_var", "weight", "bias"))
 

@@ -15,6 +15,7 @@ from senet.acceleration.operations import (
     Order,
     is_cast,
     is_shape,
+    is_weight,
     kind_of,
     name_of,
     only_user,
@@ -23,7 +24,6 @@ from senet.acceleration.operations import (
     value_of,
 )
 from senet.ops import reference
-from senet.ops.reference import FullyConnected
 
 _GATES = {"sigmoid": "sigmoid", "tanh": "tanh", "relu": "relu", "hardsigmoid": "hard_sigmoid"}
 _ACTIVATIONS = tuple(reference.ACTIVATIONS)
@@ -92,7 +92,7 @@ class Gate:
         return self.w1, self.b1, self.w2, self.b2, self.gate, self.activation, self.norm
 
 
-class _UnknownGate(Exception):
+class UnknownGateError(Exception):
     """Why a product of feature maps is not a gate that is known."""
 
 
@@ -119,7 +119,7 @@ def lift_gates(graph: fx.Graph) -> dict[str, str]:
         for x, factor in (pair, pair[::-1]):
             try:
                 gate, inside = _gate(node, x, factor, order)
-            except _UnknownGate as reason:
+            except UnknownGateError as reason:
                 reasons.append(str(reason))
                 continue
             with graph.inserting_before(node):
@@ -153,7 +153,7 @@ def _gate(product: fx.Node, x: fx.Node, factor: fx.Node, order: Order) -> tuple[
     walk.pass_shapes()
     activation = kind_of(walk.node)
     if activation not in _ACTIVATIONS:
-        raise _UnknownGate(
+        raise UnknownGateError(
             "effective SE: its excitation is a single layer"
             if walk.is_squeeze()
             else f"the activation between its FCs is not one of {', '.join(_ACTIVATIONS)}"
@@ -166,7 +166,7 @@ def _gate(product: fx.Node, x: fx.Node, factor: fx.Node, order: Order) -> tuple[
     walk.pass_shapes()
     walk.squeeze(x)
     if not order.is_one_region((product, walk.inside[-1])):
-        raise _UnknownGate("its squeeze and its product run under different autocast settings")
+        raise UnknownGateError("its squeeze and its product run under different autocast settings")
     _check_shapes(x, w1, w2)
     return Gate(name_of(product), x, w1, b1, w2, b2, gate, activation, norm), walk.inside
 
@@ -175,7 +175,7 @@ def _check_shapes(x: fx.Node, w1: fx.Node, w2: fx.Node) -> None:
     channels = value_of(x).shape[1]
     (r1, c1), (c2, r2) = (tuple(value_of(w).shape[:2]) for w in (w1, w2))
     if not (r1 == r2 and c1 == c2 == channels):
-        raise _UnknownGate("its FCs do not lead from the channels back to the channels")
+        raise UnknownGateError("its FCs do not lead from the channels back to the channels")
 
 
 class _Walk:
@@ -187,12 +187,12 @@ class _Walk:
 
     def _own_readers(self) -> None:
         if not isinstance(self.node, fx.Node):
-            raise _UnknownGate("")
+            raise UnknownGateError("")
 
     def step(self, back: Any = None) -> None:
         """Take the node in, and go on to its first argument, or to ``back``."""
         if only_user(self.node) is None:
-            raise _UnknownGate("another module reads a value inside it")
+            raise UnknownGateError("another module reads a value inside it")
         self.inside.append(self.node)
         self.node = self.node.args[0] if back is None else back  # type: ignore[assignment]
         self._own_readers()
@@ -201,7 +201,7 @@ class _Walk:
         while is_shape(self.node) or is_cast(self.node):
             expands_like = self.node.op == "call_method" and self.node.target in ("expand_as", "type_as")
             if expands_like and len(self.node.args) != 2:
-                raise _UnknownGate("")
+                raise UnknownGateError("")
             self.step()
 
     def gate_function(self) -> str:
@@ -216,17 +216,16 @@ class _Walk:
         if name is not None:
             self.step()
             if shifted and name in ("tanh", "relu"):
-                raise _UnknownGate("its gate function is not known")
+                raise UnknownGateError("its gate function is not known")
             return ("identity_" if shifted else "") + name
         if not shifted and self._scalar("add", 1.0) and kind_of(self.node) == "tanh":
             self.step()
             return "identity_tanh"
-        if self._scalar("div", 6.0) or self._scalar("mul", 1 / 6):
-            if kind_of(self.node) == "relu6":
-                self.step()
-                if self._scalar("add", 3.0):
-                    return ("identity_" if shifted else "") + "hard_sigmoid"
-        raise _UnknownGate("")  # most products of maps are none
+        if (self._scalar("div", 6.0) or self._scalar("mul", 1 / 6)) and kind_of(self.node) == "relu6":
+            self.step()
+            if self._scalar("add", 3.0):
+                return ("identity_" if shifted else "") + "hard_sigmoid"
+        raise UnknownGateError("")  # most products of maps are none
 
     def _reads_scalar(self, kind: str, value: float) -> bool:
         before = self.node.args[0] if self.node.args else None
@@ -249,16 +248,18 @@ class _Walk:
     def fully_connected(self, otherwise: str) -> tuple[fx.Node, fx.Node | None]:
         found = operation(self.node)
         if found is None or found.kind not in ("linear", "conv") or not _is_pointwise(found):
-            raise _UnknownGate(otherwise)
+            raise UnknownGateError(otherwise)
         self.step()
-        return found.weight, found.bias
+        return _underlying(found.weight), found.bias
 
     def norm(self) -> tuple[Any, ...] | None:
         found = operation(self.node)
         if found is None or found.kind != "batch_norm":
             return None
         if found.training is not False or found.running_mean is None:
-            raise _UnknownGate("the batch norm between its FCs uses the statistics of the batch")
+            raise UnknownGateError("the batch norm between its FCs uses the statistics of the batch")
+        if not isinstance(found.eps, float):
+            raise UnknownGateError("the eps of the batch norm between its FCs has changed between captures")
         self.step()
         return found.running_mean, found.running_var, found.weight, found.bias, found.eps
 
@@ -269,18 +270,27 @@ class _Walk:
         """Check the global average pooling of ``x``."""
         found, value = operation(self.node), value_of(x)
         if found is None or found.kind not in ("mean", "pool"):
-            raise _UnknownGate("its squeeze is not global average pooling")
+            raise UnknownGateError("its squeeze is not global average pooling")
         if found.kind == "pool" and found.size not in (1, (1, 1), [1, 1]):
-            raise _UnknownGate("it pools to more than one position")
+            raise UnknownGateError("it pools to more than one position")
         if found.kind == "mean":
             given = found.dim if isinstance(found.dim, (tuple, list)) else (found.dim,)
             if None in given or {int(d) % value.ndim for d in given} != set(range(2, value.ndim)):
-                raise _UnknownGate("its squeeze is not the mean over all positions")
+                raise UnknownGateError("its squeeze is not the mean over all positions")
         if found.x is not x:
-            raise _UnknownGate("it squeezes another map than the one it rescales")
+            raise UnknownGateError("it squeezes another map than the one it rescales")
         if only_user(self.node) is None:
-            raise _UnknownGate("another module reads its squeeze")
+            raise UnknownGateError("another module reads its squeeze")
         self.inside.append(self.node)
+
+
+def _underlying(weight: fx.Node) -> fx.Node:
+    """The parameter that is reshaped to a weight; ``excited`` reshapes it, too."""
+    node: Any = weight
+    while isinstance(node, fx.Node) and (is_shape(node) or is_cast(node)):
+        node = node.args[0]
+    alike = is_weight(node) and value_of(node).shape[:2] == value_of(weight).shape[:2]
+    return node if alike else weight
 
 
 def _scalars(found: Any) -> list[Any]:

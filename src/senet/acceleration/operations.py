@@ -7,6 +7,7 @@ name. What is not listed here has no kind, and stays as it was captured.
 
 import inspect
 import operator
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -39,7 +40,7 @@ _ARGUMENTS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "mul": (("x", "y"), _NONE),
     "div": (("x", "y"), {"rounding_mode": None}),
     "dropout": (("x",), {"p": 0.5, "training": True, **_INPLACE}),
-    **{name: (("x",), _INPLACE) for name in ("relu", "relu6", "silu", "hardswish", "hardsigmoid", "sigmoid", "tanh")},
+    **dict.fromkeys(("relu", "relu6", "silu", "hardswish", "hardsigmoid", "sigmoid", "tanh"), (("x",), _INPLACE)),
 }
 _KINDS: dict[Any, str] = {
     **dict.fromkeys((torch.conv2d, _aten.conv2d.default), "conv"),
@@ -139,7 +140,9 @@ def operation(node: Any) -> Operation | None:
         if name not in order or name in values:
             return None
         values[name] = value
-    if any(name not in values for name in names) or not isinstance(values["x"], fx.Node) and kind not in ("add", "mul"):
+    if any(name not in values for name in names):
+        return None
+    if not isinstance(values["x"], fx.Node) and kind not in ("add", "mul"):  # a number times a tensor
         return None
     values = {**defaults, **values}
     writes |= bool(values.pop("inplace", False))
@@ -193,7 +196,7 @@ def name_of(node: fx.Node) -> str:
     """The path of the module that the node was captured in, as users know it; the node's own name outside of any."""
     stack = node.meta.get("nn_module_stack") or {}
     path = next((entry[0] for entry in reversed(list(stack.values()))), "")
-    path = path.removeprefix("L['self'].").removeprefix("L['self']")
+    path = re.sub(r"^\w\['\w+'\]\.?", "", path)  # the local variable that held the network
     for before, after in (("._modules['", "."), ("_modules['", ""), ("']", "")):
         path = path.replace(before, after)
     return path or node.name
@@ -254,9 +257,17 @@ def without_private_writes(graph: fx.Graph) -> None:
         kwargs = {name: value for name, value in values.items() if value != defaults.get(name)}
         with graph.inserting_before(node):
             pure = graph.call_function(_PURE[found.kind], args, kwargs)
-        pure.meta = dict(node.meta)
+        pure.meta = dict(node.meta) | {"wrote": True}
         node.replace_all_uses_with(pure)
         graph.erase_node(node)
+
+
+def with_private_writes(graph: fx.Graph) -> None:
+    """Let operations write in place again that did before ``without_private_writes``, which saves memory."""
+    again = {torch.add: operator.iadd, torch.mul: operator.imul, torch.relu: torch.relu_}
+    for node in graph.nodes:
+        if node.meta.get("wrote") and node.target in again and not node.kwargs and _is_private(node.args[0]):
+            node.target = again[node.target]
 
 
 def _is_private(node: Any) -> bool:

@@ -40,20 +40,24 @@ class Acceleration:
     A network is captured at its first call in each mode; before that, there is nothing to report.
 
     Attributes:
-        decisions: by mode and site; those of the last capture of a mode.
         breaks: why the capture broke the network into several graphs, with the line of the source.
         graphs: the number of graphs so far, by mode.
         ordinary: why the network runs uncompiled, or None.
     """
 
-    decisions: dict[tuple[Mode, str], Decision] = field(default_factory=dict)
     breaks: list[str] = field(default_factory=list)
     graphs: dict[Mode, int] = field(default_factory=dict)
     ordinary: str | None = None
+    _decided: dict[tuple[Mode, str], Decision] = field(default_factory=dict)
 
     def add(self, decision: Decision) -> None:
         """Take in a decision; it replaces an earlier one about the same site and mode."""
-        self.decisions[decision.mode, decision.site] = decision
+        self._decided[decision.mode, decision.site] = decision
+
+    @property
+    def decisions(self) -> list[Decision]:
+        """One decision per site and mode; those of the last capture."""
+        return list(self._decided.values())
 
     @property
     def inference(self) -> dict[str, str]:
@@ -68,17 +72,17 @@ class Acceleration:
     @property
     def left(self) -> dict[str, str]:
         """Path → why it is unchanged: gates, and other products of feature maps."""
-        return {d.site: d.reason or "" for d in self.decisions.values() if d.form == AS_CAPTURED}
+        return {d.site: d.reason or "" for d in self.decisions if d.form == AS_CAPTURED}
 
     def _of(self, mode: Mode) -> Iterator[Decision]:
-        return (decision for decision in self.decisions.values() if decision.mode == mode)
+        return (decision for decision in self.decisions if decision.mode == mode)
 
     def __str__(self) -> str:
         if self.ordinary is not None:
             return f"not accelerated: {self.ordinary}"
         if not self.graphs:
             return "nothing is captured yet: call the network, or give accelerate an example_input"
-        width = max((len(decision.site) for decision in self.decisions.values()), default=0)
+        width = max((len(decision.site) for decision in self.decisions), default=0)
         lines = []
         for mode, count in self.graphs.items():
             of_mode = list(self._of(mode))

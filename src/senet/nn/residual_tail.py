@@ -11,8 +11,9 @@ from senet.nn.plain import has_hooks, refuse_to_script
 from senet.nn.squeeze_excite import SqueezeExcite
 from senet.ops import reference
 from senet.ops.dispatch import backend_for, current_backend, traces_reference
-from senet.ops.tail.autograd import norm_tail
-from senet.ops.tail.norms import NORMS, gathers, uses_batch_statistics
+from senet.ops.tail.choice import Gate
+from senet.ops.tail.norms import NORMS, group_of, uses_batch_statistics
+from senet.ops.tail.tail import norm_tail
 
 
 class ResidualTail(nn.Module):
@@ -106,11 +107,12 @@ def _tail(
         shortcut, shortcut_norm = shortcut_norm(shortcut), None
     if backend == "reference":
         return reference.residual_tail(u, norm, se, shortcut, relu)
-    excitation = None
-    if gate is not None:
-        in_one_piece = backend in ("native", "triton") and gate.is_plain()
-        excitation = gate.fully_connected() if in_one_piece else gate.excitation
-    return norm_tail(u, norm, excitation, shortcut, relu, None if backend == "traced" else backend, shortcut_norm)
+    excitation: Gate | None = None
+    if gate is not None and backend in ("native", "triton") and gate.is_plain():
+        excitation = gate.fully_connected()
+    elif gate is not None:
+        excitation = gate.excitation
+    return norm_tail(u, norm, excitation, shortcut, relu, backend, shortcut_norm)
 
 
 def _backend(u: Tensor, norm: nn.Module | None, se: SqueezeExcite | None, bare: bool) -> str:
@@ -130,7 +132,7 @@ def _backend(u: Tensor, norm: nn.Module | None, se: SqueezeExcite | None, bare: 
         return "reference"
     frozen = norm is not None and not uses_batch_statistics(norm)
     backend = backend_for(u, frozen, bare) if u.numel() else "reference"
-    if backend == "reference" and gathers(norm) and current_backend() != "reference":
+    if backend == "reference" and group_of(norm) and current_backend() != "reference":
         return "traced"  # other ranks may have other sizes, even empty batches; all ranks support this form
     return backend
 
