@@ -37,7 +37,7 @@ def test_block_is_the_papers_equations(n, channels, hidden, spatial, seed):
     w2 = torch.randn(channels, hidden, dtype=torch.float64, generator=g)
     b1 = torch.randn(hidden, dtype=torch.float64, generator=g)
     b2 = torch.randn(channels, dtype=torch.float64, generator=g)
-    gate = reference.gate_map(x, w1, b1, w2, b2)
+    gate = reference.excitation(reference.squeeze(x), w1, b1, w2, b2)
     torch.testing.assert_close(reference.scale(x, gate), block_by_hand(x, w1, b1, w2, b2), rtol=1e-12, atol=1e-12)
 
 
@@ -48,7 +48,8 @@ def test_block_agrees_with_timm_and_so_do_its_gradients(memory_format):
     x_ours, x_theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
     weights = [p.detach().clone().requires_grad_() for p in theirs.parameters()]
     w1, b1, w2, b2 = weights
-    ours = reference.scale(x_ours, reference.gate_map(x_ours, w1.flatten(1), b1, w2.flatten(1), b2))
+    gate = reference.excitation(reference.squeeze(x_ours), w1.flatten(1), b1, w2.flatten(1), b2)
+    ours = reference.scale(x_ours, gate)
     expected = theirs(x_theirs)
     torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
     upstream = torch.randn_like(x)
@@ -83,9 +84,8 @@ def test_identity_gates_are_exactly_one_at_zero_and_pass_a_gradient(name):
 
 @pytest.mark.parametrize("shape", [(2, 8), (2, 7, 3), (2, 8, 1, 1, 1, 1)])
 def test_wrong_shapes_say_what_is_wrong(shape):
-    w = torch.zeros(2, 8)
     with pytest.raises(ValueError, match=r"must be \(N, 8, \*spatial\)"):
-        reference.gate_map(torch.zeros(shape), w, None, w.T, None)
+        reference.check_map(torch.zeros(shape), 8)
 
 
 @pytest.mark.parametrize("activation", [True, False])

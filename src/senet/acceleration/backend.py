@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from senet.acceleration.checkpoints import run_checkpoints, take_in_checkpoints
 from senet.acceleration.executor import Program
 from senet.acceleration.fold import Folding, fold
 from senet.acceleration.gates import lift_gates
@@ -90,6 +91,8 @@ def rewritten(
 ) -> Callable[..., Any]:
     """What runs instead of a captured graph; decisions go to ``report``."""
     wants_gradient = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in example_inputs)
+    if wants_gradient:
+        run_checkpoints(module)
     mode: Mode = "training" if wants_gradient else "inference"
     report.graphs[mode] = report.graphs.get(mode, 0) + 1
     reason = getattr(module, "compile_subgraph_reason", None)
@@ -150,6 +153,7 @@ class Inference:
         graph = copy.deepcopy(module.graph)
         places = {node.name: index for index, node in enumerate(graph.find_nodes(op="placeholder"))}
         work = fx.GraphModule(module, graph)
+        take_in_checkpoints(work)
         take_out_idle(graph)
         without_private_writes(graph)
         left = {} if "gates" in without else lift_gates(graph)

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
+from senet.acceleration.checkpoints import checkpointed
+
 _aten = torch.ops.aten
 _NONE: dict[str, Any] = {}
 _INPLACE = {"inplace": False}
@@ -196,9 +198,8 @@ def name_of(node: fx.Node) -> str:
     """The path of the module that the node was captured in, as users know it; the node's own name outside of any."""
     stack = node.meta.get("nn_module_stack") or {}
     path = next((entry[0] for entry in reversed(list(stack.values()))), "")
-    path = re.sub(r"^\w\['\w+'\]\.?", "", path)  # the local variable that held the network
-    for before, after in (("._modules['", "."), ("_modules['", ""), ("']", "")):
-        path = path.replace(before, after)
+    path = re.sub(r"^[LG]\['\w+'\]\.?", "", path)  # the variable that held the network
+    path = re.sub(r"\.?_modules\['([^']*)'\]", r".\1", path).removeprefix(".")
     return path or node.name
 
 
@@ -224,7 +225,7 @@ def writes_in_place(node: fx.Node) -> bool:
         return str(node.target).endswith("_") and not str(node.target).endswith("__")
     if isinstance(node.target, torch._ops.OpOverload):
         return node.target._schema.is_mutable
-    if isinstance(node.target, torch._ops.HigherOrderOperator) or node.target is operator.setitem:
+    if isinstance(node.target, torch._ops.HigherOrderOperator) or node.target in (operator.setitem, checkpointed):
         return True
     name = getattr(node.target, "__name__", "")
     if name.endswith("_") and not name.endswith("__"):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from senet.errors import InputError
-from senet.nn.residual_tail import ResidualTail
+from senet.nn.plain import refuse_to_script
 from senet.nn.squeeze_excite import SEConfig, SqueezeExcite
 
 FIRST_STAGE = 2  # the paper numbers stages from the stem: conv2_x is the first with residual blocks (Table 1)
@@ -28,6 +28,7 @@ class ConvNet(nn.Module):
         head_name: the attribute that holds the classifier, and therefore the first component of its keys.
     """
 
+    __prepare_scriptable__ = refuse_to_script
     head_name: ClassVar[str] = "fc"
     feature_channels: tuple[int, ...]
     feature_strides: tuple[int, ...]
@@ -249,15 +250,16 @@ def make_gate(channels: int, se: SEConfig | None, stage: int) -> SqueezeExcite |
 
 
 class ResidualBlock(nn.Module):
-    """Base class of residual blocks: the gate, in any placement, and the tail that adds the shortcut (Fig. 5)."""
+    """Base class of residual blocks: holds the gate and knows its place in the block (Fig. 5).
+
+    A block passes its feature maps through ``at`` at each of the five places; the one of the configuration has the
+    gate. Nothing is computed in place: PyTorch does not allow full backward hooks on modules whose output is overwritten.
+    """
 
     se: SqueezeExcite | None
-    tail: ResidualTail
 
-    def add_gate(
-        self, se: SEConfig | None, stage: int, *, branch: int, inside: int, entry: int, activation: bool = True
-    ) -> None:
-        """Set ``se`` (None if this block has no gate) and ``tail``.
+    def add_gate(self, se: SEConfig | None, stage: int, *, branch: int, inside: int, entry: int) -> None:
+        """Set ``se``: None if this block has no gate.
 
         Args:
             se: the configuration; None for the plain network.
@@ -265,25 +267,14 @@ class ResidualBlock(nn.Module):
             branch: channels at the end of the branch, and of the shortcut and the sum.
             inside: channels after the 3×3 convolution, for placement ``"3x3"``.
             entry: channels at the start of the branch, for placement ``"pre"``.
-            activation: whether a ReLU follows the addition.
         """
-        placement = "standard" if se is None else se.placement
-        channels = {"pre": entry, "3x3": inside}.get(placement, branch)
+        self.placement = "standard" if se is None else se.placement
+        channels = {"pre": entry, "3x3": inside}.get(self.placement, branch)
         self.se = SqueezeExcite(channels, se) if se is not None and se.in_stage(stage) else None
-        self.tail = ResidualTail(placement, activation)
 
-    def gate_entry(self, x: Tensor) -> Tensor:
-        """The input of the branch, gated with placement ``"pre"``."""
-        return self.se(x) if self.se is not None and self.tail.placement == "pre" else x
-
-    @property
-    def inside(self) -> SqueezeExcite | None:
-        """The gate after the 3×3 convolution and its norm, with placement ``"3x3"``."""
-        return self.se if self.tail.placement == "3x3" else None
-
-    def gate_inside(self, h: Tensor) -> Tensor:
-        """The output of a 3×3 convolution that no ReLU follows, gated with placement ``"3x3"``."""
-        return h if self.inside is None else self.inside(h)
+    def at(self, placement: str, x: Tensor) -> Tensor:
+        """``x``, rescaled if the gate has this place."""
+        return self.se(x) if self.se is not None and placement == self.placement else x
 
 
 def make_stage(

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from senet.models.base import FIRST_STAGE, ConvNet, ResidualBlock, make_stage
 from senet.models.registry import register_model
 from senet.models.resnet import BasicBlock
-from senet.nn.residual_tail import norm_act
 from senet.nn.squeeze_excite import SEConfig
 
 
@@ -47,26 +46,28 @@ class PreActBasic(ResidualBlock):
         super().__init__()
         out_channels = planes * self.expansion
         self.bn1 = nn.BatchNorm2d(in_channels)
-        self.relu = nn.ReLU(inplace=True)
+        self.act1 = nn.ReLU()
         self._add_convolutions(in_channels, planes, stride)
         projects = stride != 1 or in_channels != out_channels
         self.downsample = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False) if projects else None
-        self.add_gate(se, stage, branch=out_channels, inside=planes, entry=in_channels, activation=False)
+        self.add_gate(se, stage, branch=out_channels, inside=planes, entry=in_channels)
 
     def _add_convolutions(self, in_channels: int, planes: int, stride: int) -> None:
         self.conv1 = nn.Conv2d(in_channels, planes, 3, stride, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(planes)
+        self.act2 = nn.ReLU()
         self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
 
     def branch(self, h: Tensor) -> Tensor:
         """The layers after the first activation, up to the last convolution."""
-        h = self.gate_inside(self.conv1(h))
-        return self.conv2(norm_act(h, self.bn2, self.relu))
+        h = self.at("3x3", self.conv1(h))
+        return self.conv2(self.act2(self.bn2(h)))
 
     def forward(self, x: Tensor) -> Tensor:
-        h = norm_act(x, self.bn1, self.relu)
+        h = self.act1(self.bn1(x))
         shortcut = x if self.downsample is None else self.downsample(h)
-        return self.tail(self.branch(self.gate_entry(h)), None, self.se, shortcut)
+        h = self.at("standard", self.branch(self.at("pre", h))) + self.at("identity", shortcut)
+        return self.at("post", h)
 
 
 class PreActBottleneck(PreActBasic):
@@ -77,14 +78,16 @@ class PreActBottleneck(PreActBasic):
     def _add_convolutions(self, in_channels: int, planes: int, stride: int) -> None:
         self.conv1 = nn.Conv2d(in_channels, planes, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(planes)
+        self.act2 = nn.ReLU()
         self.conv2 = nn.Conv2d(planes, planes, 3, stride, padding=1, bias=False)
         self.bn3 = nn.BatchNorm2d(planes)
+        self.act3 = nn.ReLU()
         self.conv3 = nn.Conv2d(planes, planes * self.expansion, 1, bias=False)
 
     def branch(self, h: Tensor) -> Tensor:
-        h = norm_act(self.conv1(h), self.bn2, self.relu)
-        h = self.gate_inside(self.conv2(h))
-        return self.conv3(norm_act(h, self.bn3, self.relu))
+        h = self.act2(self.bn2(self.conv1(h)))
+        h = self.at("3x3", self.conv2(h))
+        return self.conv3(self.act3(self.bn3(h)))
 
 
 class CifarResNet(ConvNet):
@@ -116,7 +119,7 @@ class CifarResNet(ConvNet):
         super().__init__(num_classes, in_chans, drop_rate, features_only)
         self.pre_activation = issubclass(block, PreActBasic)
         self.conv1 = nn.Conv2d(in_chans, 16, 3, padding=1, bias=False)
-        self.relu = nn.ReLU(inplace=True)
+        self.relu = nn.ReLU()
         if not self.pre_activation:
             self.bn1 = nn.BatchNorm2d(16)
         channels = 16
@@ -133,13 +136,13 @@ class CifarResNet(ConvNet):
 
     def stem(self, x: Tensor) -> Tensor:
         x = self.conv1(x)
-        return x if self.pre_activation else norm_act(x, self.bn1, self.relu)
+        return x if self.pre_activation else self.relu(self.bn1(x))
 
     def stages(self) -> Iterable[nn.Module]:
         return (self.layer1, self.layer2, self.layer3)
 
     def finish(self, x: Tensor) -> Tensor:
-        return norm_act(x, self.norm, self.relu) if self.pre_activation else x
+        return self.relu(self.norm(x)) if self.pre_activation else x
 
 
 def _block(

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from senet.models.base import FlatConvNet, make_gate
 from senet.models.registry import register_model
-from senet.nn.residual_tail import norm_act
 from senet.nn.squeeze_excite import SEConfig
 
 Size = int | tuple[int, int]
@@ -43,10 +42,10 @@ class ConvNorm(nn.Module):
         padding = (height // 2, width // 2) if padded else 0
         self.conv = nn.Conv2d(in_channels, channels, (height, width), stride, padding, bias=False)
         self.bn = nn.BatchNorm2d(channels, eps)
-        self.relu = nn.ReLU(inplace=True)
+        self.relu = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        return norm_act(self.conv(x), self.bn, self.relu)
+        return self.relu(self.bn(self.conv(x)))
 
 
 class HalvingMaxPool(nn.Module):

@@ -70,14 +70,13 @@ class ScaledBlock(Branches):
         self.conv2d = nn.Conv2d(inside, channels, 1)
         self.se = make_gate(channels, se, stage)
         self.factor = factor
-        self.activation = activation
+        self.act = nn.ReLU() if activation else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         u = self.conv2d(super().forward(x))
         if self.se is not None:
             u = self.se(u)
-        out = torch.add(x, u, alpha=self.factor)
-        return torch.relu_(out) if self.activation else out
+        return self.act(torch.add(x, u, alpha=self.factor))
 
 
 def _block35(se: SEConfig | None) -> ScaledBlock:

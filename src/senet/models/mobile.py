@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from senet.models.base import FIRST_STAGE, ConvNet, ResidualBlock, make_gate, make_stage
 from senet.models.registry import register_model
-from senet.nn.residual_tail import norm_act
 from senet.nn.squeeze_excite import SEConfig
 
 
@@ -35,14 +34,15 @@ class SeparableConv(nn.Module):
         super().__init__()
         self.conv_dw = nn.Conv2d(in_channels, in_channels, 3, stride, padding=1, groups=in_channels, bias=False)
         self.bn1 = nn.BatchNorm2d(in_channels)
+        self.act1 = nn.ReLU6()
         self.conv_pw = nn.Conv2d(in_channels, out_channels, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
-        self.act = nn.ReLU6(inplace=True)
+        self.act2 = nn.ReLU6()
         self.se = make_gate(out_channels, se, stage)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.act(self.bn1(self.conv_dw(x)))
-        h = self.act(self.bn2(self.conv_pw(h)))
+        h = self.act1(self.bn1(self.conv_dw(x)))
+        h = self.act2(self.bn2(self.conv_pw(h)))
         return h if self.se is None else self.se(h)
 
 
@@ -74,7 +74,7 @@ class MobileNetV1(ConvNet):
         super().__init__(num_classes, in_chans, drop_rate, features_only)
         self.conv_stem = nn.Conv2d(in_chans, 32, 3, 2, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(32)
-        self.act = nn.ReLU6(inplace=True)
+        self.act = nn.ReLU6()
         width, stages = 32, []
         for index, (out_channels, count) in enumerate(zip(channels, units, strict=True)):
             unit = functools.partial(SeparableConv, out_channels=out_channels, stage=index + FIRST_STAGE, se=se)
@@ -126,30 +126,26 @@ class ShuffleUnit(ResidualBlock):
         branch = out_channels if self.adds else out_channels - in_channels
         self.conv1 = nn.Conv2d(in_channels, inside, 1, groups=first_groups, bias=False)
         self.bn1 = nn.BatchNorm2d(inside)
-        self.relu = nn.ReLU(inplace=True)
+        self.act1 = nn.ReLU()
         self.shuffle = nn.ChannelShuffle(groups)
         self.conv2 = nn.Conv2d(inside, inside, 3, stride, padding=1, groups=inside, bias=False)
         self.bn2 = nn.BatchNorm2d(inside)
         self.conv3 = nn.Conv2d(inside, branch, 1, groups=groups, bias=False)
         self.bn3 = nn.BatchNorm2d(branch)
+        self.act2 = nn.ReLU()
         self.pool = nn.Identity() if self.adds else nn.AvgPool2d(3, stride, padding=1)
         placement = "standard" if se is None else se.placement
         end = {"post": out_channels, "identity": in_channels}.get(placement, branch)
         self.add_gate(se, stage, branch=end, inside=inside, entry=in_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        shortcut = self.pool(x)
-        h = self.shuffle(norm_act(self.conv1(self.gate_entry(x)), self.bn1, self.relu))
-        u = self.conv3(self.gate_inside(self.bn2(self.conv2(h))))
-        if self.adds:
-            return self.tail(u, self.bn3, self.se, shortcut)
-        placement, se = self.tail.placement, self.se
-        branch = self.tail(u, self.bn3, se if placement == "standard" else None, None)
-        if se is not None and placement == "identity":
-            shortcut = se(shortcut)
-        # No ReLU after the concatenation: the pooled half is never negative, and the tail has applied it to the branch.
-        out = torch.cat((shortcut, branch), dim=1)
-        return se(out) if se is not None and placement == "post" else out
+        shortcut = self.at("identity", self.pool(x))
+        h = self.shuffle(self.act1(self.bn1(self.conv1(self.at("pre", x)))))
+        h = self.at("3x3", self.bn2(self.conv2(h)))
+        h = self.at("standard", self.bn3(self.conv3(h)))
+        # The pooled half needs no ReLU: it is never negative.
+        out = self.act2(h + shortcut) if self.adds else torch.cat((shortcut, self.act2(h)), dim=1)
+        return self.at("post", out)
 
 
 class ShuffleNetV1(ConvNet):
@@ -180,7 +176,7 @@ class ShuffleNetV1(ConvNet):
         width = 24
         self.conv1 = nn.Conv2d(in_chans, width, 3, 2, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.relu = nn.ReLU(inplace=True)
+        self.relu = nn.ReLU()
         self.maxpool = nn.MaxPool2d(3, 2, padding=1)
         for index, (out_channels, units) in enumerate(zip(channels, (4, 8, 4), strict=True)):
             unit = functools.partial(_unit, out_channels=out_channels, stage=index + FIRST_STAGE, se=se, groups=groups)
@@ -189,7 +185,7 @@ class ShuffleNetV1(ConvNet):
         self.finish_build(channels, (8, 16, 32))
 
     def stem(self, x: Tensor) -> Tensor:
-        return self.maxpool(norm_act(self.conv1(x), self.bn1, self.relu))
+        return self.maxpool(self.relu(self.bn1(self.conv1(x))))
 
     def stages(self) -> Iterable[nn.Module]:
         return (self.layer1, self.layer2, self.layer3)

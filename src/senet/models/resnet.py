@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from senet.errors import InputError
 from senet.models.base import FIRST_STAGE, ConvNet, ResidualBlock, make_stage
 from senet.models.registry import register_model
-from senet.nn.residual_tail import norm_act, projected
 from senet.nn.squeeze_excite import SEConfig
 
 # timm rounds the bottleneck to multiples of 8, so its weights need the same. This changes only the 64 channels of
@@ -48,16 +47,19 @@ class BasicBlock(ResidualBlock):
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, planes, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(planes)
-        self.relu = nn.ReLU(inplace=True)
+        self.act1 = nn.ReLU()
         self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(planes)
+        self.act2 = nn.ReLU()
         self.downsample = downsample
         self.add_gate(se, stage, branch=planes, inside=planes, entry=in_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        shortcut, norm = projected(x, self.downsample)
-        h = norm_act(self.conv1(self.gate_entry(x)), self.bn1, self.relu, self.inside)
-        return self.tail(self.conv2(h), self.bn2, self.se, shortcut, norm)
+        shortcut = x if self.downsample is None else self.downsample(x)
+        h = self.bn1(self.conv1(self.at("pre", x)))
+        h = self.act1(self.at("3x3", h))
+        h = self.at("standard", self.bn2(self.conv2(h))) + self.at("identity", shortcut)
+        return self.at("post", self.act2(h))
 
 
 class Bottleneck(ResidualBlock):
@@ -94,19 +96,22 @@ class Bottleneck(ResidualBlock):
         stride_1x1, stride_3x3 = (stride, 1) if stride_in_1x1 else (1, stride)
         self.conv1 = nn.Conv2d(in_channels, first_width, 1, stride_1x1, bias=False)
         self.bn1 = nn.BatchNorm2d(first_width)
+        self.act1 = nn.ReLU()
         self.conv2 = nn.Conv2d(first_width, width, 3, stride_3x3, padding=1, groups=groups, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
+        self.act2 = nn.ReLU()
         self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(out_channels)
-        self.relu = nn.ReLU(inplace=True)
+        self.act3 = nn.ReLU()
         self.downsample = downsample
         self.add_gate(se, stage, branch=out_channels, inside=width, entry=in_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        shortcut, norm = projected(x, self.downsample)
-        h = norm_act(self.conv1(self.gate_entry(x)), self.bn1, self.relu)
-        h = norm_act(self.conv2(h), self.bn2, self.relu, self.inside)
-        return self.tail(self.conv3(h), self.bn3, self.se, shortcut, norm)
+        shortcut = x if self.downsample is None else self.downsample(x)
+        h = self.act1(self.bn1(self.conv1(self.at("pre", x))))
+        h = self.act2(self.at("3x3", self.bn2(self.conv2(h))))
+        h = self.at("standard", self.bn3(self.conv3(h))) + self.at("identity", shortcut)
+        return self.at("post", self.act3(h))
 
 
 class ResNet(ConvNet):
@@ -156,7 +161,7 @@ class ResNet(ConvNet):
         channels = 128 if deep_stem else 64
         self.conv1: nn.Module = _deep_stem(in_chans) if deep_stem else nn.Conv2d(in_chans, 64, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
-        self.relu = nn.ReLU(inplace=True)
+        self.relu = nn.ReLU()
         self.maxpool = nn.MaxPool2d(3, 2, padding=0 if ceil_pool else 1, ceil_mode=ceil_pool)
         for index, blocks in enumerate(layers):
             planes, stride = 64 * 2**index, 1 if index == 0 else 2
@@ -175,7 +180,7 @@ class ResNet(ConvNet):
         self.finish_build(tuple(64 * 2**i * block.expansion for i in range(4)), (4, 8, 16, 32))
 
     def stem(self, x: Tensor) -> Tensor:
-        return self.maxpool(norm_act(self.conv1(x), self.bn1, self.relu))
+        return self.maxpool(self.relu(self.bn1(self.conv1(x))))
 
     def stages(self) -> Iterable[nn.Module]:
         return (self.layer1, self.layer2, self.layer3, self.layer4)
@@ -193,10 +198,10 @@ def _deep_stem(in_chans: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(in_chans, 64, 3, 2, padding=1, bias=False),
         nn.BatchNorm2d(64),
-        nn.ReLU(inplace=True),
+        nn.ReLU(),
         nn.Conv2d(64, 64, 3, padding=1, bias=False),
         nn.BatchNorm2d(64),
-        nn.ReLU(inplace=True),
+        nn.ReLU(),
         nn.Conv2d(64, 128, 3, padding=1, bias=False),
     )
 

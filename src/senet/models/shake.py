@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from senet.models.base import FIRST_STAGE, ConvNet, ResidualBlock, make_stage
 from senet.models.registry import register_model
 from senet.models.resnet import conv_norm
-from senet.nn.residual_tail import norm_act
 from senet.nn.squeeze_excite import SEConfig
 
 ON_THE_BRANCHES = ("standard", "pre", "3x3")  # placements that give each branch its own gate
@@ -100,14 +99,15 @@ class BasicBranch(ResidualBlock):
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, planes, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(planes)
-        self.relu = nn.ReLU(inplace=True)
+        self.act1 = nn.ReLU()
         self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(planes)
-        self.add_gate(se, stage, branch=planes, inside=planes, entry=in_channels, activation=False)
+        self.add_gate(se, stage, branch=planes, inside=planes, entry=in_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = norm_act(self.conv1(self.gate_entry(x)), self.bn1, self.relu, self.inside)
-        return self.tail(self.conv2(h), self.bn2, self.se, None)
+        h = self.bn1(self.conv1(self.at("pre", x)))
+        h = self.act1(self.at("3x3", h))
+        return self.at("standard", self.bn2(self.conv2(h)))
 
     @staticmethod
     def shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module:
@@ -129,17 +129,18 @@ class NextBranch(ResidualBlock):
         width, out_channels = planes * self.groups, planes * self.expansion
         self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.relu = nn.ReLU(inplace=True)
+        self.act1 = nn.ReLU()
         self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, groups=self.groups, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
+        self.act2 = nn.ReLU()
         self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(out_channels)
-        self.add_gate(se, stage, branch=out_channels, inside=width, entry=in_channels, activation=False)
+        self.add_gate(se, stage, branch=out_channels, inside=width, entry=in_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = norm_act(self.conv1(self.gate_entry(x)), self.bn1, self.relu)
-        h = norm_act(self.conv2(h), self.bn2, self.relu, self.inside)
-        return self.tail(self.conv3(h), self.bn3, self.se, None)
+        h = self.act1(self.bn1(self.conv1(self.at("pre", x))))
+        h = self.act2(self.at("3x3", self.bn2(self.conv2(h))))
+        return self.at("standard", self.bn3(self.conv3(h)))
 
     @staticmethod
     def shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module:
@@ -176,23 +177,17 @@ class ShakeBlock(ResidualBlock):
         self.branch2 = branch(in_channels, planes, stride, stage, branch_se)
         reshapes = stride != 1 or in_channels != out_channels
         self.downsample = branch.shortcut(in_channels, out_channels, stride) if reshapes else None
-        self.pre_activation = branch.pre_activation
+        self.act1 = nn.ReLU() if branch.pre_activation else nn.Identity()
+        self.act2 = nn.Identity() if branch.pre_activation else nn.ReLU()
         self.random_backward = random_backward
-        self.add_gate(
-            own_se,
-            stage,
-            branch=out_channels,
-            inside=planes,
-            entry=in_channels,
-            activation=not branch.pre_activation,
-        )
+        self.add_gate(own_se, stage, branch=out_channels, inside=planes, entry=in_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = torch.relu(x) if self.pre_activation else x
+        h = self.act1(x)
         shortcut = x if self.downsample is None else self.downsample(h)
         a, b = self.branch1(h), self.branch2(h)
         mixed = shake(a, b, self.random_backward) if self.training else (a + b) / 2
-        return self.tail(mixed, None, self.se, shortcut)
+        return self.at("post", self.act2(mixed + self.at("identity", shortcut)))
 
 
 class ShakeNet(ConvNet):
@@ -229,7 +224,7 @@ class ShakeNet(ConvNet):
         self.pre_activation = branch.pre_activation
         self.conv1 = nn.Conv2d(in_chans, stem_channels, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(stem_channels)
-        self.relu = nn.ReLU(inplace=True)
+        self.relu = nn.ReLU()
         channels, outputs = stem_channels, [planes * 2**index * branch.expansion for index in range(3)]
         for index, out_channels in enumerate(outputs):
             block = functools.partial(
@@ -249,13 +244,13 @@ class ShakeNet(ConvNet):
     def stem(self, x: Tensor) -> Tensor:
         x = self.conv1(x)
         # pre-activation blocks start with a ReLU
-        return self.bn1(x) if self.pre_activation else norm_act(x, self.bn1, self.relu)
+        return self.bn1(x) if self.pre_activation else self.relu(self.bn1(x))
 
     def stages(self) -> Iterable[nn.Module]:
         return (self.layer1, self.layer2, self.layer3)
 
     def finish(self, x: Tensor) -> Tensor:
-        return torch.relu(x) if self.pre_activation else x
+        return self.relu(x) if self.pre_activation else x
 
 
 def _register() -> None:

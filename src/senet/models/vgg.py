@@ -31,7 +31,7 @@ class GatedReLU(nn.Module):
 
     def __init__(self, channels: int, stage: int, se: SEConfig | None) -> None:
         super().__init__()
-        self.relu = nn.ReLU(inplace=True)
+        self.relu = nn.ReLU()
         self.se = make_gate(channels, se, stage)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -95,10 +95,10 @@ class VGG(FlatConvNet):
         else:
             self.classifier = nn.Sequential(
                 linear(self.num_features * POOLED_SIDE**2, HIDDEN),
-                nn.ReLU(inplace=True),
+                nn.ReLU(),
                 self.dropout,
                 linear(HIDDEN, HIDDEN),
-                nn.ReLU(inplace=True),
+                nn.ReLU(),
                 self.dropout,
                 linear(HIDDEN, num_classes),
             )

@@ -52,6 +52,6 @@ def is_plain_fc(layer: nn.Module | None) -> bool:
 def refuse_to_script(module: nn.Module) -> NoReturn:
     """Raise an error: the ``__prepare_scriptable__`` of a module, which ``torch.jit.script`` calls first."""
     raise InputError(
-        f"torch.jit.script cannot compile {type(module).__name__}, which selects its implementation at run time; "
+        f"torch.jit.script cannot compile {type(module).__name__}; "
         "use torch.export or torch.compile, or torch.jit.trace for TorchScript"
     )

@@ -5,12 +5,10 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.nn.modules.module import _has_any_global_hook
 
 from senet.errors import InputError
-from senet.nn.plain import is_plain_fc, refuse_to_script
+from senet.nn.plain import refuse_to_script
 from senet.ops import reference
 
 GATE_NAMES = tuple(name for name in reference.GATES if not name.startswith("identity_"))
@@ -121,12 +119,14 @@ class SqueezeExcite(nn.Module):
     """Squeeze-and-Excitation: rescales each channel by a gate computed from the whole feature map (section 3).
 
     ``(N, C, *spatial)`` → the same shape, dtype, and memory format, for one, two, or three spatial axes of any size.
-    Squeeze and excitation are computed in float32 (float64 for float64 inputs), even under autocast and with
-    half-precision parameters. NoSqueeze, whose excitation has the size of the input, follows autocast.
+    The squeeze adds up in float32 (float64 for float64 inputs). The excitation has the dtype of the parameters of
+    ``fc1``, even under autocast: float32 in mixed precision, a half type in a network that was converted to it.
+    NoSqueeze, whose excitation has the size of the input, follows autocast.
 
-    The FC layers are 1×1 convolutions, ``fc1`` and ``fc2``, so checkpoints from timm load unchanged. For speed, their
-    weights are used directly; layers that are not plain (``senet.nn.plain``) are called instead. ``config.placement``
-    and ``config.stages`` apply to networks; the block itself ignores them.
+    The FC layers are 1×1 convolutions, ``fc1`` and ``fc2``, so checkpoints from timm load unchanged. They are called
+    like the layers of any network, with squeezed channels as (N, C, 1, 1), and can be replaced: by any module that
+    takes and returns such maps, or by ``nn.Linear``. ``config.placement`` and ``config.stages`` apply to networks; the
+    block itself ignores them.
 
     Args:
         channels: C.
@@ -146,6 +146,7 @@ class SqueezeExcite(nn.Module):
         self.config = config if config is not None else SEConfig()
         hidden = self.config.hidden_width(channels)
         self.fc1 = nn.Conv2d(channels, hidden, 1, bias=self.config.bias)
+        self.act = nn.ReLU()  # not in place, so that backward hooks on fc1 work
         self.fc2 = nn.Conv2d(hidden, channels, 1, bias=self.config.bias)
         self.gate_name = ("identity_" if self.config.identity_init else "") + self.config.gate
         self.reset_parameters()
@@ -160,46 +161,44 @@ class SqueezeExcite(nn.Module):
             nn.init.zeros_(self.fc2.weight)
 
     def excitation(self, z_nc: Tensor) -> Tensor:
-        """The gate of squeezed channels (equation 3), (N, C) → (N, C). Fast paths call this without a feature map."""
-        if self.is_plain():
-            return reference.excitation(z_nc, *self._weights(), self.gate_name)
-        apart = nullcontext() if isinstance(z_nc, fx.Proxy) else reference.without_autocast(z_nc.device.type)
-        with apart:
-            return reference.GATES[self.gate_name](_called(self.fc2, F.relu(_called(self.fc1, z_nc))))
-
-    def is_plain(self) -> bool:
-        """Whether both FC layers are plain, so that ``fully_connected`` is valid."""
-        own = self._modules  # attribute access of a module takes 1 µs of a few dozen for the gate
-        return is_plain_fc(own["fc1"]) and is_plain_fc(own["fc2"]) and not _has_any_global_hook()
-
-    def fully_connected(self) -> reference.FullyConnected:
-        """The excitation given by its weights (1×1 convolutions) and gate name; only for plain FC layers."""
-        return reference.FullyConnected(self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias, self.gate_name)
+        """The gate of squeezed channels (equation 3), (N, C) → (N, C), in the dtype of the layers."""
+        return self._excite_squeezed(z_nc[:, :, None, None]).flatten(1)
 
     def gate(self, x: Tensor) -> Tensor:
-        """The gate for an input: (N, C, *spatial) → (N, C) in float32, or (N, C, *spatial) with ``squeeze="none"``."""
-        if self.is_plain():
-            return reference.gate_map(x, *self._weights(), self.config.squeeze, self.gate_name)
-        x = reference.check_map(x, self.channels)
-        if self.config.squeeze != "none":
-            return self.excitation(reference.squeeze(x, self.config.squeeze))
-        flat = x.flatten(2)[..., None]  # any number of spatial axes, as two for 2-D convolutions
-        return reference.GATES[self.gate_name](self.fc2(F.relu(self.fc1(flat)))).reshape(x.shape)
+        """The gate for an input: (N, C, *spatial) → (N, C), or (N, C, *spatial) with ``squeeze="none"``."""
+        gate = self._gate(x)
+        return gate.reshape(x.shape) if self.config.squeeze == "none" else gate.flatten(1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return reference.scale(x, self.gate(x))
+        return reference.scale(x, self._gate(x))
+
+    def fully_connected(self) -> reference.FullyConnected:
+        """The excitation as given by the weights of its layers, for implementations that do not call them."""
+        return reference.FullyConnected(self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias, self.gate_name)
 
     def extra_repr(self) -> str:
         return f"{self.channels}, {self.config}"
 
-    def _weights(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-        fc1, fc2 = self.fc1, self.fc2
-        return fc1.weight.flatten(1), fc1.bias, fc2.weight.flatten(1), fc2.bias
+    def _gate(self, x: Tensor) -> Tensor:
+        """The gate with two spatial axes: (N, C, 1, 1), or (N, C, H, W) with ``squeeze="none"``."""
+        x = reference.check_map(x, self.channels)
+        if self.config.squeeze == "none":
+            return self._excite(reference.as_image(x))
+        return self._excite_squeezed(reference.as_image(reference.squeeze(x, self.config.squeeze, keepdim=True)))
+
+    def _excite_squeezed(self, z: Tensor) -> Tensor:
+        """``_excite`` in the dtype of the layers, for (N, C, 1, 1)."""
+        like = next((p for p in self.fc1.parameters() if p.is_floating_point()), None)
+        # torch.fx cannot trace a context: its graphs follow the autocast of their caller.
+        apart = nullcontext() if isinstance(z, fx.Proxy) else reference.without_autocast(z.device.type)
+        with apart:
+            return self._excite(z if like is None else reference.cast(z, like.dtype))
+
+    def _excite(self, z: Tensor) -> Tensor:
+        """Equation 3 at each position: (N, C, H, W) → the same shape."""
+        return reference.GATES[self.gate_name](_called(self.fc2, self.act(_called(self.fc1, z))))
 
 
-def _called(fc: nn.Module, z_nc: Tensor) -> Tensor:
-    """Call an FC layer on a table, in the dtype of the layer; the result has the dtype of the table."""
-    weight = next((p for p in fc.parameters() if p.is_floating_point()), None)
-    z = z_nc if weight is None else z_nc.to(weight.dtype)
-    y = fc(z) if isinstance(fc, nn.Linear) else fc(z[:, :, None, None]).flatten(1)
-    return y.to(z_nc.dtype)
+def _called(fc: nn.Module, z: Tensor) -> Tensor:
+    """Call an FC layer on (N, C, H, W). A linear layer takes channels last."""
+    return fc(z.movedim(1, -1)).movedim(-1, 1) if isinstance(fc, nn.Linear) else fc(z)

@@ -61,18 +61,30 @@ def without_autocast(device_type: str) -> AbstractContextManager[object]:
     """A context in which operations keep the dtypes of their inputs."""
     # The meta device does not support autocast, and raises even if it is being disabled. (is_autocast_available causes
     # a graph break in torch.compile of older PyTorch versions.)
-    return nullcontext() if device_type == "meta" else torch.autocast(device_type, enabled=False)
+    off = device_type == "meta" or not torch.is_autocast_enabled(device_type)
+    return nullcontext() if off else torch.autocast(device_type, enabled=False)
 
 
-def squeeze(x_ncs: Tensor, how: str = "avg") -> Tensor:
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``x.to(dtype)``, but no operation in a captured graph if ``x`` has the dtype."""
+    return x if x.dtype == dtype else x.to(dtype)
+
+
+def squeeze(x_ncs: Tensor, how: str = "avg", keepdim: bool = False) -> Tensor:
     """Global information embedding (section 3.1, equation 2): one number per channel, (N, C, *S) → (N, C).
 
     The result and its accumulation have the dtype of ``table_dtype``. ``how`` is ``"avg"`` or ``"max"`` (Table 11).
+    With ``keepdim``, the spatial axes stay, with size 1.
     """
     spatial = tuple(range(2, x_ncs.ndim))
     if how == "avg":
-        return x_ncs.mean(spatial, dtype=table_dtype(x_ncs.dtype))
-    return x_ncs.amax(spatial).to(table_dtype(x_ncs.dtype))
+        return x_ncs.mean(spatial, keepdim, dtype=table_dtype(x_ncs.dtype))
+    return cast(x_ncs.amax(spatial, keepdim), table_dtype(x_ncs.dtype))
+
+
+def as_image(x_ncs: Tensor) -> Tensor:
+    """The map with two spatial axes, (N, C, *S) → (N, C, H, W), for layers that are 2-D convolutions."""
+    return x_ncs if x_ncs.ndim == 4 else x_ncs.flatten(2).unsqueeze(-1)
 
 
 def excite(
@@ -90,20 +102,15 @@ def excite(
     return F.linear(delta(F.linear(z_nc, w1_rc, b1_r)), w2_cr, b2_c)
 
 
-def excite_map(x_ncs: Tensor, w1_rc: Tensor, b1_r: Tensor | None, w2_cr: Tensor, b2_c: Tensor | None) -> Tensor:
-    """NoSqueeze (section 7.1, Table 16): both FC layers as 1×1 convolutions at full resolution, (N, C, *S) → same."""
-    check_device(x_ncs, w1_rc, b1_r, w2_cr, b2_c)
-    convolution = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[x_ncs.ndim]
-    ones = (1,) * (x_ncs.ndim - 2)
-    hidden = F.relu(convolution(x_ncs, w1_rc.reshape(*w1_rc.shape, *ones), b1_r))
-    return convolution(hidden, w2_cr.reshape(*w2_cr.shape, *ones), b2_c)
-
-
 def scale(x_ncs: Tensor, gate: Tensor) -> Tensor:
-    """Channel-wise rescaling (equation 4). ``gate`` is (N, C), or (N, C, *S) for NoSqueeze; keeps the dtype of x."""
-    gate = gate.to(x_ncs.dtype)
-    if gate.ndim == 2:
-        gate = gate.reshape(*gate.shape, *(1,) * (x_ncs.ndim - 2))
+    """Channel-wise rescaling (equation 4), in the dtype of x. The gate has one value per channel or per position.
+
+    Its shape is (N, C) or (N, C, 1, 1), or (N, C, H, W) with as many positions as x (NoSqueeze).
+    """
+    gate = cast(gate, x_ncs.dtype)
+    if gate.ndim != x_ncs.ndim:
+        whole = gate.ndim == 4 and gate.shape[2] != 1
+        gate = gate.reshape(x_ncs.shape if whole else (*gate.shape[:2], *(1,) * (x_ncs.ndim - 2)))
     return x_ncs * gate
 
 
@@ -152,31 +159,9 @@ def check_map(x_ncs: Tensor, channels: int) -> Tensor:
     return x_ncs
 
 
-def gate_map(
-    x_ncs: Tensor,
-    w1_rc: Tensor,
-    b1_r: Tensor | None,
-    w2_cr: Tensor,
-    b2_c: Tensor | None,
-    how: str = "avg",
-    gate: str = "sigmoid",
-) -> Tensor:
-    """The gate of a map (equations 2 and 3): (N, C, *S) → (N, C), or (N, C, *S) with ``how="none"``.
-
-    Raises:
-        ValueError: the number of channels differs from that of the weights, or there are not 1–3 spatial axes.
-    """
-    check_map(x_ncs, w1_rc.shape[1])
-    if how == "none":
-        return GATES[gate](excite_map(x_ncs, w1_rc, b1_r, w2_cr, b2_c))
-    return excitation(squeeze(x_ncs, how), w1_rc, b1_r, w2_cr, b2_c, gate)
-
-
 # torch.fx records these as single operations: they inspect the dtype and shape of their input, unknown while tracing.
-torch.fx.wrap("check_map")
-torch.fx.wrap("gate_map")
-torch.fx.wrap("squeeze")
-torch.fx.wrap("scale")
+for name in ("check_map", "cast", "squeeze", "as_image", "scale"):
+    torch.fx.wrap(name)
 
 
 def residual_tail(
