@@ -174,8 +174,6 @@ class Captured:
         self.module.__dict__ |= {"forward": self, "acceleration": self.report}
 
     def _rewritten(self, module: fx.GraphModule, example_inputs: Any) -> Callable[..., Any]:
-        # Read when the guards of this graph are built, next: by default, hooks that come later would not be heard.
-        dynamo.skip_nnmodule_hook_guards = False
         return rewritten(module, example_inputs, self.options, self.report)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -201,9 +199,6 @@ class Captured:
             self.report.ordinary = f"torch.compile could not capture it: {first_line(error)}"
             warnings.warn(f"senet: the network runs uncompiled: {self.report.ordinary}", stacklevel=2)
             return result
-        finally:
-            if dynamo.skip_nnmodule_hook_guards != before:
-                dynamo.skip_nnmodule_hook_guards = before
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Captured":
         """That of the copied network, which the copy of this network's attributes knows."""
