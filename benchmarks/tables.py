@@ -270,11 +270,20 @@ def accelerated() -> str:
     found = {(row["model"], row["what"], row["engine"], row["batch"]): row for row in rows}
     columns = [(*key, batch) for key in (("inference", "eager"), ("inference", "compiled")) for batch in ("1", "8")]
     columns.append(("train", "eager", "8"))
+    first = {"inference": ("inference", "eager", "1"), "training": ("train", "eager", "8")}
     lines = [
-        [f"`{name}`", *(ratio_of(found.get((name, *column))) for column in columns)]
+        [
+            f"`{name}`",
+            *(ratio_of(found.get((name, *column))) for column in columns),
+            *(found.get((name, *column), {}).get("first_call_s") or "—" for column in first.values()),
+        ]
         for name in dict.fromkeys(row["model"] for row in rows)
     ]
-    header = ["after ÷ before", *(f"{what}, {engine}, batch {batch}" for what, engine, batch in columns)]
+    header = [
+        "after ÷ before",
+        *(f"{what}, {engine}, batch {batch}" for what, engine, batch in columns),
+        *(f"first call, {mode}, s" for mode in first),
+    ]
     return markdown(header, lines) if lines else f"{NOT_MEASURED.capitalize()}."
 
 
