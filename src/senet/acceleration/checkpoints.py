@@ -40,7 +40,8 @@ def run_checkpoints(module: fx.GraphModule) -> None:
 def take_in_checkpoints(module: fx.GraphModule) -> None:
     """Put the nodes of checkpointed parts into a graph that is run without gradients, where nothing is saved."""
     while found := module.graph.find_nodes(op="call_function", target=_CAPTURED):
-        if not all(_taken_in(module, node) for node in found):
+        taken = [_taken_in(module, node) for node in found]  # all of them, whatever the first says
+        if not all(taken):
             break
     module.recompile()
 

@@ -198,7 +198,7 @@ def name_of(node: fx.Node) -> str:
     """The path of the module that the node was captured in, as users know it; the node's own name outside of any."""
     stack = node.meta.get("nn_module_stack") or {}
     path = next((entry[0] for entry in reversed(list(stack.values()))), "")
-    path = re.sub(r"^[LG]\['\w+'\]\.?", "", path)  # the variable that held the network
+    path = re.sub(r"^[LG]\['\w+'\](\.__self__)?\.?", "", path)  # the variable that held the network
     path = re.sub(r"\.?_modules\['([^']*)'\]", r".\1", path).removeprefix(".")
     return path or node.name
 
