@@ -87,7 +87,8 @@ def test_what_is_drawn_in_eval_mode_is_drawn_as_in_the_ordinary_network():
     """Also where the batch is large enough to be run in parts."""
     model = made()
     model.second.drop.train()
-    fast, x = senet.accelerate(model), maps(4, 3, 160, 160)
+    # Random numbers are drawn in the order of the memory: in channels_last, as the fast form returns its maps.
+    fast, x = senet.accelerate(model), maps(4, 3, 160, 160).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         for net in (fast, fast):
             torch.manual_seed(1)
@@ -150,6 +151,7 @@ def test_two_inputs_and_modules_that_are_called_by_keyword():
         assert_same(fast(maps(), maps(seed=1)), model(maps(), maps(seed=1)))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # of torch.func
 @pytest.mark.parametrize("called", [False, True])
 def test_what_looks_at_operations_finds_them(called):
     model = made()
@@ -221,7 +223,8 @@ def test_copies_and_pickles_go_the_networks_own_way(called):
     fast = senet.accelerate(Locked().eval())
     fast.first.requires_grad_(False)
     if called:
-        fast(maps())
+        with torch.no_grad():
+            fast(maps())
     for twin in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
         assert twin.lock is not fast.lock
         assert [p.requires_grad for p in twin.parameters()] == [p.requires_grad for p in fast.parameters()]
@@ -319,7 +322,6 @@ def test_a_forward_that_was_replaced_on_the_network_itself(change):
         fast = senet.accelerate(model)
         for net in (fast, copy.deepcopy(fast), fast):
             assert_same(net(maps()), expected)
-            net.first.bn.bias.add_(0)
         fast.second.se = nn.Identity()
         model.second.se = nn.Identity()
         assert_same(fast(maps()), model(maps()))
