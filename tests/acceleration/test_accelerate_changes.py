@@ -170,8 +170,16 @@ def test_what_looks_at_operations_finds_them(called):
     assert counts[0] == counts[1]
     _, tangent = torch.func.jvp(fast, (x,), (torch.ones_like(x),))
     assert_same(tangent, torch.func.jvp(model, (x,), (torch.ones_like(x),))[1])
-    program = torch.export.export(fast, (x,))
-    assert_same(program.module()(x), model(x))
+
+
+def test_torch_export_sees_the_ordinary_network():
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), senet.SqueezeExcite(8)).eval()
+    fast, x = senet.accelerate(model), maps()
+    for _ in range(2):
+        program = torch.export.export(fast, (x,))
+        assert_same(program.module()(x), model(x))
+        assert program.state_dict.keys() == model.state_dict().keys()
+        fast(x)
 
 
 @pytest.mark.filterwarnings("ignore")  # torch.jit is on its way out

@@ -1,5 +1,7 @@
 """``senet.accelerate``: gates whose FCs are no plain layers, networks on two devices, images that it does not take."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -14,6 +16,11 @@ from senet.ops.conv import early_gate
 
 def hooked_as_a_whole(gate):
     gate.register_forward_hook(doubled)
+
+
+def in_python(module, args, output):
+    """A hook that changes nothing, and that no graph can contain."""
+    torch._dynamo.graph_break()
 
 
 def another_forward(gate):
@@ -84,10 +91,7 @@ def test_such_a_gate_is_left_as_it_is(change, make, x):
     fast = senet.accelerate(net)
     same(fast, net, x)
     same(fast.train().eval(), net, x)
-    gates = senet.find_gates(net)
-    assert len(fast.acceleration.inference) >= len(gates) - 1
-    if make is not torchvisions or change in (hooked, hooked_as_a_whole, pruned):
-        assert len(fast.acceleration.left) == 1
+    assert len(fast.acceleration.inference) >= len(senet.find_gates(net)) - 1  # the others are fast all the same
 
 
 @pytest.mark.parametrize("make", MAKERS, ids=named)
@@ -104,13 +108,15 @@ def test_a_gate_that_becomes_such_one_later_is_called(change, make, x):
 def test_a_hook_that_goes_again_makes_it_fast_again(x):
     net = zoo()
     fast = senet.accelerate(net)
-    count = len(fast.acceleration.inference)
-    handle = first_gate(fast).fc1.register_forward_hook(doubled)
-    fast(x)
-    assert len(fast.acceleration.inference) == count - 1
-    handle.remove()
-    assert len(fast.acceleration.inference) == count
     same(fast, net, x)
+    gates = set(fast.acceleration.inference)
+    place = senet.find_gates(fast)[0].name
+    handle = first_gate(fast).fc1.register_forward_hook(in_python)
+    same(fast, net, x)
+    handle.remove()
+    same(fast, net, x)
+    assert set(fast.acceleration.inference) == gates
+    assert place in gates
 
 
 def test_who_listens_to_every_module_hears_those_of_an_accelerated_network(x):
@@ -164,17 +170,18 @@ def test_a_network_on_two_devices_gets_the_ordinary_error(move, when, training, 
     if when == "after":
         fast(x)
         move(fast)
-    with pytest.raises(RuntimeError, match="device"):
-        fast(x)
-    if not training:
-        assert "cpu and meta" in str(fast.acceleration)
+        move(net)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it runs uncompiled
+        assert outcome(fast, x) == outcome(net, x)
 
 
-def test_a_chosen_backend_on_two_devices_is_refused():
-    net = zoo()
-    meta_gate(net)
-    with pytest.raises(senet.InputError, match="cpu and meta"):
-        senet.accelerate(net, backend="reference")
+def outcome(net, x):
+    """The kind of error, or the device of the output: PyTorch takes weights on "meta" with maps that are not."""
+    try:
+        return net(x).device
+    except Exception as error:
+        return type(error)
 
 
 class Sum(nn.Module):
