@@ -295,6 +295,23 @@ def test_decisions_are_values(monkeypatch):
     assert all(decision.mode == "training" for decision in large.values())
 
 
+def test_other_sizes_are_captured_and_swept(on):
+    def run(model, sizes):
+        return [value for size in sizes for value in steps(model, double(size, C, 2 + size, 5), 1)]
+
+    torch.manual_seed(2)
+    model, sweeping, results = nn.Sequential(Block(), Projected()).double(), Sweeping(), []
+    for swept in (True, False):
+        own = copy.deepcopy(model)
+        if swept:
+            own.compile(backend=sweeping)
+        torch.manual_seed(4)
+        results.append(run(own, (3, 4, 5, 6)))
+    agree(*results)
+    assert len(sweeping.graphs) == 2  # as captured first, then for any size
+    assert len(sweeping.tails) == 8
+
+
 class Checkpointed(nn.Module):
     def __init__(self):
         super().__init__()
