@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from senet._version import __version__
 
 if TYPE_CHECKING:
-    from senet.acceleration.accelerate import accelerate
+    from senet.acceleration.accelerate import accelerate, explain
     from senet.attachment.attach import attach, detach
     from senet.attachment.policies import SitePolicy
     from senet.attachment.report import AttachReport
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from senet.inspection.excitations import Excitations
     from senet.inspection.record import record_excitations
     from senet.models.registry import ModelSpec, list_models, model_spec, register_model
-    from senet.nn.residual_tail import ResidualTail
     from senet.nn.squeeze_excite import SEConfig, SqueezeExcite
     from senet.ops.dispatch import use_backend
     from senet.surgery.find_gates import find_gates
@@ -36,12 +35,12 @@ _HOMES = {
     "FoldReport": "senet.folding.report",
     "InputError": "senet.errors",
     "ModelSpec": "senet.models.registry",
-    "ResidualTail": "senet.nn.residual_tail",
     "SEConfig": "senet.nn.squeeze_excite",
     "Site": "senet.attachment.site",
     "SitePolicy": "senet.attachment.policies",
     "SqueezeExcite": "senet.nn.squeeze_excite",
     "accelerate": "senet.acceleration.accelerate",
+    "explain": "senet.acceleration.accelerate",
     "attach": "senet.attachment.attach",
     "build_from_checkpoint": "senet.weights.load",
     "create_model": "senet.weights.create",
@@ -70,7 +69,6 @@ __all__ = [
     "FoldReport",
     "InputError",
     "ModelSpec",
-    "ResidualTail",
     "SEConfig",
     "Site",
     "SitePolicy",
@@ -82,6 +80,7 @@ __all__ = [
     "create_model",
     "detach",
     "diagnose",
+    "explain",
     "find_gates",
     "find_sites",
     "fold",

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from senet.nn.squeeze_excite import SqueezeExcite
 from senet.ops.reference import residual_tail
-from senet.ops.tail.autograd import norm_tail
+from senet.ops.tail.tail import norm_tail
 
 SHAPE = (3, 32, 9, 5)
 
@@ -59,7 +59,7 @@ def counted(tail):
 def test_passes_are_counted_right(passes):
     assert counted(lambda u, norm, se, shortcut: residual_tail(u, norm, se, shortcut, True)) == (11, 18)
     assert counted(lambda u, norm, se, shortcut: residual_tail(u, norm, None, shortcut, True)) == (8, 8)
-    assert counted(lambda u, norm, se, shortcut: norm_tail(u, norm, se.excitation, shortcut, True, "reference")) == (
+    assert counted(lambda u, norm, se, shortcut: norm_tail(u, norm, se.excitation, shortcut, True, "definitions")) == (
         4,
         7,
     )

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from senet import SEConfig, SqueezeExcite
 from senet.ops import reference
 from senet.ops.tail import inductor as compiler
-from senet.ops.tail.autograd import norm_tail
+from senet.ops.tail.tail import norm_tail
 
+# The names of implementations that differ from those of ``ops.tail.choice``.
+AS_BACKEND = {"definitions": "traced", "reference": "definitions"}
 BATCH_NORMS = {3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 
 
@@ -65,7 +67,7 @@ class Case:
         excitation = None
         if self.se is not None:
             excitation = self.se.fully_connected() if implementation == "native" else self.se.excitation
-        backend = None if implementation == "definitions" else implementation
+        backend = AS_BACKEND.get(implementation, implementation)
         return norm_tail(self.u, self.norm, excitation, self.shortcut, self.relu, backend)
 
     def double(self) -> "Case":

@@ -1,93 +1,93 @@
-"""The gates that the fast forms support, and the report of ``senet.accelerate``."""
+"""What the backend did to a network: one decision per gate or tail, as values."""
 
-import operator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
 
-import torch
-from torch import fx, nn
-
-from senet.acceleration.foreign import NOT_PLAIN, ForeignGate, UnknownGateError
-from senet.nn.attachment import CHILD, INPUT, attached
-from senet.nn.plain import has_own_hooks, is_plain_fc
-from senet.nn.squeeze_excite import SqueezeExcite
-from senet.surgery.find_gates import find_gates
-
-Known = SqueezeExcite | ForeignGate
-_PRODUCTS = (operator.mul, operator.imul, torch.mul, "mul", "mul_")
+Mode = Literal["inference", "training"]
 
 
 @dataclass(frozen=True)
-class Acceleration:
-    """What was replaced and what was left unchanged, by the path of the gate's module.
+class Decision:
+    """How one gate or tail runs.
 
     Attributes:
-        inference: path → form of the gate in eval mode.
-        training: the gates that are computed in the sweeps of their norm in training mode.
-        left: path → reason why it is unchanged. Besides gates, it lists other products of two feature maps.
-        ordinary_training: why training runs the ordinary network; None if it computes gates in sweeps.
+        site: the path of the gate's module, or of the norm of a tail without a gate.
+        mode: ``"inference"`` or ``"training"``.
+        form: what runs: ``"early gate"``, ``"sweeps"``, … or ``"as captured"``.
+        backend: who runs it: ``"native"``, ``"triton"``, ``"reference"``, …
+        reason: why it is not faster; None for the fastest form.
     """
 
-    inference: dict[str, str]
-    training: tuple[str, ...]
-    left: dict[str, str]
-    ordinary_training: str | None
+    site: str
+    mode: Mode
+    form: str
+    backend: str
+    reason: str | None = None
 
     def __str__(self) -> str:
-        width = max(map(len, (*self.inference, *self.left)), default=0)
-        lines = [
-            f"{name:{width}}  {form}; training: {'fused with its norm' if name in self.training else 'unchanged'}"
-            for name, form in self.inference.items()
-        ]
-        lines += [f"{name:{width}}  unchanged: {reason}" for name, reason in self.left.items()]
-        counts = f"{len(self.inference)} gates replaced, {len(self.left)} unchanged"
-        lines.append(f"{counts}; {len(self.training)} fused with their norms in training")
+        reason = "" if self.reason is None else f" ({self.reason})"
+        return f"{self.form}, {self.backend}{reason}"
+
+
+AS_CAPTURED = "as captured"
+
+
+@dataclass
+class Acceleration:
+    """What was replaced and what was left unchanged, for everything that was captured so far.
+
+    A network is captured at its first call in each mode; before that, there is nothing to report.
+
+    Attributes:
+        breaks: why the capture broke the network into several graphs, with the line of the source.
+        graphs: the number of graphs so far, by mode.
+        ordinary: why the network runs uncompiled, or None.
+    """
+
+    breaks: list[str] = field(default_factory=list)
+    graphs: dict[Mode, int] = field(default_factory=dict)
+    ordinary: str | None = None
+    _decided: dict[tuple[Mode, str], Decision] = field(default_factory=dict)
+
+    def add(self, decision: Decision) -> None:
+        """Take in a decision; it replaces an earlier one about the same site and mode."""
+        self._decided[decision.mode, decision.site] = decision
+
+    @property
+    def decisions(self) -> list[Decision]:
+        """One decision per site and mode; those of the last capture."""
+        return list(self._decided.values())
+
+    @property
+    def inference(self) -> dict[str, str]:
+        """Path of a gate → its form in eval mode, for those that were replaced."""
+        return {d.site: d.form for d in self._of("inference") if d.form != AS_CAPTURED}
+
+    @property
+    def training(self) -> tuple[str, ...]:
+        """The gates and norms that are computed in sweeps in training mode."""
+        return tuple(d.site for d in self._of("training") if d.form != AS_CAPTURED)
+
+    @property
+    def left(self) -> dict[str, str]:
+        """Path → why it is unchanged: gates, and other products of feature maps."""
+        return {d.site: d.reason or "" for d in self.decisions if d.form == AS_CAPTURED}
+
+    def _of(self, mode: Mode) -> Iterator[Decision]:
+        return (decision for decision in self.decisions if decision.mode == mode)
+
+    def __str__(self) -> str:
+        if self.ordinary is not None:
+            return f"not accelerated: {self.ordinary}"
+        if not self.graphs:
+            return "nothing is captured yet: call the network, or give accelerate an example_input"
+        width = max((len(decision.site) for decision in self.decisions), default=0)
+        lines = []
+        for mode, count in self.graphs.items():
+            of_mode = list(self._of(mode))
+            replaced = sum(decision.form != AS_CAPTURED for decision in of_mode)
+            lines.append(f"{mode}: {replaced} replaced, {len(of_mode) - replaced} unchanged, graphs: {count}")
+            lines += [f"  {decision.site:{width}}  {decision}" for decision in of_mode]
+        lines += [f"graph break: {reason}" for reason in self.breaks]
         return "\n".join(lines)
-
-
-def known_gates(model: nn.Module) -> tuple[dict[str, Known], dict[str, str]]:
-    """The gates of ``model`` whose function is known, by path, and path → reason for those that are not."""
-    known: dict[str, Known] = {}
-    left: dict[str, str] = {}
-    for gate in find_gates(model):
-        if isinstance(gate.module, SqueezeExcite):
-            reason = _why_left(gate.module)
-            if reason is None:
-                known[gate.name] = gate.module
-            else:
-                left[gate.name] = reason
-        elif gate.kind != "two-fc":
-            left[gate.name] = "effective SE: its excitation is a single layer"
-        else:
-            try:
-                known[gate.name] = ForeignGate(gate)
-            except UnknownGateError as error:
-                left[gate.name] = str(error)
-    return known, left
-
-
-def _why_left(gate: SqueezeExcite) -> str | None:
-    if gate.config.squeeze != "avg":
-        return f"its squeeze is {gate.config.squeeze!r}"
-    if type(gate) is not SqueezeExcite:
-        return "it is a subclass of SE"
-    return None if is_plain_fc(gate.fc1) and is_plain_fc(gate.fc2) and not has_own_hooks(gate) else NOT_PLAIN
-
-
-def own_names(model: nn.Module) -> dict[str, str]:
-    """Path in ``in_line(model)`` → path in ``model``, of the gates that are attached."""
-    names = {}
-    for site in attached(model):
-        path = site.removesuffix(INPUT)
-        names[f"{path}.{0 if site.endswith(INPUT) else 1}"] = f"{path}.{CHILD}"
-    return names
-
-
-def products(graph: fx.Graph) -> dict[str, str]:
-    """Path of a module → that it multiplies maps, for all that is left in a traced graph."""
-    found = {}
-    for node in graph.nodes:
-        factors = [arg for arg in node.args if isinstance(arg, fx.Node)]
-        if node.op in ("call_function", "call_method") and node.target in _PRODUCTS and len(factors) == 2:
-            path = next(reversed(node.meta.get("nn_module_stack") or {"": None}))
-            found[path or "forward"] = "it multiplies feature maps, but not with a supported gate"
-    return found

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from senet.acceleration.accelerate import Accelerated
+from senet.acceleration.accelerate import is_accelerated
 from senet.attachment.policies import SitePolicy
 from senet.attachment.report import AttachReport
 from senet.attachment.site import Site
@@ -90,7 +90,7 @@ def _check(model: Any, verb: str) -> None:
     check_is_network(model, what)
     if isinstance(model, DataParallel):
         raise InputError(f"{what}: the model is wrapped in DataParallel; {verb} model.module before wrapping")
-    if isinstance(model, Accelerated):
+    if is_accelerated(model):
         raise InputError(f"{what}: the model is accelerated; {verb} the ordinary model, then accelerate it")
     if isinstance(model, torch.jit.ScriptModule):
         raise InputError(f"{what}: the model is TorchScript, which cannot be modified; {verb} it before scripting")

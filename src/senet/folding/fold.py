@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from senet.acceleration.accelerate import Accelerated
+from senet.acceleration.accelerate import is_accelerated
 from senet.errors import InputError
 from senet.folding.apply import Folder
 from senet.folding.report import FoldReport, FoldStep
@@ -93,7 +93,7 @@ def fold(
 
 def _opened(model: nn.Module) -> tuple[nn.Module, list[Gate]]:
     """The network without its wrappers, and its gates."""
-    if isinstance(model, Accelerated):
+    if is_accelerated(model):
         raise InputError("fold: the network is accelerated; fold the original network, then accelerate the result")
     network = plain_network(model)
     gates = find_gates(network)

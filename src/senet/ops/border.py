@@ -23,17 +23,12 @@ def readable(u: Tensor, *tensors: Tensor | None) -> bool:
     return all(t is None or (type(t) in _PLAIN and t.device == device) for t in tensors)
 
 
-def fits_norm(u: Tensor, norm: nn.Module | None) -> bool:
-    """Whether kernels for ``u`` can read the tensors of its norm, which have one number per channel."""
-    if norm is None:
-        return True
+def fits_channels(u: Tensor, *tensors: Tensor | None) -> bool:
+    """Whether kernels for ``u`` can read the tensors, which have one number per channel."""
     device, channels = u.device, u.shape[1]
-    for tensors in (norm._parameters, norm._buffers):
-        for t in tensors.values():
-            if t is None:
-                continue
-            if type(t) not in _PLAIN or t.device != device or (t.ndim and t.shape[0] != channels):
-                return False
+    for t in tensors:
+        if t is not None and (type(t) not in _PLAIN or t.device != device or t.shape != (channels,)):
+            return False
     return True
 
 

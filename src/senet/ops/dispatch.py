@@ -16,6 +16,7 @@ from torch import Tensor
 from senet.errors import InputError
 from senet.ops.tail import inductor as compiler
 from senet.ops.tail import native
+from senet.ops.tail.reasons import Reason
 
 NAMES = ("auto", "reference", "compiled", "native", "triton")
 
@@ -42,9 +43,6 @@ SMALLEST_NATIVE = 2**14
 SMALLEST_NATIVE_BARE = {True: 2**19, False: 2**17}
 
 _chosen: contextvars.ContextVar[str | None] = contextvars.ContextVar("senet_backend", default=None)
-# The same for an outer torch.compile: before torch 2.12, Dynamo cannot read context variables. It guards a plain value,
-# so a different choice recompiles. Threads with different choices may see each other's: all compute the same function.
-_while_tracing: dict[str, str | None] = {"name": None}
 
 
 def why_not(name: str) -> str | None:
@@ -84,13 +82,11 @@ def use_backend(name: str) -> Iterator[None]:
     Raises:
         InputError: the name is unknown, or the backend cannot run on this machine (the message says why).
     """
-    token, before = _chosen.set(_checked(name, "use_backend")), _while_tracing["name"]
-    _while_tracing["name"] = name
+    token = _chosen.set(_checked(name, "use_backend"))
     try:
         yield
     finally:
         _chosen.reset(token)
-        _while_tracing["name"] = before
 
 
 def current_backend() -> str:
@@ -103,16 +99,17 @@ def _from_environment(value: str) -> str:
     return _checked(value, "SENET_BACKEND")
 
 
-def traces_reference() -> bool:
-    """Whether an outer ``torch.compile`` should trace plain PyTorch. (The environment is read at trace time.)"""
-    return (_while_tracing["name"] or os.environ.get("SENET_BACKEND")) == "reference"
-
-
 def backend_for(u: Tensor, frozen: bool = False, bare: bool = False) -> str:
-    """The backend for the feature map ``u``: the selected one, or the choice of ``"auto"`` by device, dtype, and size.
+    """The backend for the feature map ``u``: the selected one, or the choice of ``"auto"``. See below."""
+    return implementation_for(u, "auto", frozen, bare)[0]
+
+
+def implementation_for(u: Tensor, name: str, frozen: bool, bare: bool) -> tuple[str, Reason]:
+    """The backend for the feature map ``u``, by device, dtype, and size, and the reason why it is not a faster one.
 
     Args:
         u: (N, C, *S), the input of the tail.
+        name: the name of a backend, or ``"auto"`` for the selected one.
         frozen: the norm uses running statistics. On a CPU, the operations of PyTorch are faster then (``senet bench
             --mode inference``: se-fast); use ``senet.accelerate`` for fast inference.
         bare: there is neither a gate nor a shortcut.
@@ -120,27 +117,33 @@ def backend_for(u: Tensor, frozen: bool = False, bare: bool = False) -> str:
     Raises:
         InputError: the selected backend does not support the device or dtype of the map.
     """
-    name = current_backend()
+    name = current_backend() if name == "auto" else name
     if u.device.type == "meta":
-        return "reference"
+        return "reference", Reason.DEVICE
     if name == "native" and (u.device.type != "cpu" or u.dtype not in native.TYPES):
         types = ", ".join(native.TYPES.values())
         raise InputError(f"backend 'native' got a {u.dtype} feature map on {u.device}; it supports {types} on the CPU")
     if name == "triton" and not (u.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"):
         raise InputError(f"backend 'triton' got a feature map on {u.device}; it supports CUDA devices only")
     if name != "auto":
-        return name
+        return name, Reason.REQUESTED
     if u.device.type == "cuda":
-        return next((n for n in ("triton", "compiled") if _available(n)), "reference")
-    if (
-        u.device.type == "cpu"
-        and not frozen
-        and u.numel() >= (SMALLEST_NATIVE_BARE[not u.is_contiguous()] if bare else SMALLEST_NATIVE)
-        and u.dtype in native.TYPES
-        and _available("native")
-    ):
-        return "native"
-    return "reference"
+        found = next((n for n in ("triton", "compiled") if _available(n)), None)
+        return (found, Reason.FASTEST) if found else ("reference", Reason.UNAVAILABLE)
+    if u.device.type != "cpu":
+        return "reference", Reason.DEVICE
+    reason = _not_native(u, frozen, bare)
+    return ("native", Reason.FASTEST) if reason is None else ("reference", reason)
+
+
+def _not_native(u: Tensor, frozen: bool, bare: bool) -> Reason | None:
+    if frozen:
+        return Reason.FROZEN
+    if u.numel() < (SMALLEST_NATIVE_BARE[not u.is_contiguous()] if bare else SMALLEST_NATIVE):
+        return Reason.SIZE
+    if u.dtype not in native.TYPES:
+        return Reason.DTYPE
+    return None if _available("native") else Reason.UNAVAILABLE
 
 
 @functools.cache
@@ -154,7 +157,7 @@ def _available(name: str) -> bool:
 
 @functools.cache
 def sweeps_of(name: str) -> Sweeps:
-    """The functions of a backend. ``"reference"`` returns the definitions themselves."""
-    homes = {"reference": "definitions", "compiled": "inductor", "native": "native", "triton": "triton"}
-    module = importlib.import_module(f"senet.ops.tail.{homes[name]}")
+    """The functions of a backend. ``"reference"`` and ``"definitions"`` return the definitions themselves."""
+    homes = {"reference": "definitions", "compiled": "inductor"}
+    module = importlib.import_module(f"senet.ops.tail.{homes.get(name, name)}")
     return Sweeps(module.moments, module.mean, module.affine, module.affine_backward, module.moments_backward)

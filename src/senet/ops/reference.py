@@ -6,7 +6,7 @@ batch, C channels, R bottleneck channels, S one or more spatial axes (1-D, 2-D, 
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.fx
@@ -129,8 +129,7 @@ def excitation(
         return GATES[gate](excite(z_nc, w1_rc, b1_r, w2_cr, b2_c, ACTIVATIONS[activation]))
 
 
-@dataclass(frozen=True)
-class FullyConnected:
+class FullyConnected(NamedTuple):
     """An excitation given by its weights, for implementations that fuse it. Calling it computes ``excitation``.
 
     ``w1`` is (R, C) or (R, C, 1, 1), ``w2`` is (C, R) or (C, R, 1, 1). ``gate`` is a key of ``GATES``, ``activation``

@@ -103,10 +103,7 @@ def plain_network(model: nn.Module) -> nn.Module:
             raise InputError(
                 "the network is TorchScript, whose gates cannot be inspected; pass the network it was made from"
             )
-        if hasattr(type(inner), "_ordinary"):  # accelerate.Accelerated, which imports this file
-            ordinary: Any = inner._ordinary
-            inner = ordinary()
-        elif isinstance(inner, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        if isinstance(inner, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             inner = inner.module
         elif isinstance(getattr(inner, "_orig_mod", None), nn.Module):
             inner = inner._orig_mod

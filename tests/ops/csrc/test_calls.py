@@ -17,7 +17,7 @@ from senet.ops.csrc import arguments, build, calls
 from senet.ops.reference import FullyConnected, scale, squeeze, table_dtype
 from senet.ops.tail import definitions as sweeps
 from senet.ops.tail import native
-from senet.ops.tail.autograd import norm_tail
+from senet.ops.tail.tail import norm_tail
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
 SIZES = {"q": "int64_t", "d": "double", "f": "float", "P": "Pointer"}
@@ -168,7 +168,7 @@ def test_whole_tails_inside_their_tensors(draw, dtype, projects, gate):
     c, table, runs = draw.shape[1], table_dtype(dtype), []
     u, shortcut, dout = draw(), draw(), draw()
     w1, w2 = torch.randn(3, c).to(table), torch.randn(c, 3).to(table)
-    for backend in ("reference", "native"):
+    for backend in ("definitions", "native"):
         norms = [nn.BatchNorm2d(c, dtype=table) for _ in range(2)]
         for norm in norms:
             norm.bias.data += torch.arange(1, c + 1) / c  # else one image's squeeze is 0, the ReLU's corner

@@ -10,14 +10,14 @@ from torch import nn
 from senet.ops.dispatch import sweeps_of
 from senet.ops.tail import native
 from senet.ops.tail import norms as tables
-from senet.ops.tail.autograd import norm_tail
 from senet.ops.tail.definitions import pivot
-from senet.ops.tail.norms import norm_tables, uses_batch_statistics
+from senet.ops.tail.norms import norm_of, norm_tables, uses_batch_statistics
+from senet.ops.tail.tail import norm_tail
 
 NO_COMPILER = native.why_not() is not None
 NATIVE = pytest.param("native", marks=pytest.mark.skipif(NO_COMPILER, reason="no C++ compiler"))
 COMPILED = pytest.param("compiled", marks=[pytest.mark.slow, pytest.mark.skipif(NO_COMPILER, reason="no C++ compiler")])
-BACKENDS = ["reference", NATIVE, COMPILED]
+BACKENDS = ["definitions", NATIVE, COMPILED]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -57,7 +57,7 @@ def test_group_norms_tables(groups):
     nn.init.normal_(norm.bias)
     u = torch.randn(3, 6, 4, 5, dtype=torch.float64) + torch.arange(6.0)[:, None, None]
     m, d, v = sweeps_of("reference").moments(u)
-    g, z = norm_tables(norm, m, d, v, pivot(u), 20)
+    g, z = norm_tables(norm_of(norm), m, d, v, pivot(u), 20)
     y = g[..., None, None] * (u - m[..., None, None]) + z[..., None, None]
     torch.testing.assert_close(y, norm(u), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(z, norm(u).mean((2, 3)), rtol=1e-12, atol=1e-12)
@@ -106,9 +106,9 @@ def test_ranks_compare_badly_scaled_means_to_all_digits(monkeypatch):
         with monkeypatch.context() as patched:
             patched.setattr(tables._AllGather, "apply", lambda own, group: rows.append(own) or own[None])
             tables._gathered(d, v, pivot(part), len(part) * 9, None)
-    monkeypatch.setattr(tables, "gathers", lambda norm: True)
+    monkeypatch.setattr(tables, "group_of", lambda module: "two ranks")
     monkeypatch.setattr(tables._AllGather, "apply", lambda own, group: torch.stack(rows))
-    g, z = norm_tables(norm, m, d, v, pivot(part), 9)
+    g, z = norm_tables(norm_of(norm), m, d, v, pivot(part), 9)
     torch.testing.assert_close(norm.running_var.double(), u.double().var((0, 2, 3)), rtol=1e-5, atol=0)
     torch.testing.assert_close(norm.running_mean.double(), u.double().mean((0, 2, 3)), rtol=1e-7, atol=0)
     y = g[..., None, None] * (part - m[..., None, None]) + z[..., None, None]

@@ -95,6 +95,6 @@ def test_the_tables_of_the_one_node_tail_compile_for_hopper(gate):
     hopper_ptx(one_node._gated_norm_backward_kernel, GATE=gate, **walk)
     if not gate:
         hopper_ptx(one_node._norm_kernel, EPS=1e-5, MOMENTUM=0.1, **walk)
-        absent = dict.fromkeys(("weight", "bias", "running_mean", "running_var", "tracked", "x", "z"))
+        absent = dict.fromkeys(("weight", "bias", "running_mean", "running_var", "x", "z"))
         hopper_ptx(one_node._norm_kernel, EPS=1e-5, MOMENTUM=0.1, **absent, **walk)
         hopper_ptx(one_node._norm_backward_kernel, **walk)

@@ -7,7 +7,6 @@ FC layer is multiplied with that convolution in advance: W₁·(W₃·mean(h) + 
 Shapes: h (N, C, *S), weight (O, C, 1, 1), gate (N, O); R bottleneck channels.
 """
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -43,7 +42,7 @@ def move_before(weight: Tensor, bias: Tensor, excitation: FullyConnected) -> Ful
     w1 = excitation.w1.flatten(1).double()
     b1 = w1 @ bias.double()
     b1 = b1 if excitation.b1 is None else b1 + excitation.b1.double()
-    return as_tables(replace(excitation, w1=w1 @ weight.flatten(1).double(), b1=b1), weight.dtype)
+    return as_tables(excitation._replace(w1=w1 @ weight.flatten(1).double(), b1=b1), weight.dtype)
 
 
 @torch.no_grad()

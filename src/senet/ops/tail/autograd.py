@@ -9,21 +9,30 @@ needs from ``affine`` is passed as the "gradients" of two *handles*, which are o
 So there is no state outside the graph, and checkpointing, retained graphs, and ``torch.compile`` see pure functions.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from senet.ops import reference
-from senet.ops.border import fits_norm, readable
 from senet.ops.dispatch import sweeps_of
-from senet.ops.reference import FullyConnected, table_dtype
+from senet.ops.layout import in_layout
+from senet.ops.reference import table_dtype
 from senet.ops.tail import definitions as sweeps
 from senet.ops.tail.definitions import positions
-from senet.ops.tail.native_batch_norm import NO_DOUBLE_BACKWARD, batch_norm_tail, suits
-from senet.ops.tail.norms import frozen_tables, norm_tables, uses_batch_statistics
+from senet.ops.tail.native_batch_norm import NO_DOUBLE_BACKWARD
+from senet.ops.tail.norms import BatchNorm, Norm, frozen_tables, norm_tables
+
+
+def _as_map(x: Tensor, u: Tensor) -> Tensor:
+    """A result in the layout that the operators promise: contiguous as u is, otherwise channels_last."""
+    return in_layout(x, not u.is_contiguous())
+
+
+def _empty_map(u: Tensor) -> Tensor:
+    if u.is_contiguous():
+        return torch.empty_like(u)
+    return torch.empty_like(u.movedim(1, -1), memory_format=torch.contiguous_format).movedim(-1, 1)
 
 
 @torch.library.custom_op("senet::moments", mutates_args=())
@@ -31,7 +40,7 @@ def _moments(u: Tensor, variance: bool, backend: str) -> tuple[Tensor, Tensor, T
     """(m, d, v, map handle, table handle) of a map; d and v are empty without ``variance``."""
     run = sweeps_of(backend)
     m, d, v = run.moments(u) if variance else (run.mean(u), u.new_empty(0), u.new_empty(0))
-    return m, d, v, u.new_empty(()).expand(u.shape), m.new_empty(()).expand(m.shape)
+    return m, d, v, u.new_zeros(()).expand(u.shape), m.new_zeros(()).expand(m.shape)
 
 
 @_moments.register_fake
@@ -43,12 +52,12 @@ def _(u: Tensor, variance: bool, backend: str) -> tuple[Tensor, Tensor, Tensor, 
 
 @torch.library.custom_op("senet::moments_backward", mutates_args=())
 def _moments_backward(g: Tensor, u: Tensor, m: Tensor, a: Tensor, dm: Tensor, dv: Tensor, backend: str) -> Tensor:
-    return sweeps_of(backend).moments_backward(g, u, m, a, dm, dv)
+    return _as_map(sweeps_of(backend).moments_backward(g, u, m, a, dm, dv), u)
 
 
 @_moments_backward.register_fake
 def _(g: Tensor, u: Tensor, m: Tensor, a: Tensor, dm: Tensor, dv: Tensor, backend: str) -> Tensor:
-    return torch.empty_like(u)
+    return _empty_map(u)
 
 
 @torch.library.custom_op("senet::affine", mutates_args=())
@@ -64,7 +73,7 @@ def _affine(
     backend: str,
 ) -> Tensor:
     """δ(a·(u − m) + b + shortcut). With handles, ``u`` is detached: ``moments`` computes its gradient."""
-    return sweeps_of(backend).affine(u, m, a, b, shortcut, relu)
+    return _as_map(sweeps_of(backend).affine(u, m, a, b, shortcut, relu), u)
 
 
 @_affine.register_fake
@@ -79,17 +88,18 @@ def _(
     table_handle: Tensor | None,
     backend: str,
 ) -> Tensor:
-    return torch.empty_like(u)
+    return _empty_map(u)
 
 
 @torch.library.custom_op("senet::affine_backward", mutates_args=())
 def _affine_backward(dout: Tensor, out: Tensor, u: Tensor, m: Tensor, backend: str) -> tuple[Tensor, Tensor, Tensor]:
-    return sweeps_of(backend).affine_backward(dout, out, u, m)
+    g, da, db = sweeps_of(backend).affine_backward(dout, out, u, m)
+    return _as_map(g, u), da, db
 
 
 @_affine_backward.register_fake
 def _(dout: Tensor, out: Tensor, u: Tensor, m: Tensor, backend: str) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(u), torch.empty_like(m), torch.empty_like(m)
+    return _empty_map(u), torch.empty_like(m), torch.empty_like(m)
 
 
 @torch.library.custom_op("senet::product_sums", mutates_args=())
@@ -153,95 +163,36 @@ _moments.register_autograd(_grad_of_moments, setup_context=_save_moments)
 _affine.register_autograd(_grad_of_affine, setup_context=_save_affine)
 
 
-# The number of axes of a norm's input. Norms that are not listed accept any number.
-_AXES: dict[type, int] = {nn.BatchNorm1d: 3, nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}
-
-
-def norm_tail(
+def two_sweeps(
     u: Tensor,
-    norm: nn.Module | None,
-    excitation: Callable[[Tensor], Tensor] | None,
+    norm: Norm | None,
+    gate: Callable[[Tensor], Tensor] | None,
     shortcut: Tensor | None,
     relu: bool,
     backend: str | None,
-    shortcut_norm: nn.Module | None = None,
 ) -> Tensor:
-    """δ(SE(norm(u)) + shortcut) in two sweeps: the same function as ``reference.residual_tail``.
+    """The tail in two sweeps, for any norm and any gate; arguments as those of ``tail.tail``.
 
     The squeeze needs no extra sweep: with batch norm y = g·(u − μ) + β, the squeeze of y (equation 2) is
-    z = g·(m − μ) + β, where m is the mean that batch norm computes anyway. Inputs that kernels cannot read, such as
-    tensors on another device, go through the ordinary operations, which raise their own errors.
-
-    Args:
-        u: (N, C, *S), one to three spatial axes, any layout, float16, bfloat16, float32, or float64.
-        norm: one of ``norms.NORMS``, or None.
-        excitation: from squeezed channels to the gate, (N, C) → (N, C): any function or ``reference.FullyConnected``.
-            None is the plain network.
-        shortcut: a tensor with the shape of u, or None.
-        relu: whether a ReLU ends the block.
-        backend: the implementation of the sweeps. None traces their definitions for an outer ``torch.compile``, which
-            fuses them with neighboring operations.
-        shortcut_norm: the norm of a projection shortcut. It is fused into the same sweeps if the backend supports it;
-            otherwise, it is called.
-
-    Returns:
-        A feature map with the shape, dtype, and layout of u.
-
-    Raises:
-        ValueError: batch norm in training mode got a single value per channel.
-        RuntimeError: double backward: the fast sweeps have no second derivative (with ``backend=None``, they do).
+    z = g·(m − μ) + β, where m is the mean that batch norm computes anyway. ``backend`` is the implementation of the
+    sweeps. None traces their definitions for a compiler, which fuses them with neighboring operations.
     """
-    if backend is not None and not _suits_kernels(u, norm, excitation, shortcut, shortcut_norm):
-        se = None if excitation is None else functools.partial(_rescaled, excitation)
-        other = shortcut if shortcut is None or shortcut_norm is None else shortcut_norm(shortcut)
-        return reference.residual_tail(u, norm, se, other, relu)
-    if backend == "triton" and (norm is None or uses_batch_statistics(norm)):
-        from senet.ops.tail import triton_batch_norm as one_node  # deferred: importing Triton is slow
-
-        if one_node.suits(norm, excitation, u):
-            if shortcut is None or shortcut_norm is None or one_node.suits(shortcut_norm, None, shortcut):
-                return one_node.batch_norm_tail(u, norm, excitation, shortcut, relu, shortcut_norm)
-            return one_node.batch_norm_tail(u, norm, excitation, shortcut_norm(shortcut), relu)
-    in_one_call = backend == "native" and suits(norm, excitation, u)
-    if shortcut is not None and shortcut_norm is not None:
-        if in_one_call and relu and shortcut.dtype == u.dtype and suits(shortcut_norm, None, shortcut):
-            return batch_norm_tail(u, norm, excitation, shortcut, relu, shortcut_norm)
-        shortcut = shortcut_norm(shortcut)
-    if in_one_call:
-        return batch_norm_tail(u, norm, excitation, shortcut, relu)
-    frozen = norm is not None and not uses_batch_statistics(norm)
-    if norm is None or frozen:
-        return _frozen_tail(u, norm, excitation, shortcut, relu, backend)
+    if norm is None or (isinstance(norm, BatchNorm) and norm.frozen):
+        return _frozen_tail(u, norm, gate, shortcut, relu, backend)
     m, d, v, handles = _moments_of(u, True, backend)
     g, z = norm_tables(norm, m, d, v, sweeps.pivot(u), positions(u))
-    if excitation is None:
+    if gate is None:
         a, b = g.expand_as(m).contiguous(), z
     else:
-        s = excitation(z)
+        s = gate(z)
         a, b = s * g, s * z
     return _affine_of(u, m, a, b, shortcut, relu, handles, backend)
 
 
-def _suits_kernels(u: Tensor, norm: Any, excitation: Any, shortcut: Tensor | None, shortcut_norm: Any) -> bool:
-    """Whether all tensors that kernels would read are on the device of the map and have matching sizes."""
-    if not fits_norm(u, norm) or not fits_norm(u, shortcut_norm):
-        return False
-    if shortcut is not None and shortcut.shape != u.shape:
-        return False
-    if u.ndim != _AXES.get(type(norm), u.ndim):
-        return False
-    e = excitation
-    return readable(u, shortcut, e.w1, e.b1, e.w2, e.b2) if type(e) is FullyConnected else readable(u, shortcut)
-
-
-def _rescaled(excitation: Callable[[Tensor], Tensor], y: Tensor) -> Tensor:
-    return reference.scale(y, excitation(reference.squeeze(y)))
-
-
 def _frozen_tail(
     u: Tensor,
-    norm: Any,
-    excitation: Callable[[Tensor], Tensor] | None,
+    norm: BatchNorm | None,
+    gate: Callable[[Tensor], Tensor] | None,
     shortcut: Tensor | None,
     relu: bool,
     backend: str | None,
@@ -253,12 +204,13 @@ def _frozen_tail(
     table = u.new_zeros(u.shape[:2], dtype=table_dtype(u.dtype))
     center, g, offset = table, table + 1, table
     if norm is not None:
+        assert norm.running_mean is not None
         center = norm.running_mean.to(table.dtype).expand_as(table).contiguous()
         g, offset = (t.expand_as(table).contiguous() for t in frozen_tables(norm, center))
-    if excitation is None:
+    if gate is None:
         return _affine_of(u, center, g, offset, shortcut, relu, None, backend)
     m, _, _, handles = _moments_of(u, False, backend)
-    s = excitation(g * (m - center) + offset)
+    s = gate(g * (m - center) + offset)
     return _affine_of(u, center, s * g, s * offset, shortcut, relu, handles, backend)
 
 

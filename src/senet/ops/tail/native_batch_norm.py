@@ -9,13 +9,14 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor
 
 from senet.ops.border import have
 from senet.ops.csrc.calls import call, constant, kept_size
 from senet.ops.layout import in_layout, prepared
 from senet.ops.reference import FullyConnected, table_dtype
+from senet.ops.tail.norms import BatchNorm, Norm
+from senet.ops.tail.reasons import Reason
 
 NO_DOUBLE_BACKWARD = (
     "senet: the fast sweeps have no second derivative; for a double backward run the forward pass in "
@@ -23,48 +24,55 @@ NO_DOUBLE_BACKWARD = (
 )
 
 
-def suits(norm: nn.Module | None, excitation: object, u: Tensor) -> bool:
-    """Whether the library supports this tail: batch norm with batch statistics and the paper's excitation.
+def unsuited(u: Tensor, norm: Norm | None, gate: object) -> Reason | None:
+    """Why the library does not support this tail, or None: batch norm with batch statistics and the paper's gate.
 
     The dtypes and sizes of the parameters are checked, too: with wrong sizes, C++ would read past the end, whereas
     PyTorch raises an error. Empty feature maps are not supported, because they have no pivot.
     """
-    if not isinstance(norm, _BatchNorm) or isinstance(norm, nn.SyncBatchNorm):
-        return False
-    if not norm.training or norm.momentum is None or not u.numel():
-        return False
+    if not isinstance(norm, BatchNorm) or norm.group is not None:
+        return Reason.NORM
+    if not norm.training:
+        return Reason.FROZEN
+    if not u.numel():
+        return Reason.EMPTY
     c = u.shape[1]
     tensors = [(norm.weight, c), (norm.bias, c), (norm.running_mean, c), (norm.running_var, c)]
-    if excitation is not None:
-        if not isinstance(excitation, FullyConnected) or excitation.activation != "relu":
-            return False
-        e, hidden = excitation, excitation.w1.shape[0]
-        tensors += [(e.w1, hidden * c), (e.b1, hidden), (e.w2, c * hidden), (e.b2, c)]
-    return have(table_dtype(u.dtype), *tensors)
+    if gate is not None:
+        if not isinstance(gate, FullyConnected) or gate.activation != "relu":
+            return Reason.GATE
+        hidden = gate.w1.shape[0]
+        tensors += [(gate.w1, hidden * c), (gate.b1, hidden), (gate.w2, c * hidden), (gate.b2, c)]
+    return None if have(table_dtype(u.dtype), *tensors) else Reason.PARAMETERS
+
+
+def joins(u: Tensor, shortcut: Tensor, shortcut_norm: Norm, relu: bool) -> bool:
+    """Whether the call computes the norm of a projection, too.
+
+    The backward pass needs the signs of the output, which the library keeps for whole vectors of channels only.
+    """
+    if not relu or shortcut.dtype != u.dtype or unsuited(shortcut, shortcut_norm, None) is not None:
+        return False
+    return u.is_contiguous() or u.shape[1] % constant("lanes") == 0
 
 
 def batch_norm_tail(
-    u: Tensor, norm: Any, excitation: Any, shortcut: Tensor | None, relu: bool, shortcut_norm: Any = None
+    u: Tensor,
+    norm: BatchNorm,
+    gate: FullyConnected | None,
+    shortcut: Tensor | None,
+    relu: bool,
+    shortcut_norm: BatchNorm | None = None,
 ) -> Tensor:
-    """δ(SE(norm(u)) + shortcut), for arguments that ``suits`` accepts; errors as in ``autograd.norm_tail``.
-
-    With ``shortcut_norm``, shortcut_norm(shortcut) is added instead, and a ReLU always follows. ``suits`` must accept
-    the shortcut and its norm, too.
-    """
+    """δ(SE(norm(u)) + shortcut), if not ``unsuited``. With ``shortcut_norm``, if it ``joins``, that of the shortcut."""
     if u.shape[0] * math.prod(u.shape[2:]) == 1:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(u.shape)}")
     u, last = prepared(u)
-    if shortcut_norm is not None and last and u.shape[1] % constant("lanes"):  # the backward pass would need the signs
-        shortcut, shortcut_norm = shortcut_norm(shortcut), None
-    for each in (norm, shortcut_norm):
-        if each is not None and each.track_running_stats and each.num_batches_tracked is not None:
-            each.num_batches_tracked.add_(1)
     shortcut = None if shortcut is None else in_layout(shortcut.to(u.dtype), last)
-    e = excitation
-    weights = (None, None, None, None) if e is None else (e.w1, e.b1, e.w2, e.b2)
-    gate = 0 if e is None else constant(f"gate {e.gate}")
-    of_shortcut = (None, None) if shortcut_norm is None else (shortcut_norm.weight, shortcut_norm.bias)
-    return _Tail.apply(u, shortcut, norm.weight, norm.bias, *weights, *of_shortcut, norm, shortcut_norm, gate, relu)
+    weights = (None, None, None, None) if gate is None else gate[:4]
+    function = 0 if gate is None else constant(f"gate {gate.gate}")
+    of_shortcut = (None, None) if shortcut_norm is None else shortcut_norm[:2]
+    return _Tail.apply(u, shortcut, *norm[:2], *weights, *of_shortcut, norm, shortcut_norm, function, relu)
 
 
 def _signs(u: Tensor) -> Tensor | None:
@@ -75,12 +83,9 @@ def _signs(u: Tensor) -> Tensor | None:
     return torch.empty(u.numel() // lanes, dtype=torch.int16)
 
 
-def _of_norm(norm: Any) -> tuple[float, float, Tensor | None, Tensor | None]:
+def _of_norm(norm: BatchNorm | None) -> tuple[float, float, Tensor | None, Tensor | None]:
     """The eps, momentum, and running statistics of a norm, as the library expects them."""
-    if norm is None:
-        return 0.0, 0.0, None, None
-    tracked = (norm.running_mean, norm.running_var) if norm.track_running_stats else (None, None)
-    return norm.eps, norm.momentum, *tracked
+    return (0.0, 0.0, None, None) if norm is None else (norm.eps, norm.momentum, norm.running_mean, norm.running_var)
 
 
 class _Tail(torch.autograd.Function):
@@ -97,8 +102,8 @@ class _Tail(torch.autograd.Function):
         b2: Tensor | None,
         shortcut_weight: Tensor | None,
         shortcut_bias: Tensor | None,
-        norm: Any,
-        shortcut_norm: Any,
+        norm: BatchNorm,
+        shortcut_norm: BatchNorm | None,
         gate: int,
         relu: bool,
     ) -> Tensor:

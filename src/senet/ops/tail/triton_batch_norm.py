@@ -18,12 +18,15 @@ from typing import Any
 import torch
 import triton  # type: ignore[import-untyped]
 import triton.language as tl  # type: ignore[import-untyped]
-from torch import Tensor, nn
+from torch import Tensor
 
 from senet.ops import reference
 from senet.ops.layout import in_layout, prepared
+from senet.ops.reference import FullyConnected
 from senet.ops.tail.native_batch_norm import NO_DOUBLE_BACKWARD
-from senet.ops.tail.native_batch_norm import suits as fits
+from senet.ops.tail.native_batch_norm import unsuited as library_unsuited
+from senet.ops.tail.norms import BatchNorm, Norm
+from senet.ops.tail.reasons import Reason
 from senet.ops.tail.triton import elementwise, sums_behind
 from senet.ops.tail.triton_moments import moments
 
@@ -34,11 +37,18 @@ _ROWS = 64
 _BLOCK = 512
 
 
-def suits(norm: nn.Module | None, excitation: object, u: Tensor) -> bool:
-    """Whether the kernels support it: the cases of the C++ library, with float32 tables and the gates listed above."""
-    if u.dtype == torch.float64 or not fits(norm, excitation, u):
-        return False
-    return excitation is None or excitation.gate in GATE_NUMBERS  # type: ignore[attr-defined]
+def unsuited(u: Tensor, norm: Norm | None, gate: object) -> Reason | None:
+    """Why the kernels do not support this tail, or None: as the C++ library, with float32 tables and these gates."""
+    if u.dtype == torch.float64:
+        return Reason.DTYPE
+    if isinstance(gate, FullyConnected) and gate.gate not in GATE_NUMBERS:
+        return Reason.GATE
+    return library_unsuited(u, norm, gate)
+
+
+def joins(u: Tensor, shortcut: Tensor, shortcut_norm: Norm, relu: bool) -> bool:
+    """Whether the kernels compute the norm of a projection, too; it is a tail of its own."""
+    return unsuited(shortcut, shortcut_norm, None) is None
 
 
 @triton.jit
@@ -62,7 +72,7 @@ def _gate(e, GATE: tl.constexpr):
 
 @triton.jit(do_not_specialize=["N", "C", "count", "stride"])
 def _norm_kernel(
-    u, m, d, v, weight, bias, running_mean, running_var, tracked, kept, x, z, N, C, count, stride,
+    u, m, d, v, weight, bias, running_mean, running_var, kept, x, z, N, C, count, stride,
     EPS: tl.constexpr, MOMENTUM: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """From moments to batch norm: five rows of (C,), and two (N, C) tables if there is a gate.
@@ -110,9 +120,6 @@ def _norm_kernel(
         old = tl.load(running_var + c, mask=real, other=0.0)
         unbiased = variance * (count / (count - 1.0))
         tl.store(running_var + c, old + MOMENTUM * (unbiased - old), mask=real)
-    if tracked is not None:  # noqa: SIM102 (evaluated at compile time)
-        if tl.program_id(0) == 0:
-            tl.store(tracked, tl.load(tracked) + 1)
     if x is not None:
         for start in range(0, N, ROWS):
             inside = (start + row < N)[:, None] & real[None, :]
@@ -222,24 +229,25 @@ def _norm_backward_kernel(
 
 
 def batch_norm_tail(
-    u: Tensor, norm: Any, excitation: Any, shortcut: Tensor | None, relu: bool, shortcut_norm: Any = None
+    u: Tensor,
+    norm: BatchNorm,
+    gate: FullyConnected | None,
+    shortcut: Tensor | None,
+    relu: bool,
+    shortcut_norm: BatchNorm | None = None,
 ) -> Tensor:
-    """δ(SE(norm(u)) + shortcut) for what ``suits``; arguments and errors as in ``autograd.norm_tail``.
-
-    With ``shortcut_norm``, which must suit the shortcut, the shortcut is normalized first.
-    """
+    """δ(SE(norm(u)) + shortcut), if not ``unsuited``. With ``shortcut_norm``, if it ``joins``, that of the shortcut."""
     if u.shape[0] * math.prod(u.shape[2:]) == 1:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(u.shape)}")
     if shortcut is not None and shortcut_norm is not None:
         shortcut = batch_norm_tail(shortcut, shortcut_norm, None, None, relu=False)
     u, last = prepared(u)
     shortcut = None if shortcut is None else in_layout(shortcut.to(u.dtype), last)
-    e = excitation
-    if e is None:
-        return _Tail.apply(u, shortcut, norm.weight, norm.bias, None, None, None, None, norm, 0, relu)
-    weights = (e.w1.flatten(1), e.b1, e.w2.flatten(1), e.b2)
+    if gate is None:
+        return _Tail.apply(u, shortcut, *norm[:2], None, None, None, None, norm, 0, relu)
+    weights = (gate.w1.flatten(1), gate.b1, gate.w2.flatten(1), gate.b2)
     with reference.without_autocast(u.device.type):
-        return _Tail.apply(u, shortcut, norm.weight, norm.bias, *weights, norm, GATE_NUMBERS[e.gate], relu)
+        return _Tail.apply(u, shortcut, *norm[:2], *weights, norm, GATE_NUMBERS[gate.gate], relu)
 
 
 def _walk(c: int) -> tuple[int]:
@@ -258,7 +266,7 @@ class _Tail(torch.autograd.Function):
         b1: Tensor | None,
         w2: Tensor | None,
         b2: Tensor | None,
-        norm: Any,
+        norm: BatchNorm,
         gate: int,
         relu: bool,
     ) -> Tensor:
@@ -267,11 +275,9 @@ class _Tail(torch.autograd.Function):
         kept = m.new_empty(5, c)
         x, z = (m.new_empty(2, n, c)) if w1 is not None else (None, None)
         count, stride = u.numel() // c, u.stride(1) if u.shape[1] > 1 else 1
-        tracked = (norm.running_mean, norm.running_var) if norm.track_running_stats else (None, None)
-        counter = norm.num_batches_tracked if norm.track_running_stats else None
         with torch.cuda.device_of(u):
             _norm_kernel[_walk(c)](
-                u, m, d, v, weight, bias, *tracked, counter, kept, x, z, n, c, count, stride,
+                u, m, d, v, weight, bias, norm.running_mean, norm.running_var, kept, x, z, n, c, count, stride,
                 norm.eps, norm.momentum, min(_ROWS, triton.next_power_of_2(n)), _CHANNELS,
             )  # fmt: skip
         if w1 is None or w2 is None:
