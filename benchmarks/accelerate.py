@@ -2,13 +2,15 @@
 
 For inference, "before" is the ordinary network in the faster of PyTorch's two layouts, eager or under `torch.compile`
 with Inductor's freezing; "after" is the accelerated network on the same engine. Training is a complete step of SGD.
-Correctness comes first: the logits must agree, or nothing is timed. `--projections` times both ways to apply a gate
+Correctness comes first: the logits must agree, or nothing is timed. The first call, in which the network is captured,
+is timed by itself, once `torch.compile` is loaded. `--projections` times both ways to apply a gate
 before a 1×1 convolution: to the feature map, or to the weights of the convolution.
 """
 
 import argparse
 import copy
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -99,15 +101,22 @@ def train_steps(model: nn.Module, x: Tensor) -> dict[str, Step]:
     return {"before, channels_last": step(model), "after": step(senet.accelerate(model))}
 
 
-def agree(steps: dict[str, Step]) -> bool:
+def first_calls(steps: dict[str, Step]) -> tuple[bool, dict[str, float]]:
+    """Whether the outputs agree, and the seconds of each first call, in which networks are captured and compiled."""
     outputs: list[Any] = []
-    for step in steps.values():
+    seconds = {}
+    for name, step in steps.items():
         torch.manual_seed(0)  # the same dropout masks in training
+        start = time.perf_counter()
         outputs.append(step())
-    return all(((out - outputs[0]).abs().max() / outputs[0].abs().max()).item() < AGREE for out in outputs)
+        seconds[name] = time.perf_counter() - start
+    agree = all(((out - outputs[0]).abs().max() / outputs[0].abs().max()).item() < AGREE for out in outputs)
+    return agree, seconds
 
 
-def record(name: str, what: str, engine: str, batch: int, times: dict[str, Timing], rounds: int, size: int) -> None:
+def record(
+    name: str, what: str, engine: str, batch: int, times: dict[str, Timing], rounds: int, size: int, first: float
+) -> None:
     before = min((n for n in times if n != "after"), key=lambda n: times[n].median)
     r = ratio(times["after"], times[before])
     milliseconds = {n: f"{1e3 * t.median:.2f}" for n, t in times.items()}
@@ -117,7 +126,7 @@ def record(name: str, what: str, engine: str, batch: int, times: dict[str, Timin
         return
     values = {"model": name, "what": what, "engine": engine, "batch": batch, "size": size, "rounds": rounds}
     spread = {"ratio": f"{r.median:.4f}", "q25": f"{r.q25:.4f}", "q75": f"{r.q75:.4f}"}
-    taken = {"ms_before": milliseconds[before], "ms_after": milliseconds["after"]}
+    taken = {"ms_before": milliseconds[before], "ms_after": milliseconds["after"], "first_call_s": f"{first:.2f}"}
     append_row("accelerate.csv", timm=timm.__version__, **values, denominator=before, **spread, **taken)
 
 
@@ -168,18 +177,20 @@ def main() -> int:
     if args.projections:
         projections(args.rounds)
         return 0
+    torch.compile(nn.Identity(), backend="eager")(torch.zeros(1))  # loads the compiler, which takes seconds once
     for name in args.models:
         for what in args.what:
             for engine in args.engines if what == "inference" else ["eager"]:
                 for batch in args.batch if what == "inference" else [max(args.batch)]:
                     model, x = network(name), torch.randn(batch, 3, args.size, args.size)
                     steps = inference_steps(model, x, engine) if what == "inference" else train_steps(model, x)
-                    if not agree(steps):
+                    agree, seconds = first_calls(steps)
+                    if not agree:
                         print(f"{name}: the outputs before and after do not agree; nothing is timed", file=sys.stderr)
                         return 1
                     if not args.dry_run:
                         times = interleaved(steps, args.rounds)
-                        record(name, what, engine, batch, times, args.rounds, args.size)
+                        record(name, what, engine, batch, times, args.rounds, args.size, seconds["after"])
     return 0
 
 

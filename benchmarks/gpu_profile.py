@@ -1,6 +1,6 @@
 """Where the time of a step on a GPU goes: kernels, launches, and idle time of a few candidates.
 
-    python benchmarks/gpu_profile.py [--batch 256] [--mode train] [--candidates plain-eager se-fast] [--output FOLDER]
+    python benchmarks/gpu_profile.py [--batch 256] [--mode train] [--candidates NAME …] [--output FOLDER]
 
 Prints one line per candidate (wall-clock time, time in kernels, launches) and writes the table of its kernels to
 gpu_profile_<mode>_<batch>_<candidate>.txt.
@@ -16,7 +16,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from senet.bench.candidates import CANDIDATES, Runner, Setting, build, make_twins
 
-DEFAULTS = {"train": ["plain-eager", "plain-tail", "se-fast"], "inference": ["plain-eager", "se-accelerated"]}
+DEFAULTS = {
+    "train": ["plain-eager", "plain-accelerated", "se-accelerated"],
+    "inference": ["plain-eager", "se-accelerated"],
+}
 
 
 def wall_ms(runner: Runner, steps: int = 5) -> float:

@@ -31,7 +31,7 @@ POINTS = {"batch": (1, 2, 4, 8, 16), "size": (96, 160, 224, 288), "width": (32, 
 LABELS = {"batch": "batch, 224×224", "size": "side of the image, batch 4", "width": "width at the first stage, batch 4"}
 # mode → (numerator, denominator): ours, and PyTorch alone, each ÷ plain on the same engine
 LINES = {
-    "train": (("se-fast", "plain-eager"), ("se-reference", "plain-eager")),
+    "train": (("se-accelerated", "plain-eager"), ("se-reference", "plain-eager")),
     "inference": (("se-accelerated", "plain-accelerated"), ("se-compiled", "plain-compiled")),
 }
 GRAY = "#666666"

@@ -12,6 +12,9 @@ _workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 if _workers > 1:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _workers)))
 
+# Commands run networks uncompiled, since a capture takes longer than most tests; tests of compilation unset it.
+os.environ.setdefault("SENET_COMPILE", "off")
+
 pytest.register_assert_rewrite("helpers")  # their assertions show values as a test's own do
 
 import torch  # noqa: E402 - OpenMP reads it once
@@ -19,7 +22,7 @@ from torch.utils.data._utils import signal_handling  # noqa: E402
 
 from senet.ops.csrc import build  # noqa: E402
 
-pytest_plugins = ["helpers.runs"]  # fixtures of all tests that need a run
+pytest_plugins = ["helpers.runs", "helpers.compilation"]  # fixtures of all tests that need a run, or compilation
 
 
 def pytest_configure(config):

@@ -163,19 +163,19 @@ def test_a_wrong_gradient_is_not_timed(monkeypatch):
 
     monkeypatch.setattr(checks, "gradients", wrong)
     monkeypatch.setattr(checks, "chosen_backend", lambda setting: "compiled")
-    setting = replace(TINY, mode="train", candidates=choose(["se-fast"]))
-    with pytest.raises(CheckError, match=one_line("se-fast (compiled), gradients in float64")):
+    setting = replace(TINY, mode="train", candidates=choose(["se-accelerated"]))
+    with pytest.raises(CheckError, match=one_line("plain-accelerated (compiled), gradients in float64")):
         measure(setting)
     wanted = None
     assert all(check.ok for check in checks.check_gradients(setting))
 
 
-def test_fast_tails_agree_and_are_timed():
-    measured = measure(replace(TINY, mode="train", candidates=choose(["plain-tail", "se-fast"])))
-    assert [check.what.partition(",")[0].partition(" ")[0] for check in measured.checks[:4]] == ["plain-tail"] * 2 + [
-        "se-fast"
-    ] * 2
-    assert measured.timings.keys() == {BASE, "plain-tail", "se-fast"}
+def test_accelerated_networks_agree_in_training_and_are_timed():
+    measured = measure(replace(TINY, mode="train", candidates=choose(["se-accelerated"])))
+    names = ["plain-accelerated"] * 2 + ["se-accelerated"] * 2
+    assert [check.what.partition(",")[0].partition(" ")[0] for check in measured.checks[:4]] == names
+    assert measured.timings.keys() == measured.saved_mb.keys() == {BASE, "plain-accelerated", "se-accelerated"}
+    assert {(cost.candidate, cost.stage) for cost in measured.stages} == {("se-accelerated", s) for s in (2, 3, 4)}
 
 
 def test_timm_computes_the_same():
@@ -287,7 +287,7 @@ import gpu, gpu_sweeps as sweeps
 sweeps.CHECKED = ((3, 5, 7, 9), (2, 8, 1, 1))
 sweeps.check.__defaults__ = (sweeps.CHECKED,)
 sweeps.bandwidth.__defaults__ = (((8, 4), (16, 2)),)
-gpu.TAXES = (("train", 2, "se-fast"), ("inference", 2, "se-accelerated"))
+gpu.TAXES = (("train", 2, "se-accelerated"), ("inference", 2, "se-accelerated"))
 words = ["--device", "cpu", "--backend", "reference", "--model", "se_resnet8", "--size", "16", "--rounds", "1"]
 words += ["--batch", "2", "--sweep-batch", "2", "--output", sys.argv[2]]
 assert gpu.main([*words, "--only", "checks", "sweeps", "train"]) == 0
@@ -328,6 +328,7 @@ def test_targets_take_the_fastest_of_each_side(scripts):
     rows = [row for row in script.pairs(measured, script.CPU_TARGETS) if row["target"] is not None]
     assert [(row["numerator"], row["denominator"], round(row["ratio"], 3)) for row in rows] == [
         ("se-accelerated-compiled", "plain-compiled", 1.1),
+        ("se-accelerated-compiled", "se-accelerated", 0.846),
         ("se-accelerated-compiled", "openvino-se", 1.1),
     ]
 
@@ -363,7 +364,7 @@ def test_the_sweep_changes_one_thing_at_a_time_and_draws(monkeypatch, tmp_path):
     settings = [setting for _, _, setting in tax_sweep.settings("train", None, 9)]
     ordinary = {"model": "se_resnet50", "batch": 4, "size": 224}
     assert all(sum(getattr(s, key) != value for key, value in ordinary.items()) <= 1 for s in settings)
-    row = dict(zip(tax_sweep.KEYS, ("train", "batch", "time", "se-fast", "plain-eager"), strict=True))
+    row = dict(zip(tax_sweep.KEYS, ("train", "batch", "time", "se-accelerated", "plain-eager"), strict=True))
     rows = [row | {"value": str(v), "ratio": "1.1", "q25": "1.0", "q75": "1.2"} for v in tax_sweep.POINTS["batch"]]
     tax_sweep.draw(rows, tmp_path / "sweep.png")
     assert imread(tmp_path / "sweep.png").shape[1] > 700  # one panel: only the batch was measured

@@ -40,6 +40,14 @@ def test_nothing_is_overwritten(senet, tmp_path):
     assert json.loads((tmp_path / "tax.json").read_text())["complete"] is True
 
 
+def test_explain_names_each_gate_in_both_modes_and_times_nothing(senet):
+    code, out, err = senet("bench", "se_resnet8", "--size", 16, "--batch", 2, "--explain")
+    assert (code, err) == (0, "")
+    for word in ("se_resnet8, batch 2", "inference", "training", "layer1.0.se", "layer2.0.se", "layer3.0.se"):
+        assert word in out
+    assert "÷" not in out
+
+
 def test_threads_are_set(senet):
     before = torch.get_num_threads()
     try:
@@ -58,6 +66,7 @@ def test_threads_are_set(senet):
         (("bench", "--rounds", "0"), "--rounds 0"),
         (("bench", "--threads", "0"), "--threads 0"),
         (("bench", "--dtype", "int8"), "int8"),
+        (("bench", "--explain", "--output", "tax"), "omit --output"),
         (("bench", "se_resnet8", "--size", "4", "--batch", "1", "--mode", "train"), "one value per channel"),
     ],
 )

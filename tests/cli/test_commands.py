@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 from helpers.messages import assert_said
 from senet import __version__
 from senet.cli.main import EXTRAS, app, describe
+from senet.runs.recipe import load_recipe
 
 
 def test_version_and_help_of_every_command(senet):
@@ -39,6 +40,19 @@ def test_train_eval_predict(senet, photos, trained, tmp_path):
     target = tmp_path / "answers.csv"
     assert senet("predict", "-c", weights, photos / "warm", "--csv", target)[0] == 0
     assert target.read_text().count("\n") == 13
+
+
+def test_compile_chooses_how_networks_run(senet, photos, trained, graphs, tmp_path):
+    run, weights = tmp_path / "run", trained / "best.safetensors"
+    words = ("train", "--data", photos, "--model", "se_resnet8", "--epochs", 1, "--set", "batch_size=8", "-o", run)
+    assert senet(*words, "--compile", "off")[0] == 0
+    assert load_recipe(run / "recipe.yaml").compile == "off"
+    assert senet("eval", "--data", photos, "-c", weights)[0] == 0  # few images
+    assert not graphs
+    for words in (("eval", "--data", photos), ("predict", photos / "warm")):
+        before = len(graphs)
+        assert senet(*words, "-c", weights, "--compile", "senet")[0] == 0
+        assert len(graphs) > before
 
 
 def test_predict_names_bad_files_and_does_the_rest(senet, photos, trained, tmp_path):

@@ -43,6 +43,21 @@ def by_hand(run, pictures, crops):
     return result
 
 
+def test_many_images_are_evaluated_compiled_and_few_as_it_is(run, pictures, graphs, monkeypatch):
+    weights, view = run / "last.safetensors", Viewing(batch_size=4)
+    few = evaluate(weights, str(pictures), view=view)
+    monkeypatch.setattr("senet.evaluation.evaluate.COMPILED_FROM", 15)
+    off = evaluate(weights, str(pictures), view=view, compile="off")
+    assert not graphs
+    many = evaluate(weights, str(pictures), view=view)
+    assert (many.images, many.top1_error) == (few.images, few.top1_error) == (off.images, off.top1_error)
+    assert 1 <= len(graphs) <= 2  # batches of 4, and the last of 3 images
+    answers = [list(predict(weights, [pictures / "val"], view=view, compile=how)) for how in ("off", "senet")]
+    for one, other in zip(*answers, strict=True):
+        assert (one.name, one.classes) == (other.name, other.classes)
+        assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
+
+
 @pytest.mark.parametrize("crops", ["center", "ten"])
 def test_error_and_probabilities_are_those_computed_by_hand(run, pictures, crops):
     expected = by_hand(run, pictures, crops)

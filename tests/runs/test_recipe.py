@@ -118,6 +118,8 @@ def test_overrides():
         ("schedule.milestones=[0.6", "not valid YAML"),
         ("schedule.warmup_epochs=500", "below epochs"),
         ("precision=8", "precision"),
+        ("compile=fast", "compile: .*'senet', 'inductor' or 'off'.*\"fast\""),
+        ("compile=[1]", "compile: "),
         ("optimizer.momentum=.nan", "optimizer.momentum"),
         ("transform.cutout=-1", "transform.cutout: .*greater than or equal to 0.*-1"),
         ("accumulate=3", "multiple of accumulate"),
@@ -161,6 +163,23 @@ def test_values_out_of_range_are_one_short_line(change, message):
         load_recipe("cifar", [change])
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("text", "meaning"),
+    [
+        *((how, how) for how in ("senet", "inductor", "off")),
+        *((text, "inductor") for text in ("true", "yes", "on", "1")),  # it was a boolean
+        *((text, "off") for text in ("false", "no", "0")),
+    ],
+)
+def test_compile_is_read_as_it_was_before_too(text, meaning, tmp_path):
+    path = tmp_path / "old.yaml"
+    path.write_text(f"epochs: 1\nbatch_size: 8\nlr: 0.1\ncompile: {text}\n")
+    recipe = load_recipe(path)
+    assert recipe.compile == load_recipe("cifar", [f"compile={text}"]).compile == meaning
+    path.write_text(recipe.to_yaml())
+    assert load_recipe(path) == recipe
 
 
 def test_values_are_read_as_a_person_means_them(tmp_path):

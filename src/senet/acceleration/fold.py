@@ -322,28 +322,31 @@ def _is_constant(node: Any) -> bool:
     return node is None or is_weight(node)
 
 
+def _is_number(value: Any) -> bool:
+    """Whether a number, or each of several, is known: Dynamo makes those that have changed inputs of the graph."""
+    several = value if isinstance(value, (tuple, list)) else (value,)
+    return all(isinstance(each, (int, float)) for each in several)
+
+
 def _is_constant_gate(gate: Gate) -> bool:
     """Whether its weights are those of the network, and not computed (by a parametrization, say)."""
-    return all(_is_constant(node) for node in _weights_of(gate))
+    return all(map(_is_constant, _weights_of(gate))) and (gate.norm is None or _is_number(gate.norm[-1]))
 
 
 def _is_foldable(conv: Operation) -> bool:
     weight, x = value_of(conv.weight), value_of(conv.x)
     if not is_weight(conv.weight) or not _is_constant(conv.bias) or not isinstance(x, Tensor) or x.ndim != 4:
         return False
-    # A number that has changed between captures may be an input of the graph.
-    numbers = (*(conv.values[name] for name in ("stride", "padding", "dilation")), conv.groups)
-    known = all(
-        isinstance(n, int) for value in numbers for n in (value if isinstance(value, (tuple, list)) else [value])
-    )
-    return isinstance(weight, Tensor) and weight.is_floating_point() and known
+    if not all(_is_number(conv.values[name]) for name in ("stride", "padding", "dilation", "groups")):
+        return False
+    return isinstance(weight, Tensor) and weight.is_floating_point()
 
 
 def _is_frozen(norm: Operation) -> bool:
     """Whether it is a batch norm with running statistics."""
     if norm.kind != "batch_norm" or norm.training is not False or norm.running_mean is None:
         return False
-    if not isinstance(norm.eps, float):  # it has changed between captures, and is an input of the graph
+    if not _is_number(norm.eps):
         return False
     return all(_is_constant(norm.values[name]) for name in ("running_mean", "running_var", "weight", "bias"))
 

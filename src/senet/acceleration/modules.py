@@ -155,6 +155,23 @@ class FoldedSum(nn.Module):
         return torch.relu_(y) if self.relu else y
 
 
+class Tables(nn.Module):
+    """The weights of an excitation as buffers, which compilers take for inputs."""
+
+    def __init__(self, excitation: FullyConnected) -> None:
+        super().__init__()
+        self._own = excitation
+        for name in ("w1", "b1", "w2", "b2"):
+            self.register_buffer(name, getattr(excitation, name))
+
+    @property
+    def excitation(self) -> FullyConnected:
+        """The excitation of the buffers as they are."""
+        if self.w1 is self._own.w1:
+            return self._own
+        return self._own._replace(w1=self.w1, b1=self.b1, w2=self.w2, b2=self.b2)
+
+
 class FoldedTail(nn.Module):
     """δ(SE(convolution(x)) + shortcut), with the gate from x where the convolution is 1×1 (docs/zero-tax.md).
 
@@ -173,13 +190,14 @@ class FoldedTail(nn.Module):
         self.conv, self.relu, self.overwrites, self.backend = conv, relu, overwrites, backend
         self.early = conv.is_pointwise
         if self.early:
-            self.excitation = early_gate.move_before(conv.weight, conv.bias, excitation)
+            tables = early_gate.move_before(conv.weight, conv.bias, excitation)
             if conv._packed is not None:
-                conv._packed.take_gate(self.excitation)
+                conv._packed.take_gate(tables)
         else:
-            self.excitation = early_gate.as_tables(excitation, conv.weight.dtype)
+            tables = early_gate.as_tables(excitation, conv.weight.dtype)
+        self.gate = Tables(tables)
         # In one look-up: at batch 1 a network's time is a few hundred such steps.
-        self._native = None if conv._packed is None else (conv._packed, self.excitation)
+        self._native = None if conv._packed is None else (conv._packed, tables)
 
     def step(self, x: Tensor, shortcut: Tensor | None = None) -> Convolved | None:
         """See ``FoldedConv2d.step``."""
@@ -202,10 +220,10 @@ class FoldedTail(nn.Module):
             return early_gate.gated_sum(u, gate, shortcut, self.relu, backend)
         backend = "reference" if self._native is not None or torch.compiler.is_compiling() else self.backend
         if self.early and backend == "triton" and (shortcut is None or self.conv.fits(x, shortcut)):
-            gate = early_gate.gate_of(x, self.excitation, backend)
+            gate = early_gate.gate_of(x, self.gate.excitation, backend)
             return early_gate.gated_pointwise(x, self.conv.weight, self.conv.bias, gate, shortcut, self.relu, backend)
         u = self.conv(x)
-        gate = early_gate.gate_of(x if self.early else u, self.excitation, backend)
+        gate = early_gate.gate_of(x if self.early else u, self.gate.excitation, backend)
         backend = backend if shortcut is None or _is_alike(shortcut, u) else "reference"
         return early_gate.gated_sum(u, gate, shortcut, self.relu, backend)
 
@@ -221,13 +239,13 @@ class FoldedGate(nn.Module):
 
     def __init__(self, excitation: FullyConnected, dtype: torch.dtype, overwrites: bool, backend: str) -> None:
         super().__init__()
-        self.excitation = early_gate.as_tables(excitation, dtype)
+        self.gate = Tables(early_gate.as_tables(excitation, dtype))
         self.overwrites, self.backend = overwrites, backend
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, *S) → the same shape."""
         backend = "reference" if torch.compiler.is_compiling() else self.backend
-        gate = early_gate.gate_of(x, self.excitation, backend)
+        gate = early_gate.gate_of(x, self.gate.excitation, backend)
         if backend != "native" or x.dtype not in native.TYPES or not x.is_cpu:
             return early_gate.gated_sum(x, gate, None, False, "reference" if backend == "native" else backend)
         u, _ = prepared(x)

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
+from senet.acceleration.checkpoints import checkpointed
+
 _aten = torch.ops.aten
 _NONE: dict[str, Any] = {}
 _INPLACE = {"inplace": False}
@@ -196,9 +198,8 @@ def name_of(node: fx.Node) -> str:
     """The path of the module that the node was captured in, as users know it; the node's own name outside of any."""
     stack = node.meta.get("nn_module_stack") or {}
     path = next((entry[0] for entry in reversed(list(stack.values()))), "")
-    path = re.sub(r"^\w\['\w+'\]\.?", "", path)  # the local variable that held the network
-    for before, after in (("._modules['", "."), ("_modules['", ""), ("']", "")):
-        path = path.replace(before, after)
+    path = re.sub(r"^[LG]\['\w+'\](\.__self__)?\.?", "", path)  # the variable that held the network
+    path = re.sub(r"\.?_modules\['([^']*)'\]", r".\1", path).removeprefix(".")
     return path or node.name
 
 
@@ -224,7 +225,7 @@ def writes_in_place(node: fx.Node) -> bool:
         return str(node.target).endswith("_") and not str(node.target).endswith("__")
     if isinstance(node.target, torch._ops.OpOverload):
         return node.target._schema.is_mutable
-    if isinstance(node.target, torch._ops.HigherOrderOperator) or node.target is operator.setitem:
+    if isinstance(node.target, torch._ops.HigherOrderOperator) or node.target in (operator.setitem, checkpointed):
         return True
     name = getattr(node.target, "__name__", "")
     if name.endswith("_") and not name.endswith("__"):
@@ -232,6 +233,23 @@ def writes_in_place(node: fx.Node) -> bool:
     if name.startswith("i") and getattr(operator, name, None) is node.target:
         return name in ("iadd", "isub", "imul", "itruediv", "iand", "ior", "ixor", "ifloordiv", "ipow", "imod")
     return _asks_for_inplace(node)
+
+
+_DRAWING = ("rand", "normal", "bernoulli", "multinomial", "dropout", "uniform", "poisson", "exponential")
+
+
+def is_repeatable(graph: fx.Graph) -> bool:
+    """Whether the graph may be run twice, or on parts of a batch: it writes nothing, and draws no random numbers."""
+    for node in graph.nodes:
+        found = operation(node)
+        name = str(node.target if node.op == "call_method" else getattr(node.target, "__name__", ""))
+        if found is not None and found.kind == "batch_norm" and found.training is not False:
+            return False
+        if node.op.startswith("call") and any(word in name for word in _DRAWING):
+            return False
+        if writes_in_place(node) and not _is_private(node.args[0] if node.args else None):
+            return False
+    return True
 
 
 def _asks_for_inplace(node: fx.Node) -> bool:

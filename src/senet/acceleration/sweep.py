@@ -28,10 +28,12 @@ from senet.acceleration.operations import (
 )
 from senet.acceleration.report import AS_CAPTURED, Decision
 from senet.ops.reference import FullyConnected
-from senet.ops.tail.choice import Choice, Form, foresee
+from senet.ops.tail.choice import Choice, foresee
 from senet.ops.tail.norms import BatchNorm, GroupNorm, Norm
 from senet.ops.tail.reasons import Reason
 from senet.ops.tail.tail import tail
+
+APART = "it does not follow a norm that only it reads"
 
 
 def training_form(module: fx.GraphModule, backend: str) -> tuple[fx.GraphModule, list[Decision]]:
@@ -49,7 +51,8 @@ def training_form(module: fx.GraphModule, backend: str) -> tuple[fx.GraphModule,
     decisions = sweep(graph, backend)
     with_private_writes(graph)
     work.recompile()
-    return work, decisions + [Decision(name, "training", AS_CAPTURED, "torch", why) for name, why in left.items()]
+    decisions += [Decision(name, "training", AS_CAPTURED, "torch", why) for name, why in left.items()]
+    return work, decisions
 
 
 @dataclass
@@ -88,7 +91,8 @@ def sweep(graph: fx.Graph, backend: str) -> list[Decision]:
     for node, group in groups.items():
         if node not in joined and _is_worth_it(group, backend):
             decisions.append(_replace(graph, group, backend, replaced))
-    return decisions
+    apart = (gate.name for node in graph.nodes if (gate := gate_at(node)) is not None)
+    return decisions + [Decision(name, "training", AS_CAPTURED, "torch", APART) for name in apart]
 
 
 def _begin(node: fx.Node, backend: str) -> _Group | None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from senet.acceleration.accelerate import accelerate
 from senet.bench.candidates import CANDIDATES, DTYPES, Network, Runner, Setting, Twins, make_twins, precision
 from senet.ops.dispatch import backend_for, use_backend
 
@@ -75,13 +76,13 @@ def _ordinary_logits(setting: Setting, twins: Twins, network: Network) -> Tensor
 
 
 def check_gradients(setting: Setting) -> Iterable[Check]:
-    """Compare the gradients of our tails (parameters, image) and the logits with plain PyTorch in float64.
+    """Compare the gradients of accelerated networks (parameters, image) and the logits with plain PyTorch in float64.
 
     The images are small. The first check, in float64, tests the math. The second, in the setting's own dtype, allows
     for its rounding and for the ReLUs that flip.
     """
     members = [CANDIDATES[name] for name in setting.candidates]
-    ours = [c for c in members if c.backend != "reference" and not c.compiled and setting.mode in c.modes]
+    ours = [c for c in members if c.home == "accelerated" and not c.compiled]
     small = replace(setting, batch=min(max(setting.batch, 2), 4), size=min(setting.size, _CHECK_SIDE))
     if setting.mode != "train" or not ours:
         return
@@ -107,8 +108,13 @@ def chosen_backend(setting: Setting) -> str:
 
 
 def gradients(model: nn.Module, setting: Setting, twins: Twins, backend: str, dtype: torch.dtype) -> list[Tensor]:
-    """The logits and the gradients of the image and all parameters, from one training step."""
+    """The logits and the gradients of the image and all parameters, from one training step.
+
+    With another backend than ``"reference"``, the network is accelerated.
+    """
     model = copy.deepcopy(model).to(dtype).train()
+    if backend != "reference":
+        model = accelerate(model)
     x = twins.x.to(dtype, copy=True).requires_grad_()
     half = precision(setting) if dtype != torch.float64 else torch.autocast(setting.device, enabled=False)
     with use_backend(backend):

@@ -6,15 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from senet.acceleration.accelerate import accelerate
 from senet.bench.candidates import BASE, CANDIDATES, DTYPES, Runner, Setting, Twins, precision
 from senet.models.base import FIRST_STAGE, ConvNet
 from senet.ops.dispatch import use_backend
 from senet.system.timing import interleaved, ratio
 
 Stage = Callable[[Tensor], Tensor]
-_STAGED = ("se-reference", "se-fast")  # accelerated networks have no separate stages
+_STAGED = ("se-reference", "se-accelerated")
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,10 @@ class StageCost:
 
 
 def stage_costs(setting: Setting, twins: Twins, runners: dict[str, Runner], rounds: int) -> list[StageCost]:
-    """Time the stages of eager SE candidates and of plain eager in turn; empty for networks without stages."""
+    """Time the stages of SE candidates and of plain eager in turn; empty for networks without stages.
+
+    Each stage of an accelerated network is accelerated by itself, if it is a module.
+    """
     names = [n for n in (BASE, *_STAGED) if n in runners and isinstance(runners[n].model, ConvNet)]
     if len(names) < 2 or BASE not in names:
         return []
@@ -48,7 +52,12 @@ def stage_costs(setting: Setting, twins: Twins, runners: dict[str, Runner], roun
         model = runners[name].model
         assert isinstance(model, ConvNet)
         for number, (stage, entry) in enumerate(entries(model, name, setting, twins), FIRST_STAGE):
-            steps[f"{name}/{number}"] = _step(model, stage, entry, name, setting)
+            owner: nn.Module = model
+            if CANDIDATES[name].home == "accelerated":
+                if not isinstance(stage, nn.Module):
+                    continue
+                stage = owner = accelerate(stage, backend=CANDIDATES[name].backend)
+            steps[f"{name}/{number}"] = _step(owner, stage, entry, name, setting)
             stages.setdefault(number, []).append(name)
     times = interleaved(steps, rounds=rounds, warmup=2, device=setting.device)
     total = sum(times[f"{BASE}/{number}"].median for number in stages)
@@ -75,7 +84,7 @@ def entries(model: ConvNet, name: str, setting: Setting, twins: Twins) -> list[t
     return pairs
 
 
-def _step(model: ConvNet, stage: Stage, entry: Tensor, name: str, setting: Setting) -> Callable[[], object]:
+def _step(owner: nn.Module, stage: Stage, entry: Tensor, name: str, setting: Setting) -> Callable[[], object]:
     backend, train = CANDIDATES[name].backend, setting.mode == "train"
     entry = entry.clone().requires_grad_(train)
 
@@ -85,7 +94,7 @@ def _step(model: ConvNet, stage: Stage, entry: Tensor, name: str, setting: Setti
                 out = stage(entry)
             if train:
                 out.backward(torch.ones_like(out))
-                model.zero_grad(set_to_none=True)
+                owner.zero_grad(set_to_none=True)
                 entry.grad = None
 
     return run

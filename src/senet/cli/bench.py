@@ -11,6 +11,7 @@ from senet.cli import options as opt
 from senet.errors import InputError
 
 if TYPE_CHECKING:
+    from senet.bench.candidates import Setting
     from senet.bench.tax import Measured
 
 FILES = ("tax.csv", "tax.json", "tax.png")
@@ -29,10 +30,14 @@ def command(
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Device to compute on.")] = "auto",
     mode: Annotated[Literal["train", "inference", "both"], typer.Option(help="What to time.")] = "both",
     rounds: Annotated[int, typer.Option(max=100_000, help="Timing rounds; each round runs every candidate.")] = 15,
-    candidates: Annotated[str, typer.Option(help="Comma-separated names or patterns: 'se-fast,timm-*'.")] = "*",
+    candidates: Annotated[str, typer.Option(help="Comma-separated names or patterns: 'se-accelerated,timm-*'.")] = "*",
     threads: Annotated[
         int | None, typer.Option(max=4096, help="CPU threads of every engine. Default: PyTorch's.")
     ] = None,
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="Measure nothing; show which code computes each gate, and why none faster."),
+    ] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for tax.csv, .json and .png.")] = None,
     overwrite: opt.OverwriteOption = False,
 ) -> None:
@@ -40,6 +45,8 @@ def command(
 
     Example: [cyan]senet bench se_resnet50 --batch 1 --batch 8 --output tax[/]
     """
+    if explain and output is not None:
+        raise InputError("--explain measures nothing and writes no files; omit --output")
     if output is not None:
         for name in FILES:
             opt.check_file(output / name, overwrite)
@@ -59,12 +66,28 @@ def command(
     modes: list[Any] = ["train", "inference"] if mode == "both" else [mode]
     side = model_spec(model).input_size if size is None else size
     chosen = choose([pattern.strip() for pattern in candidates.split(",")])
-    everything = [
-        Measured(checked_setting(Setting(model, each, count, side, dtype, layout, device, rounds, chosen)))
+    settings = [
+        checked_setting(Setting(model, each, count, side, dtype, layout, device, rounds, chosen))
         for each in modes
         for count in batch or [8]
     ]
-    _run(everything, output)
+    if explain:
+        _explain([setting for setting in settings if setting.mode == modes[0]])
+    else:
+        _run([Measured(setting) for setting in settings], output)
+
+
+def _explain(settings: list[Setting]) -> None:
+    """Show how the SE network runs in inference and in training, once per batch size."""
+    from senet.acceleration.accelerate import explain
+    from senet.bench.candidates import DTYPES, make_twins
+    from senet.cli.console import to_output
+
+    console = to_output()
+    for setting in settings:
+        twins = make_twins(setting)
+        found = explain(twins.networks["se"].to(DTYPES[setting.dtype]), twins.x.to(DTYPES[setting.dtype]))
+        console.print(f"{setting.model}, batch {setting.batch}\n{found}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _run(everything: list[Measured], output: Path | None) -> None:

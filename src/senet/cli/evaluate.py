@@ -18,6 +18,7 @@ def command(
     data: Annotated[str, typer.Option(help="Folder of <class>/* images, or digits, cifar10, ...")],
     checkpoint: opt.CheckpointOption,
     crops: opt.CropsOption = "center",
+    compile: opt.CompileOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     view: Viewing,
 ) -> None:
@@ -32,7 +33,7 @@ def command(
     from senet.cli.tables import evaluation_table
     from senet.evaluation.evaluate import evaluate
 
-    result = evaluate(checkpoint, data, crops=crops, view=view)
+    result = evaluate(checkpoint, data, crops=crops, compile=compile, view=view)
     if as_json:
         print(json_text(result.to_dict(), indent=2))
     else:

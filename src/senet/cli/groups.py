@@ -14,6 +14,7 @@ from senet.data import MAX_PIXELS
 _OPTIONS: dict[str, Any] = {
     "recipe": opt.RecipeOption,
     "epochs": opt.EpochsOption,
+    "compile": opt.RecipeCompileOption,
     "changes": opt.SetOption,
     "se": opt.SEOption,
     "attach": opt.AttachOption,
@@ -38,16 +39,18 @@ class Training:
 
     recipe: str | None = None
     epochs: int | None = None
+    compile: opt.Compile | None = None
     changes: list[str] | None = None
     se: list[str] | None = None
 
     def is_given(self) -> bool:
         """Whether any of these options is given."""
-        return self.epochs is not None or bool(self.recipe or self.changes or self.se)
+        return self.epochs is not None or bool(self.recipe or self.compile or self.changes or self.se)
 
     def recipe_changes(self) -> list[str]:
-        """The recipe's overrides in order; ``--epochs`` is short for ``--set epochs=``."""
-        return ([] if self.epochs is None else [f"epochs={self.epochs}"]) + list(self.changes or [])
+        """The recipe's overrides in order; ``--epochs`` is short for ``--set epochs=``, and so is ``--compile``."""
+        short = {"epochs": self.epochs, "compile": self.compile}
+        return [f"{key}={value}" for key, value in short.items() if value is not None] + list(self.changes or [])
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ MAX_BATCH = 65536
 Device = Literal["auto", "cpu", "cuda", "mps"]
 OnBad = Literal["skip", "fail"]
 Crops = Literal["center", "ten"]
+Compile = Literal["senet", "inductor", "off"]
 
 DeviceOption = Annotated[Device, typer.Option(help="Device to compute on.")]
 DevicesOption = Annotated[
@@ -93,6 +94,16 @@ CheckpointOption = Annotated[
     Path, typer.Option("--checkpoint", "-c", help="Weight file, such as RUN/best.safetensors.")
 ]
 CropsOption = Annotated[Crops, typer.Option(help="One center crop, or the mean over ten crops.")]
+CompileOption = Annotated[
+    Compile | None,
+    typer.Option(
+        "--compile", help="Compiler: this package's, PyTorch's, or none. Default: senet from 256 images on, else off."
+    ),
+]
+RecipeCompileOption = Annotated[
+    Compile | None,
+    typer.Option("--compile", help="Compiler: this package's, PyTorch's, or none. Default: the recipe's."),
+]
 SizeOption = Annotated[
     int | None, typer.Option(min=1, max=MAX_SIDE, help="Side of the crop in pixels. Default: as in training.")
 ]

@@ -24,6 +24,7 @@ def command(
         str | None, typer.Option(metavar="FILE", help="Write CSV to a file, or to standard output (-).")
     ] = None,
     crops: opt.CropsOption = "center",
+    compile: opt.CompileOption = None,
     view: Annotated[Viewing, Without("root", "on_bad_image")],
 ) -> int:
     """Classify images. Unreadable files are listed and skipped (exit code 1).
@@ -34,7 +35,7 @@ def command(
     from senet.cli.tables import prediction_table, predictions_csv
     from senet.evaluation.evaluate import predict
 
-    predictions = predict(checkpoint, files, top_k=top_k, crops=crops, view=view)
+    predictions = predict(checkpoint, files, top_k=top_k, crops=crops, compile=compile, view=view)
     if csv is None:
         prediction_table(predictions, to_output())
     else:

@@ -57,7 +57,8 @@ def command(
     if resume and model is None:
         if training.is_given() or pretrained or gates.attach:
             raise InputError(
-                "a resumed run keeps its recipe; omit --epochs, --set, --se, --recipe, --pretrained, --attach"
+                "a resumed run keeps its recipe; omit --epochs, --compile, --set, --se, --recipe, --pretrained, and "
+                "--attach"
             )
         moved = {} if data is None else {"data": data}
         settings, chosen = _saved(folder, **vars(place), workers=images.workers, root=images.root, **moved)

@@ -135,7 +135,7 @@ def compare(
     examined = partial(outputs.examine, output, KIND, resume=resume, overwrite=overwrite)
     resuming = examined()
     if resuming:
-        check_same(output, plain, settings, recipe)
+        recipe = check_same(output, plain, settings, recipe)
     source = open_data(settings)
     if not resuming:
         for model in (plain, se):  # find any mismatch before an old comparison is removed

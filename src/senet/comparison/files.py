@@ -37,8 +37,11 @@ def save_comparison(output: Path, plain: str, settings: RunSettings, recipe: Rec
     folders.write_json(output / MARKER, values | {"recipe": recipe.model_dump(mode="json")})
 
 
-def check_same(output: Path, plain: str, settings: RunSettings, recipe: Recipe) -> None:
-    """Reject a resume that differs from the comparison in ``output``. The first seed and the devices may differ."""
+def check_same(output: Path, plain: str, settings: RunSettings, recipe: Recipe) -> Recipe:
+    """The recipe of the comparison in ``output``, for all of its runs.
+
+    A resume that differs from it is rejected; the first seed and the devices may differ.
+    """
     saved = read(output / MARKER, _Saved, _prepared)
     if (saved.plain, saved.se) != (plain, settings.model):
         raise InputError(
@@ -46,6 +49,7 @@ def check_same(output: Path, plain: str, settings: RunSettings, recipe: Recipe) 
         )
     if saved.settings is not None and saved.recipe is not None:
         same_run(settings, recipe, saved.settings, saved.recipe, output, ignore=("seed",))
+    return saved.recipe or recipe
 
 
 def _prepared(values: Any) -> Any:

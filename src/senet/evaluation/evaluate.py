@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from senet.acceleration.use import compiled
 from senet.data.images import ImageSet
 from senet.data.loaders import MAX_BAD_FRACTION, Batch, ImageLoader, make_loader
 from senet.data.sources import open_eval, open_files
@@ -26,6 +27,8 @@ from senet.weights.metadata import check_fields
 
 _LOG = logging.getLogger("senet.evaluation")
 TOP5_CLASSES = 6  # with fewer classes, the top-5 error is meaningless
+# Capturing a network takes seconds: as long as it saves over about this many images of 224 pixels on two cores.
+COMPILED_FROM = 256
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ def evaluate(
     data: str,
     *,
     crops: Literal["center", "ten"] = "center",
+    compile: str | None = None,
     view: Viewing = AS_TRAINED,
 ) -> Evaluation:
     """Measure the top-1 and top-5 error of a checkpoint.
@@ -84,6 +88,7 @@ def evaluate(
         checkpoint: A ``.safetensors`` file from ``senet train``.
         data: A folder or dataset. If the run was trained on this folder, only its validation images are used.
         crops: "center", or "ten" to average class probabilities over the four corners, the center, and their mirrors.
+        compile: "senet", "inductor", or "off", as in ``senet.acceleration.use``. None is "senet" from 256 images on.
         view: How the images are prepared and loaded.
 
     Raises:
@@ -95,7 +100,8 @@ def evaluate(
     target = pick_device(view.device)
     loader = _loader(images.with_transform(spec.eval_transform(crops)), crops, view, MAX_BAD_FRACTION)
     start = time.perf_counter()
-    answers = _forward(network.to(target), loader, spec, target, f"{checkpoint}: on images of {data}")
+    run = compiled(network.to(target), compile or _worthwhile(images))
+    answers = _forward(network, run, loader, spec, target, f"{checkpoint}: on images of {data}")
     counted, top1, top5 = _count(answers)
     if counted == 0:
         raise InputError(f"none of the images of {data} can be read")
@@ -123,6 +129,7 @@ def predict(
     *,
     top_k: int = 1,
     crops: Literal["center", "ten"] = "center",
+    compile: str | None = None,
     view: Viewing = AS_TRAINED,
 ) -> Predictions:
     """Predict the most likely classes of image files, or of all images in folders, batch by batch.
@@ -142,10 +149,11 @@ def predict(
     every = replace(view, on_bad_image="skip")
     loader = _loader(images.with_transform(spec.eval_transform(crops)), crops, every, 1.0)
     classes = metadata["classes"]
+    run = compiled(network.to(target), compile or _worthwhile(images))
     result = Predictions(iter(()))
 
     def rows() -> Iterator[Prediction]:
-        for batch, probabilities in _forward(network.to(target), loader, spec, target, str(checkpoint)):
+        for batch, probabilities in _forward(network, run, loader, spec, target, str(checkpoint)):
             values, numbers = probabilities.topk(min(top_k, len(classes)))
             for index, number, value in zip(batch.indices.tolist(), numbers.tolist(), values.tolist(), strict=True):
                 yield Prediction(images.names[index], tuple(classes[n] for n in number), tuple(value))
@@ -239,9 +247,16 @@ def _loader(images: ImageSet, crops: str, view: Viewing, max_bad_fraction: float
 
 
 def _forward(
-    network: nn.Module, loader: ImageLoader, spec: TransformSpec, device: torch.device, label: str
+    network: nn.Module,
+    run: Callable[[Tensor], Tensor],
+    loader: ImageLoader,
+    spec: TransformSpec,
+    device: torch.device,
+    label: str,
 ) -> Iterator[tuple[Batch, Tensor]]:
     """Yield batches with class probabilities (N, classes) on the CPU, averaged over the crops of an image.
+
+    ``run`` computes what ``network`` does; the network itself is asked where an output becomes infinite or NaN.
 
     Raises:
         InputError: An output is NaN or infinite. The message starts with ``label``.
@@ -254,11 +269,15 @@ def _forward(
         # A context manager around `yield` would stay active in the caller's code.
         with torch.inference_mode():
             x = spec.normalize(images.flatten(0, 1) if crops > 1 else images)
-            logits = network(x).float()
+            logits = run(x).float()
             if not logits.isfinite().all():
                 raise InputError(f"{label}: {first_not_finite(network, x)}")
             probabilities = logits.softmax(dim=1).unflatten(0, (-1, crops)).mean(dim=1).cpu()
         yield batch, probabilities
+
+
+def _worthwhile(images: ImageSet) -> str:
+    return "senet" if len(images) >= COMPILED_FROM else "off"
 
 
 def _percent(part: int, whole: int) -> float:

@@ -8,11 +8,12 @@ dots in nested keys: ``schedule.milestones=[0.5,0.75]``.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from senet.data.transforms import MAX_SIDE
@@ -26,6 +27,7 @@ _MAX_RATE = 1e30  # the largest float32 is 3e38
 _MAX_BYTES = 2**20  # of a recipe file
 _LEAST_MIX = 1e-3  # below it, float32 samples only the mixing ratios 0 and 1, and finally NaN
 
+_BOOLEAN = TypeAdapter(bool)
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Name = Annotated[str, Field(coerce_numbers_to_str=True)]
 
@@ -121,7 +123,7 @@ class Recipe(_Section):
     attached_lr: float = Field(default=1.0, gt=0, le=1e6)
     precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
     channels_last: bool = False
-    compile: bool = False
+    compile: Literal["senet", "inductor", "off"] = "senet"
 
     @model_validator(mode="before")
     @classmethod
@@ -129,6 +131,15 @@ class Recipe(_Section):
         # YAML parses `precision: 32` as a number.
         if isinstance(values, dict) and type(values.get("precision")) is int:
             return {**values, "precision": str(values["precision"])}
+        return values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _compile_of_earlier_recipes(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or "compile" not in values:
+            return values
+        with suppress(ValidationError):  # it was true, false, yes, no, …, for PyTorch's own compiler
+            return {**values, "compile": "inductor" if _BOOLEAN.validate_python(values["compile"]) else "off"}
         return values
 
     @field_validator("mixup", "cutmix")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from senet.runs.recipe import Recipe, load_recipe
 from senet.runs.validation import CLOSED, Text, checked, read
 from senet.system.device import pick_device
 
+_LOG = logging.getLogger("senet.runs")
 MAX_WORKERS = 256
 MAX_DEVICES = 65536
 # Settings that may change when a run is resumed, as they do not affect its result. `data_record` checks the data.
@@ -137,7 +139,10 @@ def same_run(
     output: Path,
     ignore: Sequence[str] = (),
 ) -> None:
-    """Reject settings (except data, devices, and ``ignore``) or a recipe that differ from those in ``output``."""
+    """Reject settings (except data, devices, and ``ignore``) or a recipe that differ from those in ``output``.
+
+    ``compile`` changes the speed alone, and its default has changed: a run keeps its own, and a warning says so.
+    """
     for field in fields(RunSettings):
         if field.name in (*_PLACE, *ignore) or getattr(saved, field.name) == getattr(settings, field.name):
             continue
@@ -146,9 +151,12 @@ def same_run(
             f"{getattr(settings, field.name)!r}; use the original value, or give another --output"
         )
     for key, value in recipe.model_dump(exclude={"name", "about"}).items():
-        if saved_recipe.model_dump()[key] != value:
+        before = saved_recipe.model_dump()[key]
+        if before != value and key == "compile":
+            _LOG.warning("%s was started with compile: %s, and keeps it", output, before)
+        elif before != value:
             raise InputError(
-                f"{output} was started with another recipe ({key}: {saved_recipe.model_dump()[key]}); "
+                f"{output} was started with another recipe ({key}: {before}); "
                 "use the original recipe, or give another --output"
             )
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric, SumMetric
 from torchmetrics.classification import MulticlassAccuracy
 
+from senet.acceleration.use import compiled
 from senet.data.transforms import TransformSpec
 from senet.errors import InputError
 from senet.evaluation.evaluate import TOP5_CLASSES
@@ -49,15 +50,14 @@ class Classifier(pl.LightningModule):
         self.last_loss = torch.zeros(())  # a run that resumes with a validation has no loss yet
         if recipe.channels_last:
             self.model.to(memory_format=torch.channels_last)
-        if recipe.compile:
-            self.model.compile()
+        self.run = compiled(self.model, recipe.compile)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits for uint8 or float pixels in 0..255: (N, C, H, W) → (N, classes)."""
         x = self.spec.normalize(images)
         if self.recipe.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
-        return self.model(x)
+        return self.run(x)
 
     def on_train_start(self) -> None:
         """Freeze here, too: a run that resumes within an epoch does not start that epoch."""
