@@ -115,6 +115,13 @@ def test_their_fcs_are_called_within_a_block_and_get_gradients(change, x):
     assert all(p.grad is not None for p in weights)
 
 
+@pytest.mark.parametrize("change", [pruned, parametrized, low_rank, hooked], ids=lambda change: change.__name__)
+def test_one_graph_with_the_same_result(change, x):
+    se = gate_of(change).eval()
+    torch.compiler.reset()
+    torch.testing.assert_close(torch.compile(se, backend="eager", fullgraph=True)(x), as_called(se, x))
+
+
 def pruned_network(seed):
     torch.manual_seed(seed)
     network = senet.create_model("se_resnet8", num_classes=10)
