@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from senet.inspection.excitations import Excitations
     from senet.inspection.record import record_excitations
     from senet.models.registry import ModelSpec, list_models, model_spec, register_model
+    from senet.nn.attachment import in_line
     from senet.nn.residual_tail import ResidualTail
     from senet.nn.squeeze_excite import SEConfig, SqueezeExcite
     from senet.ops.dispatch import use_backend
@@ -52,6 +53,7 @@ _HOMES = {
     "find_sites": "senet.attachment.sites",
     "fold": "senet.folding.fold",
     "from_pretrained": "senet.hub.save",
+    "in_line": "senet.nn.attachment",
     "keep_freed_memory": "senet.system.allocator",
     "list_models": "senet.models.registry",
     "load_weights": "senet.weights.load",
@@ -88,6 +90,7 @@ __all__ = [
     "find_sites",
     "fold",
     "from_pretrained",
+    "in_line",
     "keep_freed_memory",
     "list_models",
     "load_weights",

@@ -23,6 +23,7 @@ from senet.acceleration.gates import lift_gates
 from senet.acceleration.microbatch import InCache
 from senet.acceleration.operations import (
     Order,
+    is_repeatable,
     is_weight,
     take_out_idle,
     value_of,
@@ -30,7 +31,7 @@ from senet.acceleration.operations import (
 )
 from senet.acceleration.report import AS_CAPTURED, Acceleration, Decision, Mode
 from senet.acceleration.sweep import training_form
-from senet.acceleration.weights import Followed, count_optimizer_steps, why_not
+from senet.acceleration.weights import Followed, count_optimizer_steps, counting_updates, why_not
 from senet.errors import InputError
 from senet.ops.border import UnsuitedMapError
 from senet.ops.conv import early_gate
@@ -119,8 +120,10 @@ def rewritten(
     compiler = _inductor(options, example_inputs)
     try:
         if wants_gradient:
-            return _training(module, example_inputs, options, report, compiler)
-        return Inference(module, example_inputs, backend, report, options.without, compiler)
+            run = _training(module, example_inputs, options, report, compiler)
+        else:
+            run = Inference(module, example_inputs, backend, report, options.without, compiler)
+        return counting_updates(run, module.graph)
     except Exception as error:
         if isinstance(error, InputError):
             raise
@@ -214,6 +217,7 @@ class Inference:
         without_private_writes(graph)
         left = {} if "gates" in without else lift_gates(graph)
         writes = not Order(graph).is_free_of_writes()
+        repeatable = is_repeatable(graph)
         self._folding = Folding(work) if "fold" in without else fold(work, backend)
         self._followed_names = list(self._folding.weights)
         # Placeholders; with Inductor's option freezing, Dynamo puts the weights into the graph's module.
@@ -233,7 +237,7 @@ class Inference:
                 alone = all(user.op == "call_module" for user in node.users) and not writes
                 last = alone and compiler is None and isinstance(value, Tensor) and value.ndim == 4
                 self._inputs.append((places[node.name], last))
-        self._work, self._in_parts = work, backend == "native" and not writes and len(self._inputs) == 1
+        self._work, self._in_parts = work, backend == "native" and repeatable and len(self._inputs) == 1
         self._in_parts &= "micro-batches" not in without
         self._state: tuple[Followed, Callable[..., Any]] | None = None
         for name, form in self._folding.forms.items():

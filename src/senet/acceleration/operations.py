@@ -235,6 +235,23 @@ def writes_in_place(node: fx.Node) -> bool:
     return _asks_for_inplace(node)
 
 
+_DRAWING = ("rand", "normal", "bernoulli", "multinomial", "dropout", "uniform", "poisson", "exponential")
+
+
+def is_repeatable(graph: fx.Graph) -> bool:
+    """Whether the graph may be run twice, or on parts of a batch: it writes nothing, and draws no random numbers."""
+    for node in graph.nodes:
+        found = operation(node)
+        name = str(node.target if node.op == "call_method" else getattr(node.target, "__name__", ""))
+        if found is not None and found.kind == "batch_norm" and found.training is not False:
+            return False
+        if node.op.startswith("call") and any(word in name for word in _DRAWING):
+            return False
+        if writes_in_place(node) and not _is_private(node.args[0] if node.args else None):
+            return False
+    return True
+
+
 def _asks_for_inplace(node: fx.Node) -> bool:
     """``F.leaky_relu(x, 0.1, True)``: an ``inplace`` given by position."""
     try:

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from senet.attachment.patterns import ACTIVATIONS, SCALINGS, SUMS, Place, following
-from senet.nn.attachment import CHILD, Side
+from senet.nn.carriers import CHILD, Side
 from senet.nn.squeeze_excite import SEConfig
 from senet.surgery.dataflow import NORMS, RESHAPES, Flow, Node
 

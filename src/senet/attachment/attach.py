@@ -29,9 +29,10 @@ def attach(
     """Add SE blocks to any convolutional network, in place.
 
     With ``identity_init``, every gate starts at exactly 1: in evaluation and in training, the output does not change by
-    a bit until the gates are trained. The network keeps its classes, parameters, hooks, and keys. A gate at module
+    a bit until the gates are trained. The network keeps its parameters, hooks, and keys. A gate at module
     ``layer1.0.bn3`` has the keys ``layer1.0.bn3.se.…``. Copies, pickles, ``torch.compile``, ``torch.export``, and ONNX
-    export still work. Apply DistributedDataParallel and ``torch.compile`` after attaching.
+    export still work. Apply DistributedDataParallel and ``torch.compile`` after attaching. If a helper replaces a
+    module that has a gate, the new module gets the gate, or the next call raises ``InputError``.
 
     Sites are found in the data flow of a run on ``example_input`` (see ``senet.attachment.patterns``). It runs in
     evaluation mode, and does not change statistics, modes, gradients, or random generators.

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from senet.nn.attachment import INPUT, Side
+from senet.nn.carriers import INPUT, Side
 
 
 @dataclass(frozen=True)

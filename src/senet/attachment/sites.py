@@ -13,7 +13,8 @@ from senet.attachment.patterns import Patterns, Place
 from senet.attachment.policies import SitePolicy, chosen, policy_of
 from senet.attachment.site import Site
 from senet.errors import InputError
-from senet.nn.attachment import CHILD, INPUT, Side, without_gates
+from senet.nn.attachment import without_gates
+from senet.nn.carriers import CHILD, INPUT, Side
 from senet.nn.squeeze_excite import SEConfig, SqueezeExcite
 from senet.surgery.dataflow import Flow, Node
 from senet.surgery.example_input import recorded

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from senet.nn.attachment import gate_of_output
+from senet.nn.carriers import gate_of_output
 from senet.surgery.dataflow import PRODUCTS, RESHAPES, Flow, Node
 from senet.surgery.find_gates import Gate
 

@@ -1,121 +1,49 @@
-"""SE blocks attached to modules: a child named ``se``, called by a hook that rescales the module's output or input.
-
-Why a hook, and not a subclass or a wrapper: the module keeps its class, its place, and its keys. So pretrained weights
-load, ``type(m) is nn.BatchNorm2d`` holds, torch.fx sees a known leaf module, and removing the block leaves no trace. (A
-subclass created at run time would need custom pickling, and torch.fx would trace into it; a wrapper renames every key
-below it.) The hooks are plain functions without state: ``deepcopy`` copies them, pickle stores them by name, and
-``torch.compile``, ``torch.export``, and ONNX export trace them like code in ``forward``.
-"""
+"""The attached SE blocks of a network; see ``carriers`` for one of them, and ``carrier_watch`` for their safety."""
 
 import contextlib
 import copy
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 
 from senet.errors import InputError
+from senet.nn.carrier_watch import check_all, unwatch_carriers, watch_carriers
+from senet.nn.carriers import CHILD, HANDLE, INPUT, attach_gate, attached_side, detach_gate
 from senet.nn.squeeze_excite import SEConfig, SqueezeExcite
-
-CHILD = "se"
-INPUT = ":input"  # suffix of a site's name: the gate rescales the input of the module, not its output
-_HANDLE, _SIDE = "_se_handle", "_se_side"  # attributes of the module that a gate is attached to
-_KEEPER = "_se_keeper"  # attribute of the network
-
-Side = Literal["output", "input"]
-
-
-def rescale_output(module: Any, args: tuple[Any, ...], output: Any) -> Any:
-    """Forward hook: the module's output, rescaled by its ``se``. Of several outputs, only the first is rescaled."""
-    if isinstance(output, (tuple, list)):
-        first, *rest = output
-        kind: Any = type(output)
-        return kind(module.se(first), *rest) if hasattr(kind, "_fields") else kind([module.se(first), *rest])
-    return module.se(output)
-
-
-def rescale_input(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Forward pre-hook: the module's first argument, rescaled by its ``se``."""
-    return (module.se(args[0]), *args[1:])
-
-
-def attach_gate(module: nn.Module, se: SqueezeExcite, side: Side = "output") -> None:
-    """Make ``se`` rescale the output of ``module``, or its first argument with ``side="input"``."""
-    module.add_module(CHILD, se)
-    register: Any = module.register_forward_hook if side == "output" else module.register_forward_pre_hook
-    # The handle also serves unpickling: it keeps later hooks from reusing this hook's id.
-    module.__dict__[_HANDLE] = register(rescale_output if side == "output" else rescale_input)
-    module.__dict__[_SIDE] = side
-
-
-def attached_side(module: nn.Module) -> Side | None:
-    """The side that the attached gate rescales, or None if there is no attached gate."""
-    return vars(module).get(_SIDE)
-
-
-def gate_of_output(module: nn.Module) -> Any:
-    """The attached gate that rescales the module's output, or None if there is none."""
-    return module.se if vars(module).get(_SIDE) == "output" else None
-
-
-def detach_gate(module: nn.Module) -> Any:
-    """Remove and return the gate of ``attach_gate``, or its replacement."""
-    if attached_side(module) is None:
-        raise InputError("detach_gate: this module has no attached gate")
-    module.__dict__.pop(_HANDLE).remove()
-    del module.__dict__[_SIDE]
-    return module._modules.pop(CHILD)
 
 
 def attached(model: nn.Module) -> dict[str, SqueezeExcite]:
-    """Site name (the module's path, plus ``:input`` for that side) → gate, for every attached gate."""
-    gates = {}
-    for part in list(model.modules()):  # submodules may have gates that were attached separately
-        for keeper in [hook for hook in part._forward_pre_hooks.values() if isinstance(hook, KeepGates)]:
-            keeper(part, ())
-    for path, module in model.named_modules():
-        side = attached_side(module)
-        if side is not None:
-            gate: Any = module.get_submodule(CHILD)
-            gates[path + (INPUT if side == "input" else "")] = gate
-    return gates
+    """Site name (the module's path, plus ``:input`` for that side) → gate, for every attached gate.
 
-
-class KeepGates:
-    """Forward pre-hook of a whole network: reattaches gates after ``convert_sync_batchnorm``.
-
-    That function replaces batch norms by new modules, which inherit the child ``se`` but not the hook that calls it.
+    Raises:
+        InputError: a module that had a gate was replaced by one that has none.
     """
-
-    def __init__(self, sites: tuple[str, ...]) -> None:
-        self.sites = sites
-
-    def __call__(self, model: nn.Module, args: tuple[Any, ...]) -> None:
-        """Check each site, which takes a few microseconds. ``torch.compile`` can trace this."""
-        for site in self.sites:
-            module: nn.Module | None = model
-            for name in site.removesuffix(INPUT).split("."):
-                module = None if module is None else module._modules.get(name)  # None: removed in the meantime
-            if isinstance(module, nn.SyncBatchNorm) and CHILD in module._modules and attached_side(module) is None:
-                _attach_at(model, site, module._modules[CHILD])
+    check_all(model)
+    return {site: module.get_submodule(CHILD) for site, module in _carriers(model).items()}  # type: ignore[misc]
 
 
 def attach_all(model: nn.Module, gates: Mapping[str, SqueezeExcite]) -> None:
     """Attach each gate at the site of its name. ``model`` must have no attached gates yet."""
     for site, se in gates.items():
-        _attach_at(model, site, se)
-    if gates:
-        keeper = model.register_forward_pre_hook(KeepGates(tuple(gates)))
-        model.__dict__[_KEEPER] = keeper
+        module = model.get_submodule(site.removesuffix(INPUT))
+        attach_gate(module, se, "input" if site.endswith(INPUT) else "output", site)
+    watch_carriers(model)
 
 
 def detach_all(model: nn.Module) -> dict[str, SqueezeExcite]:
     """Remove and return every attached gate; ``attach_all`` accepts the result."""
-    gates = {site: detach_gate(model.get_submodule(site.removesuffix(INPUT))) for site in attached(model)}
-    for module in model.modules():
-        if _KEEPER in vars(module):
-            module.__dict__.pop(_KEEPER).remove()
-    return gates
+    unwatch_carriers(model)
+    return {site: detach_gate(module) for site, module in _carriers(model).items()}
+
+
+def _carriers(model: nn.Module) -> dict[str, nn.Module]:
+    carriers = {}
+    for path, module in model.named_modules():
+        side = attached_side(module)
+        if side is not None:
+            carriers[path + (INPUT if side == "input" else "")] = module
+    return carriers
 
 
 @contextlib.contextmanager
@@ -124,7 +52,7 @@ def without_gates(model: nn.Module) -> Iterator[None]:
     aside = []
     for site in attached(model):
         module = model.get_submodule(site.removesuffix(INPUT))
-        handle = vars(module)[_HANDLE]
+        handle = vars(module)[HANDLE]
         hooks = handle.hooks_dict_ref()
         aside.append((module, module._modules.pop(CHILD), hooks, handle.id, hooks[handle.id]))
         hooks[handle.id] = _leave_as_it_is
@@ -138,10 +66,6 @@ def without_gates(model: nn.Module) -> Iterator[None]:
 
 def _leave_as_it_is(module: Any, *args: Any) -> None:
     """Do nothing: a placeholder hook."""
-
-
-def _attach_at(model: nn.Module, site: str, se: Any) -> None:
-    attach_gate(model.get_submodule(site.removesuffix(INPUT)), se, "input" if site.endswith(INPUT) else "output")
 
 
 def described(model: nn.Module) -> dict[str, Any] | None:
@@ -186,8 +110,12 @@ def tensors_of(model: nn.Module) -> dict[int, Any]:
 def in_line(model: nn.Module) -> nn.Module:
     """``model`` with every attached gate as an ordinary module, for code that sees modules but not hooks.
 
-    Each module that has a gate becomes ``nn.Sequential(module, se)``, or ``(se, module)``. The result shares all
-    tensors with ``model``, which is not changed. Without attached gates, the result is ``model`` itself.
+    Use it before helpers that fuse or replace modules. Each module that has a gate becomes ``nn.Sequential(module,
+    se)``, or ``(se, module)``, so keys differ. The result shares all tensors with ``model``, which is not changed.
+    Without attached gates, the result is ``model`` itself.
+
+    Raises:
+        InputError: a module that had a gate was replaced by one that has none.
     """
     if not attached(model):
         return model
@@ -198,6 +126,7 @@ def in_line(model: nn.Module) -> nn.Module:
         pair = (se, module) if site.endswith(INPUT) else (module, se)
         places = [(parent, name) for parent in twin.modules() for name, m in parent._modules.items() if m is module]
         wrapped = nn.Sequential(*pair)
+        wrapped.training = module.training
         for parent, name in places:  # several if the module is shared
             parent._modules[name] = wrapped
     return twin

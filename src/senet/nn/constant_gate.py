@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from senet.errors import InputError
-from senet.nn.attachment import CHILD, attached_side, detach_gate
+from senet.nn.carriers import CHILD, attached_side, detach_gate
 from senet.nn.plain import refuse_to_script
 from senet.ops import reference
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from senet.nn.attachment import gate_of_output
+from senet.nn.carriers import gate_of_output
 from senet.nn.plain import has_hooks, refuse_to_script
 from senet.nn.squeeze_excite import SqueezeExcite
 from senet.ops import reference
