@@ -110,8 +110,8 @@ def implementation_for(u: Tensor, name: str, frozen: bool, bare: bool) -> tuple[
     Args:
         u: (N, C, *S), the input of the tail.
         name: the name of a backend, or ``"auto"`` for the selected one.
-        frozen: the norm uses running statistics. On a CPU, the operations of PyTorch are faster then (``senet bench
-            --mode inference``: se-fast); use ``senet.accelerate`` for fast inference.
+        frozen: the norm uses running statistics. On a CPU, the operations of PyTorch are faster then; use
+            ``senet.accelerate`` for fast inference.
         bare: there is neither a gate nor a shortcut.
 
     Raises:
