@@ -86,7 +86,9 @@ def test_what_compilers_capture():
     kinds = []
 
     def keep(graph, inputs):
-        kinds.extend(getattr(node.target, "__name__", node.target) for node in graph.graph.nodes if node.op[:4] == "call")
+        kinds.extend(
+            getattr(node.target, "__name__", node.target) for node in graph.graph.nodes if node.op[:4] == "call"
+        )
         return graph
 
     torch.compiler.reset()
