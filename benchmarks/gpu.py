@@ -41,20 +41,16 @@ GPU_TARGETS = (
     Target("peak training memory, SE ÷ plain eager", "train", FAST, (BASE,), 1.00, of="peak"),
     Target("saved for backward, SE ÷ plain eager", "train", FAST, (BASE,), 1.01, of="saved"),
 )
-OWN = "plain-*,se-accelerated*"
 # The settings, the most informative first: (mode, batch, candidates).
-EAGER = "plain-accelerated,se-accelerated"
+OWN = "plain-*,se-accelerated"
 TAXES = (
-    ("train", 256, EAGER),  # first, because torch.compile takes minutes
-    ("inference", 256, EAGER),
-    ("train", 32, EAGER),
     ("train", 256, OWN),
     ("inference", 256, OWN),
-    ("inference", 1, OWN),
+    ("inference", 1, "plain-compiled,se-accelerated-graphs"),
+    ("train", 32, OWN),
     ("train", 256, "timm-plain,timm-se"),
     ("inference", 256, "timm-*"),
-    ("train", 256, "timm-*"),
-    ("train", 32, OWN),
+    ("train", 256, "timm-*-compiled"),
     ("inference", 32, OWN),
     ("inference", 1, "timm-*"),
     ("train", 32, "timm-*"),
@@ -71,7 +67,7 @@ COMPILED = (
     ("inference", 256, "plain-accelerated"),
     ("inference", 256, "se-accelerated"),
     ("inference", 1, "plain-compiled"),
-    ("inference", 1, "se-accelerated"),
+    ("inference", 1, "se-accelerated-graphs"),
 )
 NETWORKS = "gpu_networks"  # .csv, .json and .png: every candidate's times, as `senet bench` writes them
 

@@ -24,7 +24,9 @@ from senet.nn.attachment import tensors_of
 from senet.text import first_line
 
 
-def accelerate(model: nn.Module, backend: str = "auto", then: str = "auto", example_input: Any = None) -> nn.Module:
+def accelerate(
+    model: nn.Module, backend: str = "auto", then: str = "auto", mode: str | None = None, example_input: Any = None
+) -> nn.Module:
     """A copy of ``model`` that computes the same function faster; ``model`` is not changed.
 
     The copy has the same class, parameters, and keys. ``torch.compile`` captures it at the first call, and again
@@ -44,7 +46,8 @@ def accelerate(model: nn.Module, backend: str = "auto", then: str = "auto", exam
         model: any network. What Dynamo cannot capture runs uncompiled.
         backend: who computes what is replaced. ``"native"``: oneDNN and C++ on the CPU; ``"triton"``: on a CUDA
             device; ``"reference"``: plain PyTorch; ``"auto"``: the first of these that is available.
-        then: who runs the graph afterwards: ``"eager"``, ``"inductor"``, or ``"auto"``.
+        then: who runs the graph afterwards: ``"eager"``, ``"inductor"``, or ``"auto"``: Inductor on a CUDA device.
+        mode: Inductor's, as in ``torch.compile``: ``"reduce-overhead"`` (CUDA graphs), ``"max-autotune"``.
         example_input: if given, an input of one call, in the current mode: the network is captured now, and compared
             with the ordinary network.
 
@@ -52,7 +55,7 @@ def accelerate(model: nn.Module, backend: str = "auto", then: str = "auto", exam
         InputError: an option is unknown or not available (the message gives the reason), or the network is wrapped for
             several devices, compiled, or TorchScript.
     """
-    options = Options(backend, then)
+    options = Options(backend, then, mode)
     _check(model)
     fast = _copy(model)
     Captured(fast, options, vars(fast).get("forward")).install()

@@ -40,6 +40,7 @@ class Candidate:
         home: the engine: ``"torch"``, ``"accelerated"`` (``senet.accelerate``), or a peer.
         backend: the backend of what is accelerated (``senet.use_backend``); ``"reference"`` is plain PyTorch.
         compiled: whether it runs under ``torch.compile``, with Inductor's freezing for inference.
+        graphs: whether it runs on CUDA graphs; it is left out elsewhere.
         modes: the modes in which it is measured.
         float32_only: whether it runs only in float32, as exported networks do.
     """
@@ -50,12 +51,14 @@ class Candidate:
     home: Literal["torch", "accelerated", "timm", "onnxruntime", "openvino"] = "torch"
     backend: str = "reference"
     compiled: bool = False
+    graphs: bool = False
     modes: tuple[Mode, ...] = _BOTH
     float32_only: bool = False
 
 
 _EXPORTED: dict[str, Any] = {"modes": ("inference",), "float32_only": True}
 _FAST: dict[str, Any] = {"home": "accelerated", "backend": "auto"}
+_GRAPHS: dict[str, Any] = {**_FAST, "modes": ("inference",)}
 CANDIDATES = {
     candidate.name: candidate
     for candidate in (
@@ -66,6 +69,9 @@ CANDIDATES = {
         # The fair twin: isolates the cost of SE, as accelerate makes the plain network faster, too.
         Candidate("plain-accelerated", "plain", **_FAST),
         Candidate("se-accelerated", "se", "plain-accelerated", **_FAST),
+        # With CUDA graphs, as compiled candidates have at inference.
+        Candidate("se-accelerated-graphs", "se", "plain-compiled", graphs=True, **_GRAPHS),
+        # Inside a compiled module.
         Candidate("se-accelerated-compiled", "se", "plain-compiled", compiled=True, **_FAST),
         Candidate("timm-plain", "plain", home="timm"),
         Candidate("timm-se", "se", "timm-plain", home="timm"),
@@ -208,7 +214,10 @@ def build(candidate: Candidate, setting: Setting, twins: Twins) -> Runner:
     if setting.mode == "inference":
         model = model.to(DTYPES[setting.dtype])
     if candidate.home == "accelerated":
-        model = accelerate(model, backend=candidate.backend)
+        if candidate.graphs and not twins.x.is_cuda:
+            raise peers.NotHere("CUDA graphs need a CUDA device")
+        mode = "reduce-overhead" if candidate.graphs else None
+        model = accelerate(model, backend=candidate.backend, mode=mode)
     if setting.mode == "inference":
         return Runner(_inference(model, candidate, twins.x.to(DTYPES[setting.dtype])), model)
     # A learning rate of 0 takes the same time and keeps the weights of all candidates equal over any number of steps.
@@ -217,7 +226,7 @@ def build(candidate: Candidate, setting: Setting, twins: Twins) -> Runner:
 
 
 def _inference(model: nn.Module, candidate: Candidate, x: Tensor) -> Callable[[], Tensor]:
-    graphs = candidate.compiled and x.is_cuda
+    graphs = (candidate.compiled or candidate.graphs) and x.is_cuda
     forward: Callable[[Tensor], Tensor] = model
 
     def run() -> Tensor:

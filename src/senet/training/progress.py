@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeR
 from rich.table import Column
 
 from senet.training.callbacks import Recorder
+from senet.training.classifier import Classifier
 
 _REFRESH = 0.2  # seconds between reads of the loss, which make an accelerator wait
 
@@ -26,16 +27,21 @@ class ProgressReport(Callback):
         self._images, self._training_seconds = 0, 0.0
         self._batch_since = self._started = self._shown = 0.0
         self._first_batch = 0
+        self._compiles = False  # in the first batch of this process, which says nothing about the rate
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Open the bar. A resumed run starts where it stopped."""
         self._started = time.monotonic()
         self._first_batch = self._batches_done(trainer)
+        assert isinstance(pl_module, Classifier)
+        self._compiles = pl_module.run.how != "off"
         if not self._shows_bar(trainer):
             return
         self.bar = Progress(*self._columns(), console=self.console, transient=True, refresh_per_second=5)
         total = (trainer.max_epochs or 0) * int(trainer.num_training_batches)
-        self.bar.add_task(self.label, total=total, completed=self._first_batch, numbers="")
+        self.bar.add_task(
+            self.label, total=total, completed=self._first_batch, numbers="compiling" if self._compiles else ""
+        )
         self.bar.start()
 
     def on_train_batch_start(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
@@ -46,10 +52,12 @@ class ProgressReport(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count the batch."""
-        self._images += len(batch.targets) * trainer.world_size
+        """Count the batch, unless the network was compiled in it."""
         now = time.monotonic()
-        self._training_seconds += now - self._batch_since
+        if not self._compiles:
+            self._images += len(batch.targets) * trainer.world_size
+            self._training_seconds += now - self._batch_since
+        self._compiles = False
         self._batch_since = now
         if self.bar is not None and now - self._shown > _REFRESH:
             self._shown = now
