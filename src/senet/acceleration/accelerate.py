@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import re
 import types
 import warnings
 from collections.abc import Callable
@@ -199,6 +200,9 @@ class Captured:
         return replica
 
     def _rewritten(self, module: fx.GraphModule, example_inputs: Any) -> Callable[..., Any]:
+        root = _path_of_frame(self.module, module, example_inputs)
+        for node in module.graph.nodes:
+            node.meta["root"] = root
         return rewritten(module, example_inputs, self.options, self.report)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -249,6 +253,19 @@ def _own_code(module: nn.Module, replaced: Callable[..., Any] | None) -> Callabl
 
     code = forward.__code__.replace(co_name=f"{type(module).__name__}_forward")
     return types.FunctionType(code, forward.__globals__, closure=forward.__closure__)
+
+
+def _path_of_frame(network: nn.Module, module: fx.GraphModule, example_inputs: Any) -> str:
+    """The path of the module whose ``forward`` was captured: after a graph break, it may be one inside the network."""
+    paths = {id(tensor): path for path, tensor in (*network.named_parameters(), *network.named_buffers())}
+    for node, value in zip(module.graph.find_nodes(op="placeholder"), example_inputs, strict=True):
+        source: Any = getattr(getattr(node, "_dynamo_source", None), "name", "")
+        name = source() if callable(source) else source
+        inside = ".".join(re.findall(r"\._(?:modules|parameters|buffers)\['([^']*)'\]", name))
+        path = paths.get(id(value), "")
+        if inside and path.endswith(inside):
+            return path.removesuffix(inside).removesuffix(".")
+    return ""
 
 
 def _looks_at_operations(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

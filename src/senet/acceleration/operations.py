@@ -200,7 +200,7 @@ def name_of(node: fx.Node) -> str:
     path = next((entry[0] for entry in reversed(list(stack.values()))), "")
     path = re.sub(r"^[LG]\['\w+'\](\.__self__)?\.?", "", path)  # the variable that held the network
     path = re.sub(r"\.?_modules\['([^']*)'\]", r".\1", path).removeprefix(".")
-    return path or node.name
+    return ".".join(part for part in (node.meta.get("root"), path) if part) or node.name
 
 
 def is_weight(node: Any) -> bool:
