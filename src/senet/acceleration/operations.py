@@ -371,8 +371,14 @@ def take_out_empty_regions(graph: fx.Graph) -> None:
                 graph.erase_node(entered)
 
 
+_SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
+
+
 def take_out_idle(graph: fx.Graph) -> None:
-    """Take out what returns its input as it is: dropout outside of training."""
+    """Take out what returns its input as it is, dropout outside of training, and sizes that nobody reads."""
+    for node in reversed(list(graph.nodes)):
+        if node.op.startswith("call") and not node.users and isinstance(value_of(node), (int, *_SYMBOLS)):
+            graph.erase_node(node)
     for node in list(graph.nodes):
         found = operation(node)
         if found is not None and found.kind == "dropout" and found.training is False:
