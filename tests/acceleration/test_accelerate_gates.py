@@ -25,7 +25,6 @@ def test_what_stands_between_the_fully_connected_layers(activation):
     torch.testing.assert_close(gate, expected, rtol=1e-5, atol=1e-6)
 
 
-
 class Block(nn.Module):
     """SE as many write it: linear layers, a flattened average."""
 

@@ -8,6 +8,7 @@ from torch import nn
 
 import senet
 from helpers.acceleration import instances
+from helpers.networks import all_names
 from helpers.threads import run_together
 from senet.acceleration import executor as planned
 from senet.acceleration.executor import Planned
@@ -48,7 +49,9 @@ def runs_of(program):
     return [module for module in program.modules() if isinstance(module, Run)]
 
 
-@pytest.mark.parametrize("name", ["se_resnet50", "resnet50", "se_resnext50_32x4d", "vgg16_bn", "se_preresnet164"])
+@pytest.mark.parametrize(
+    "name", all_names({"se_resnet50"}, ["se_resnet50", "resnet50", "se_resnext50_32x4d", "vgg16_bn", "se_preresnet164"])
+)
 def test_a_plan_computes_the_same_bits_as_its_steps(name, graphs):
     options = {"num_classes": 0} if "vgg" in name else {}  # nine in ten of VGG's weights are its classifier's
     fast, x = accelerated(name, **options), images(1, size=64 if "164" not in name else 32)
