@@ -16,6 +16,7 @@ from common import append_row
 from torch import nn
 
 import senet
+from senet.ops.tail.tail import norm_tail
 from senet.system.timing import Timing, ratio
 
 BATCH, CHANNELS = 4, 64
@@ -28,8 +29,9 @@ def one_pass(backend: str, elements: int, layout: str, kind: str) -> Callable[[]
     """A function that returns the seconds of one form, forward and backward, each with cold caches."""
     shape = (BATCH, CHANNELS, elements // (BATCH * CHANNELS * 4), 4)
     u, shortcut, dout = (torch.randn(shape).to(memory_format=LAYOUTS[layout]) for _ in range(3))
-    tail, norm = senet.ResidualTail(), nn.BatchNorm2d(CHANNELS)
+    norm = nn.BatchNorm2d(CHANNELS)
     se = senet.SqueezeExcite(CHANNELS) if kind == "se" else None
+    gate = None if se is None else se.fully_connected()
     leaves = [u.requires_grad_(), *norm.parameters(), *(se.parameters() if se is not None else ())]
     if kind != "norm+relu":
         leaves.append(shortcut.requires_grad_())
@@ -39,7 +41,7 @@ def one_pass(backend: str, elements: int, layout: str, kind: str) -> Callable[[]
         with senet.use_backend(backend):
             OTHER.fill_(1)
             start = time.perf_counter()
-            out = tail(u, norm, se, added)
+            out = norm_tail(u, norm, gate, added, True, "auto")
             forward = time.perf_counter() - start
             OTHER.fill_(2)
             start = time.perf_counter()

@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 
 import senet
+from senet.ops.tail.tail import norm_tail
 from senet.system.timing import Timing, ratio
 
 PAUSE = 0.02  # seconds before each call, in which the threads of the other process go to sleep
@@ -32,12 +33,12 @@ def tail() -> Callable[[], object]:
     """Norm + SE + shortcut + ReLU, forward and backward."""
     u = torch.randn(16, 256, 56, 56).contiguous(memory_format=torch.channels_last).requires_grad_()
     shortcut = torch.randn_like(u).requires_grad_()
-    norm, se, module = torch.nn.BatchNorm2d(256), senet.SqueezeExcite(256), senet.ResidualTail()
+    norm, gate = torch.nn.BatchNorm2d(256), senet.SqueezeExcite(256).fully_connected()
     dout = torch.randn_like(u)
 
     def step() -> None:
         u.grad = shortcut.grad = None
-        module(u, norm, se, shortcut).backward(dout)
+        norm_tail(u, norm, gate, shortcut, True, "auto").backward(dout)
 
     return step
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from senet.inspection.record import record_excitations
     from senet.models.registry import ModelSpec, list_models, model_spec, register_model
     from senet.nn.attachment import in_line
-    from senet.nn.residual_tail import ResidualTail
     from senet.nn.squeeze_excite import SEConfig, SqueezeExcite
     from senet.ops.dispatch import use_backend
     from senet.surgery.find_gates import find_gates
@@ -37,7 +36,6 @@ _HOMES = {
     "FoldReport": "senet.folding.report",
     "InputError": "senet.errors",
     "ModelSpec": "senet.models.registry",
-    "ResidualTail": "senet.nn.residual_tail",
     "SEConfig": "senet.nn.squeeze_excite",
     "Site": "senet.attachment.site",
     "SitePolicy": "senet.attachment.policies",
@@ -73,7 +71,6 @@ __all__ = [
     "FoldReport",
     "InputError",
     "ModelSpec",
-    "ResidualTail",
     "SEConfig",
     "Site",
     "SitePolicy",

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 import senet
-from helpers.acceleration import inference_form
 from helpers.threads import run_together
 from senet.acceleration import executor as planned
 from senet.ops.conv import native as convolutions

@@ -1,16 +1,20 @@
 """What tests look at inside an accelerated network, where its report cannot tell."""
 
+import torch
+
 from senet.acceleration.executor import Planned
 
 
-def inference_form(fast):
-    """What runs in evaluation mode: ``graph``, and ``run`` with the plans that were made for shapes of images."""
-    return fast._form()
+def instances(monkeypatch, kind):
+    """A list that grows by each object of a class that is made, in order."""
+    made, init = [], kind.__init__
 
+    def noting(self, *args, **kwargs):
+        init(self, *args, **kwargs)
+        made.append(self)
 
-def modules_of(fast, kind):
-    """The modules of a kind in the inference graph, in order."""
-    return [module for module in inference_form(fast).graph.modules() if isinstance(module, kind)]
+    monkeypatch.setattr(kind, "__init__", noting)
+    return made
 
 
 def batch_sizes(monkeypatch):
@@ -18,3 +22,10 @@ def batch_sizes(monkeypatch):
     sizes, call = [], Planned.__call__
     monkeypatch.setattr(Planned, "__call__", lambda self, *x: (sizes.append(len(x[0])), call(self, *x))[1])
     return sizes
+
+
+def report_of(fast, *inputs):
+    """The report of an accelerated network after one call without gradients."""
+    with torch.no_grad():
+        fast(*inputs)
+    return fast.acceleration

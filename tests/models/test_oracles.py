@@ -3,10 +3,12 @@
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 import torchvision
 from timm.models import resnetv2
 
 import senet
+from helpers.images import images
 from helpers.networks import all_names, assert_same_function, randomized
 from senet.models.cifar import PreActBottleneck
 
@@ -47,6 +49,27 @@ def test_senet154_with_padded_pooling_is_timms_senet154():
         state=theirs.state_dict(),
         tolerance=1e-5,
     )
+
+
+def step(model, x, y):
+    """Logits, every gradient by name, and the statistics after one training step's passes."""
+    out = model.train()(x)
+    F.cross_entropy(out, y).backward()
+    grads = {f"d{name}": p.grad for name, p in model.named_parameters()}
+    return {"out": out.detach()} | grads | dict(model.named_buffers())
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_training_step_of_se_resnet50_is_timms(layout):
+    theirs = randomized(timm.create_model("seresnet50", num_classes=10)).double().to(memory_format=layout)
+    ours = senet.create_model("se_resnet50", num_classes=10).double().to(memory_format=layout)
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    x = images(64, 2).to(memory_format=layout)
+    mine, right = (step(model, x, torch.tensor([3, 7])) for model in (ours, theirs))
+    assert mine.keys() == right.keys()
+    for name, expected in right.items():
+        error = (mine[name].double() - expected.double()).abs().max()
+        assert error <= 1e-8 * expected.double().abs().max().clamp_min(1e-6), f"{name}: {error:.2e}"
 
 
 def test_preactivation_unit_is_timms():

@@ -73,9 +73,27 @@ def test_identity_init_leaves_every_bit_and_still_learns(squeeze, gate, dtype):
     assert block.fc2.weight.grad.float().abs().sum() > 0
 
 
-def test_channels_last_is_kept():
-    x = torch.randn(2, 16, 5, 5).to(memory_format=torch.channels_last)
-    assert SqueezeExcite(16)(x).is_contiguous(memory_format=torch.channels_last)
+@pytest.mark.parametrize("squeeze", SQUEEZES)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_layout_of_the_map_is_kept(layout, squeeze):
+    block, x = SqueezeExcite(16, SEConfig(squeeze=squeeze)), torch.randn(2, 16, 5, 5).to(memory_format=layout)
+    for of_weights in (torch.contiguous_format, torch.channels_last):
+        assert block.to(memory_format=of_weights)(x).is_contiguous(memory_format=layout)
+
+
+def test_what_compilers_capture():
+    """The operations of the paper and nothing else, so that passes over graphs can know them."""
+    kinds = []
+
+    def keep(graph, inputs):
+        kinds.extend(
+            getattr(node.target, "__name__", node.target) for node in graph.graph.nodes if node.op[:4] == "call"
+        )
+        return graph
+
+    torch.compiler.reset()
+    torch.compile(SqueezeExcite(16), backend=keep, fullgraph=True)(torch.randn(2, 16, 5, 5))
+    assert kinds == ["mean", "conv2d", "relu", "conv2d", "sigmoid", "mul"]
 
 
 def test_under_autocast_tables_stay_float32_and_the_map_keeps_its_type():

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import senet
+from helpers.tails import tail
 from senet import SEConfig, SqueezeExcite
 from senet.ops import reference
 from senet.ops.border import UnsuitedMapError, addresses
@@ -38,7 +39,7 @@ class Parts:
             each.train(training)
 
     def run(self, x, shortcut, norms=(True, False)):
-        return senet.ResidualTail()(x, self.norm, self.se, shortcut, self.other if norms[1] else None)
+        return tail(x, self.norm, self.se, shortcut, self.other if norms[1] else None)
 
 
 def _move(module, name, to):
@@ -86,15 +87,6 @@ def test_a_tail_on_two_devices_gets_an_error(what, training, backend, x):
                 parts.run(u, shortcut, (True, what == "shortcut's norm"))
 
 
-@pytest.mark.parametrize("squeeze", ["avg", "max", "none"])
-@pytest.mark.parametrize("name", ["fc1", "fc2"])
-def test_a_gate_on_two_devices_gets_an_error(name, squeeze, x):
-    se = SqueezeExcite(C, SEConfig(squeeze=squeeze))
-    getattr(se, name).to("meta")
-    with pytest.raises(RuntimeError, match="cpu and meta"):
-        se(x)
-
-
 @needs_native
 @pytest.mark.parametrize("part", ["norm", "gate"])
 def test_tensors_of_another_kind_are_left_to_the_ordinary_operations(part, x):
@@ -116,7 +108,7 @@ def test_a_norm_of_other_channels_is_not_read_past_its_end(channels, x):
         with pytest.raises(RuntimeError) as ordinary:
             norm(x)
         with senet.use_backend("native"), pytest.raises(RuntimeError) as ours:
-            senet.ResidualTail()(x, norm, None, x)
+            tail(x, norm, None, x)
         assert str(ours.value) == str(ordinary.value)
 
 
@@ -124,7 +116,7 @@ def test_a_norm_of_other_channels_is_not_read_past_its_end(channels, x):
 def test_a_map_without_a_batch_is_no_batch_of_rows():
     x, norm = torch.randn(C, C, C), nn.BatchNorm2d(C)  # as many rows as channels
     with senet.use_backend("native"), pytest.raises(ValueError, match="4D"):
-        senet.ResidualTail()(x, norm, SqueezeExcite(C), x)
+        tail(x, norm, SqueezeExcite(C), x)
 
 
 @needs_native

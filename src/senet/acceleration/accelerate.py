@@ -58,7 +58,7 @@ def accelerate(
     options = Options(backend, then, mode)
     _check(model)
     fast = _copy(model)
-    Captured(fast, options).install()
+    Captured(fast, options, vars(fast).get("forward")).install()
     if example_input is not None:
         check(fast, model, example_input, options)
     return fast
@@ -116,11 +116,15 @@ def check(fast: nn.Module, model: nn.Module, example_input: Any, options: Option
 
     def is_right(without: tuple[str, ...]) -> bool:
         tried = _copy(model)
-        Captured(tried, replace(options, without=without)).install()
+        Captured(tried, replace(options, without=without), vars(tried).get("forward")).install()
         return distance(outputs(tried, example_input), exact) <= allowed
 
     # A training step changes the statistics of a network, so the copy itself is only run in evaluation.
+    buffers = {name: buffer.clone() for name, buffer in fast.named_buffers()}
     right = is_right(()) if fast.training else distance(outputs(fast, example_input), exact) <= allowed
+    for name, buffer in fast.named_buffers():
+        if not torch.equal(buffer, buffers[name]):  # a counter, say
+            buffer.copy_(buffers[name])
     if not right:
         guilty = next((name for name in PASSES if is_right((name,))), "the capture")
         captured.report.ordinary = f"the pass {guilty!r} changes its output"
@@ -162,19 +166,37 @@ class Captured:
     Args:
         module: the network.
         options: those of the backend.
+        replaced: a ``forward`` that the network has instead of that of its class.
+        report: what is told what was done.
     """
 
-    def __init__(self, module: nn.Module, options: Options) -> None:
-        self.module, self.options = module, options
-        self.report = Acceleration()
+    def __init__(
+        self,
+        module: nn.Module,
+        options: Options,
+        replaced: Callable[..., Any] | None = None,
+        report: Acceleration | None = None,
+    ) -> None:
+        self.module, self.options, self.replaced = module, options, replaced
+        self.report = Acceleration() if report is None else report
+        own = types.MethodType(type(module).forward, module) if replaced is None else replaced
+        functools.update_wrapper(self, own, updated=())
         # Dynamo limits the captures per code object: each network has its own.
-        functools.update_wrapper(self, module.forward, updated=())
-        self._ordinary = _own_code(module)
+        self._ordinary = _own_code(module, replaced)
+        self.__code__ = self._ordinary.__code__  # Dynamo looks for it when it captures a network of torch.fx
         self._compiled = torch.compile(self._ordinary, backend=self._rewritten)
 
     def install(self) -> None:
         """Make this the ``forward`` of the network."""
-        self.module.__dict__ |= {"forward": self, "acceleration": self.report}
+        own = {"forward": self, "acceleration": self.report, "_replicate_for_data_parallel": self.replicate}
+        self.module.__dict__ |= own
+
+    def replicate(self) -> Any:
+        """A replica of the network for ``nn.DataParallel``: an ordinary one, because its weights are others."""
+        replica: Any = type(self.module)._replicate_for_data_parallel(self.module)
+        for name in ("forward", "acceleration", "_replicate_for_data_parallel"):
+            del replica.__dict__[name]
+        return replica
 
     def _rewritten(self, module: fx.GraphModule, example_inputs: Any) -> Callable[..., Any]:
         return rewritten(module, example_inputs, self.options, self.report)
@@ -197,7 +219,10 @@ class Captured:
                 return self._compiled(*args, **kwargs)
             finally:
                 dynamo_config.skip_nnmodule_hook_guards = before
-        except TorchDynamoException as error:
+        except TorchDynamoException as failure:
+            error = getattr(failure, "inner_exception", failure)
+            if isinstance(error, InputError):  # the backend that was asked for cannot run here
+                raise error from None
             result = self._ordinary(*args, **kwargs)  # or the network's own error
             self.report.ordinary = f"torch.compile could not capture it: {first_line(error)}"
             warnings.warn(f"senet: the network runs uncompiled: {self.report.ordinary}", stacklevel=2)
@@ -205,20 +230,22 @@ class Captured:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Captured":
         """That of the copied network, which the copy of this network's attributes knows."""
-        return Captured(memo.get(id(self.module), self.module), self.options)
+        replaced, report = copy.deepcopy(self.replaced, memo), copy.deepcopy(self.report, memo)
+        return Captured(memo.get(id(self.module), self.module), self.options, replaced, report)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return object.__new__, (Captured,), {"module": self.module, "options": self.options}
+        state = {"module": self.module, "options": self.options, "replaced": self.replaced, "report": self.report}
+        return object.__new__, (Captured,), state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
 
 
-def _own_code(module: nn.Module) -> Callable[..., Any]:
+def _own_code(module: nn.Module, replaced: Callable[..., Any] | None) -> Callable[..., Any]:
     """The network's own ``forward`` in a function with a code object of its own."""
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        return type(module).forward(module, *args, **kwargs)
+        return type(module).forward(module, *args, **kwargs) if replaced is None else replaced(*args, **kwargs)
 
     code = forward.__code__.replace(co_name=f"{type(module).__name__}_forward")
     return types.FunctionType(code, forward.__globals__, closure=forward.__closure__)

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
@@ -160,7 +160,8 @@ def _inductor(options: Options, example_inputs: Sequence[Any]) -> Compiler | Non
         from torch._inductor.compile_fx import compile_fx  # deferred: importing Inductor takes a second
 
         with torch._inductor.config.patch(settings):
-            return compile_fx(module, list(inputs))
+            compiled: Any = compile_fx(module, list(inputs))
+        return cast(Callable[..., Any], compiled)
 
     return compiler
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils.checkpoint import checkpoint
 
-_CAPTURED = torch.ops.higher_order.tag_activation_checkpoint
+_CAPTURED: Any = torch.ops.higher_order.tag_activation_checkpoint
 
 
 def checkpointed(body: Any, *args: Any, **kwargs: Any) -> Any:
@@ -61,9 +61,10 @@ def _taken_in(module: fx.GraphModule, node: fx.Node) -> bool:
                 copies[inner] = module.graph.get_attr(inner_name)
             elif inner.op not in ("placeholder", "output"):
                 copies[inner] = module.graph.node_copy(inner, copies.__getitem__)
-    results = fx.map_arg(body.graph.output_node().args[0], copies.__getitem__)
+    results: Any = fx.map_arg(body.graph.output_node().args[0], copies.__getitem__)
     for user in list(node.users):
-        user.replace_all_uses_with(results[user.args[1]])
+        index: Any = user.args[1]
+        user.replace_all_uses_with(results[index])
         module.graph.erase_node(user)
     module.graph.erase_node(node)
     return True

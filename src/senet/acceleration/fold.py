@@ -207,24 +207,15 @@ class _Fold:
         weights = [chain.conv.weight, chain.conv.bias]
         if chain.norm is not None:
             weights += [chain.norm.values[name] for name in ("running_mean", "running_var", "weight", "bias")]
-        source: tuple[Any, ...] = (chain.conv.x,)
+        source: tuple[Any, ...] = (chain.conv.x,) if chain.shortcut is None else (chain.conv.x, chain.shortcut)
+        maker: Maker = conv
         if gate is not None:
-
-            def maker(values: Values, gate: Gate = gate) -> nn.Module:
-                return FoldedTail(conv(values), _excitation(gate, values), relu, overwrites, backend)
-
+            maker = _tail(conv, gate, relu, overwrites, backend)
             weights += _weights_of(gate)
             pointwise = _is_pointwise(chain.conv) and chain.inner is None
             self.found.forms[gate.name] = EARLY if pointwise else LATE
-            source += () if chain.shortcut is None else (chain.shortcut,)
         elif chain.shortcut is not None:
-
-            def maker(values: Values) -> nn.Module:
-                return FoldedSum(conv(values), relu, overwrites)
-
-            source += (chain.shortcut,)
-        else:
-            maker = conv
+            maker = _sum(conv, relu, overwrites)
         self._replace(chain.nodes, maker, source, weights)
 
     def _may_overwrite(self, chain: _Chain) -> bool:
@@ -283,16 +274,25 @@ def _convolution(chain: _Chain, backend: str) -> Callable[[Values], FoldedConv2d
     c, norm, inner = chain.conv, chain.norm, chain.inner
 
     def maker(values: Values) -> FoldedConv2d:
-        sides = [_pair(c.values[name]) for name in ("stride", "padding", "dilation")]
-        conv: Any = Convolution(values(c.weight).detach(), values(c.bias), *sides, c.groups)
+        stride, padding, dilation = (_pair(c.values[name]) for name in ("stride", "padding", "dilation"))
+        conv: Any = Convolution(values(c.weight).detach(), values(c.bias), stride, padding, dilation, c.groups)
         frozen = None if norm is None else _frozen_norm(norm.values, values)
         return FoldedConv2d(conv, frozen, inner, backend)
 
     return maker
 
 
+def _tail(conv: Callable[[Values], FoldedConv2d], gate: Gate, relu: bool, overwrites: bool, backend: str) -> Maker:
+    return lambda values: FoldedTail(conv(values), _excitation(gate, values), relu, overwrites, backend)
+
+
+def _sum(conv: Callable[[Values], FoldedConv2d], relu: bool, overwrites: bool) -> Maker:
+    return lambda values: FoldedSum(conv(values), relu, overwrites)
+
+
 def _frozen_norm(of: dict[str, Any], values: Values) -> Any:
-    return FrozenNorm(*(values(of[name]) for name in ("running_mean", "running_var", "weight", "bias")), of["eps"])
+    mean, var, weight, bias = (values(of[name]) for name in ("running_mean", "running_var", "weight", "bias"))
+    return FrozenNorm(mean, var, weight, bias, of["eps"])
 
 
 def _linear(weight: Any, bias: Any) -> Maker:

@@ -54,8 +54,8 @@ def excited(
         e = F.linear(z, *_as_table(w1, b1, z))
         if norm is not None:
             mean, var, weight, bias, eps = norm
-            tables = (t if t is None else t.to(z.dtype) for t in (mean, var, weight, bias))
-            e = F.batch_norm(e, *tables, eps=eps)
+            mean, var, weight, bias = (t if t is None else t.to(z.dtype) for t in (mean, var, weight, bias))
+            e = F.batch_norm(e, mean, var, weight, bias, eps=eps)
         e = F.linear(reference.ACTIVATIONS[activation](e), *_as_table(w2, b2, z))
         return reference.scale(x, reference.GATES[gate](e))
 
@@ -131,9 +131,9 @@ def lift_gates(graph: fx.Graph) -> dict[str, str]:
                 graph.erase_node(each)
             break
         else:
-            reason = next((reason for reason in reasons if reason), "")
-            if reason or all(_is_map(factor) for factor in pair):
-                left.setdefault(name_of(node), reason or "it multiplies feature maps, but not by a gate of their own")
+            why = next(filter(None, reasons), "")
+            if why or all(_is_map(factor) for factor in pair):
+                left.setdefault(name_of(node), why or "it multiplies feature maps, but not by a gate of their own")
     take_out_empty_regions(graph)
     return left
 

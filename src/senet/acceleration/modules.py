@@ -158,6 +158,11 @@ class FoldedSum(nn.Module):
 class Tables(nn.Module):
     """The weights of an excitation as buffers, which compilers take for inputs."""
 
+    w1: Tensor
+    b1: Tensor | None
+    w2: Tensor
+    b2: Tensor | None
+
     def __init__(self, excitation: FullyConnected) -> None:
         super().__init__()
         self._own = excitation

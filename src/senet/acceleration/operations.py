@@ -267,6 +267,8 @@ def without_private_writes(graph: fx.Graph) -> None:
         found = operation(node)
         if found is None or not found.writes or found.kind not in _PURE or not _is_private(found.x):
             continue
+        if not _keeps_dtype(found):
+            continue
         values = {name: value for name, value in found.values.items() if name not in ("x", "y")}
         args = tuple(found.values[name] for name in ("x", "y") if name in found.values)
         defaults = _ARGUMENTS[found.kind][1] if found.kind in _ARGUMENTS else {}
@@ -278,6 +280,12 @@ def without_private_writes(graph: fx.Graph) -> None:
         pure.meta = dict(node.meta) | {"wrote": True}
         node.replace_all_uses_with(pure)
         graph.erase_node(node)
+
+
+def _keeps_dtype(found: Operation) -> bool:
+    """Whether the result of the operation has the dtype of ``x`` even if it is not written there."""
+    x, y = value_of(found.x), value_of(found.values.get("y"))
+    return not isinstance(x, Tensor) or not isinstance(y, Tensor) or torch.result_type(x, y) == x.dtype
 
 
 def with_private_writes(graph: fx.Graph) -> None:

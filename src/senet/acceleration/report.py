@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 Mode = Literal["inference", "training"]
 
@@ -49,6 +49,9 @@ class Acceleration:
     graphs: dict[Mode, int] = field(default_factory=dict)
     ordinary: str | None = None
     _decided: dict[tuple[Mode, str], Decision] = field(default_factory=dict)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Acceleration, ()  # copies of a network are captured anew
 
     def add(self, decision: Decision) -> None:
         """Take in a decision; it replaces an earlier one about the same site and mode."""

@@ -50,6 +50,11 @@ def training_form(module: fx.GraphModule, backend: str) -> tuple[fx.GraphModule,
     left = lift_gates(graph)
     decisions = sweep(graph, backend)
     with_private_writes(graph)
+    for name, part in module.named_children():
+        if isinstance(part, fx.GraphModule):  # under checkpoint
+            swept, inside = training_form(part, backend)
+            setattr(work, name, swept)
+            decisions += inside
     work.recompile()
     decisions += [Decision(name, "training", AS_CAPTURED, "torch", why) for name, why in left.items()]
     return work, decisions

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from senet.errors import InputError
-from senet.nn.plain import refuse_to_script
+from senet.nn.scripting import refuse_to_script
 from senet.nn.squeeze_excite import SEConfig, SqueezeExcite
 
 FIRST_STAGE = 2  # the paper numbers stages from the stem: conv2_x is the first with residual blocks (Table 1)
@@ -253,7 +253,8 @@ class ResidualBlock(nn.Module):
     """Base class of residual blocks: holds the gate and knows its place in the block (Fig. 5).
 
     A block passes its feature maps through ``at`` at each of the five places; the one of the configuration has the
-    gate. Nothing is computed in place: PyTorch does not allow full backward hooks on modules whose output is overwritten.
+    gate. Nothing is computed in place, because PyTorch does not allow full backward hooks on modules whose input or
+    output is overwritten.
     """
 
     se: SqueezeExcite | None

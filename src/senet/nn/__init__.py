@@ -1,1 +1,1 @@
-"""The SE block and the tail of a residual block."""
+"""The SE block, and SE blocks attached to modules."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from senet.errors import InputError
 from senet.nn.carriers import CHILD, attached_side, detach_gate
-from senet.nn.plain import refuse_to_script
+from senet.nn.scripting import refuse_to_script
 from senet.ops import reference
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from senet.errors import InputError
-from senet.nn.plain import refuse_to_script
+from senet.nn.scripting import refuse_to_script
 from senet.ops import reference
 
 GATE_NAMES = tuple(name for name in reference.GATES if not name.startswith("identity_"))

@@ -43,9 +43,6 @@ SMALLEST_NATIVE = 2**14
 SMALLEST_NATIVE_BARE = {True: 2**19, False: 2**17}
 
 _chosen: contextvars.ContextVar[str | None] = contextvars.ContextVar("senet_backend", default=None)
-# The same for an outer torch.compile: before torch 2.12, Dynamo cannot read context variables. It guards a plain value,
-# so a different choice recompiles. Threads with different choices may see each other's: all compute the same function.
-_while_tracing: dict[str, str | None] = {"name": None}
 
 
 def why_not(name: str) -> str | None:
@@ -85,13 +82,11 @@ def use_backend(name: str) -> Iterator[None]:
     Raises:
         InputError: the name is unknown, or the backend cannot run on this machine (the message says why).
     """
-    token, before = _chosen.set(_checked(name, "use_backend")), _while_tracing["name"]
-    _while_tracing["name"] = name
+    token = _chosen.set(_checked(name, "use_backend"))
     try:
         yield
     finally:
         _chosen.reset(token)
-        _while_tracing["name"] = before
 
 
 def current_backend() -> str:
@@ -102,11 +97,6 @@ def current_backend() -> str:
 @functools.cache
 def _from_environment(value: str) -> str:
     return _checked(value, "SENET_BACKEND")
-
-
-def traces_reference() -> bool:
-    """Whether an outer ``torch.compile`` should trace plain PyTorch. (The environment is read at trace time.)"""
-    return (_while_tracing["name"] or os.environ.get("SENET_BACKEND")) == "reference"
 
 
 def backend_for(u: Tensor, frozen: bool = False, bare: bool = False) -> str:

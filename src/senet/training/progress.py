@@ -39,8 +39,9 @@ class ProgressReport(Callback):
             return
         self.bar = Progress(*self._columns(), console=self.console, transient=True, refresh_per_second=5)
         total = (trainer.max_epochs or 0) * int(trainer.num_training_batches)
-        numbers = "compiling" if self._compiles else ""
-        self.bar.add_task(self.label, total=total, completed=self._first_batch, numbers=numbers)
+        self.bar.add_task(
+            self.label, total=total, completed=self._first_batch, numbers="compiling" if self._compiles else ""
+        )
         self.bar.start()
 
     def on_train_batch_start(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:

@@ -96,10 +96,11 @@ def in_a_new_process(code, **environment):
 
 NETWORK = """
 import torch, senet
+from senet.ops.tail.tail import norm_tail
 se = senet.SqueezeExcite(16)
 u = torch.randn(2, 16, 64, 64, requires_grad=True)
 for _ in range(3):
-    senet.ResidualTail()(u, torch.nn.BatchNorm2d(16), se, u).sum().backward()
+    norm_tail(u, torch.nn.BatchNorm2d(16), se.excitation, u, True, "auto").sum().backward()
 print("ran")
 try:
     with senet.use_backend("native"):

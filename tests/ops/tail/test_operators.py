@@ -28,9 +28,8 @@ def made(shape, last, dtype=torch.float32, learns=True):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
-@pytest.mark.parametrize("shape", [(2, 4, 3, 5), (3, 2, 7), (1, 4, 1, 1)])
-def test_operators_that_have_a_derivative(backend, last, shape):
-    a_map, a_table = made(shape, last)
+def test_operators_that_have_a_derivative(backend, last):
+    a_map, a_table = made((2, 4, 3, 5), last)
     for variance in (True, False):
         torch.library.opcheck(OPERATORS.moments.default, (a_map(), variance, backend))
     for shortcut, relu in ((a_map(), True), (None, False)):

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import senet
+from helpers.tails import tail
 from senet.nn.squeeze_excite import SEConfig, SqueezeExcite
 from senet.ops import reference
 
@@ -58,10 +59,9 @@ class Block(nn.Module):
             if norm is not None and norm.affine:
                 nn.init.normal_(norm.weight)
                 nn.init.normal_(norm.bias)
-        self.tail = senet.ResidualTail()
 
     def forward(self, u, shortcut):
-        return self.tail(u, self.norm, self.se, shortcut, self.shortcut_norm)
+        return tail(u, self.norm, self.se, shortcut, self.shortcut_norm)
 
 
 def step(block, u, shortcut, backend):

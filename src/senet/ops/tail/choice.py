@@ -74,10 +74,13 @@ def choose(
     """
     if backend == "traced":
         return Choice(Form.TRACED, "traced", Reason.COMPILER)
-    reason = _unfit(u, norm, gate, shortcut, shortcut_norm)
+    reason = _unfit(u, norm, gate, shortcut)
     if reason is not None:
         return _ordinary(norm, reason)
-    return foresee(u, norm, gate, shortcut, relu, backend, shortcut_norm)
+    chosen = foresee(u, norm, gate, shortcut, relu, backend, shortcut_norm)
+    if chosen.form is Form.OPERATIONS or _are_readable(u, norm, gate, shortcut, shortcut_norm):
+        return chosen  # checking all tensors takes longer than a small feature map
+    return _ordinary(norm, Reason.TENSOR)
 
 
 def foresee(
@@ -112,9 +115,7 @@ def _ordinary(norm: Norm | None, reason: Reason) -> Choice:
     return Choice(Form.OPERATIONS, "reference", reason)
 
 
-def _unfit(
-    u: Tensor, norm: Norm | None, gate: Gate | None, shortcut: Tensor | None, shortcut_norm: Norm | None
-) -> Reason | None:
+def _unfit(u: Tensor, norm: Norm | None, gate: Gate | None, shortcut: Tensor | None) -> Reason | None:
     """Why no sweep can compute the tail, or None."""
     if norm is None and gate is None:
         return Reason.NOTHING
@@ -124,11 +125,18 @@ def _unfit(
         return Reason.TRANSFORM
     if u.ndim < 3 or (shortcut is not None and shortcut.shape != u.shape):
         return Reason.SHAPE
+    return None if u.numel() else Reason.EMPTY
+
+
+def _are_readable(
+    u: Tensor, norm: Norm | None, gate: Gate | None, shortcut: Tensor | None, shortcut_norm: Norm | None
+) -> bool:
+    """Whether kernels can read all tensors."""
     if not readable(u, shortcut) or (type(gate) is FullyConnected and not readable(u, *gate[:4])):
-        return Reason.TENSOR
+        return False
     for each in (norm, shortcut_norm):
         if each is not None:
             running = each[2:4] if isinstance(each, BatchNorm) else ()
             if not fits_channels(u, each.weight, each.bias, *running):
-                return Reason.TENSOR
-    return None if u.numel() else Reason.EMPTY
+                return False
+    return True

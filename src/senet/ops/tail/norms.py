@@ -162,8 +162,10 @@ def _update_running(norm: BatchNorm, center: Tensor, variance: Tensor, count: in
     assert norm.running_var is not None
     with torch.no_grad():
         unbiased = variance * (count / (count - 1))
-        norm.running_mean.lerp_(center.to(norm.running_mean.dtype), norm.momentum)
-        norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), norm.momentum)
+        for running, new in ((norm.running_mean, center), (norm.running_var, unbiased)):
+            # PyTorch does not count this write: another call of the same norm may have saved the tensor.
+            values = running.data if type(running) is Tensor else running
+            values.lerp_(new.to(running.dtype), norm.momentum)
 
 
 def group_of(module: nn.Module | None) -> Any:

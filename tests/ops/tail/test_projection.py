@@ -1,4 +1,4 @@
-"""A projection's norm in the same sweeps as the branch's: the same function, and who else must see it still does."""
+"""A projection's norm in the same sweeps as the branch's: the same function."""
 
 import copy
 from functools import partial
@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 import senet
-from senet import ResidualTail, SEConfig, SqueezeExcite
+from helpers.tails import tail
+from senet import SEConfig, SqueezeExcite
 from senet.ops.tail import native, native_batch_norm
 
 pytestmark = pytest.mark.skipif(native.why_not() is not None, reason="no C++ compiler")
@@ -31,17 +32,17 @@ def in_one_call(monkeypatch):
 class End(nn.Module):
     """A block's end with a projection: both norms with weights and statistics that are not a start's."""
 
-    def __init__(self, channels=8, gate=None, relu=True, norm=None, shortcut_norm=None, placement="standard"):
+    def __init__(self, channels=8, gate=None, relu=True, norm=None, shortcut_norm=None):
         super().__init__()
         self.norm = norm or nn.BatchNorm2d(channels)
         self.shortcut_norm = shortcut_norm or nn.BatchNorm2d(channels, eps=1e-2, momentum=0.3)
-        self.se = SqueezeExcite(channels, SEConfig(reduction=2, gate=gate, placement=placement)) if gate else None
-        self.tail = ResidualTail(placement, relu)
+        self.se = SqueezeExcite(channels, SEConfig(reduction=2, gate=gate)) if gate else None
+        self.relu = relu
         for parameter in (*self.norm.parameters(), *self.shortcut_norm.parameters()):
             nn.init.normal_(parameter, mean=0.5)
 
     def forward(self, u, v):
-        return self.tail(u, self.norm, self.se, v, self.shortcut_norm)
+        return tail(u, self.norm, self.se, v, self.shortcut_norm, self.relu)
 
 
 def maps(shape, layout="contiguous", dtype=torch.float64):
@@ -92,7 +93,7 @@ def test_other_types_and_maps_past_the_caches(in_one_call, layout, dtype, size, 
     # Where the ReLU is all but undecided, rounding decides: such positions get no gradient.
     with torch.no_grad(), senet.use_backend("reference"):
         before = copy.deepcopy(end).double()
-        before.tail = ResidualTail(activation=False)
+        before.relu = False
         undecided = before(*wide[:2]).abs() < 0.2 * tolerance * wide[0].abs().max()
     dout, wide[2] = dout.masked_fill(undecided, 0), wide[2].masked_fill(undecided, 0)
     mine = run(end, "native", u, v, dout)
@@ -113,8 +114,6 @@ def test_other_types_and_maps_past_the_caches(in_one_call, layout, dtype, size, 
         ({"norm": nn.GroupNorm(2, 16)}, None),
         ({"norm": nn.BatchNorm2d(16).eval()}, None),
         ({"relu": False}, False),
-        ({"placement": "identity", "gate": "sigmoid"}, False),
-        ({"placement": "post", "gate": "sigmoid"}, True),
     ],
 )
 def test_every_norm(in_one_call, options, together):
@@ -141,31 +140,3 @@ def test_what_needs_no_gradient_gets_none_and_one_value_is_refused():
             end(u[:1, :, :1, :1], v[:1, :, :1, :1])
         with pytest.raises(RuntimeError):  # PyTorch's own, of maps that cannot be added
             end(u, v[:, :, :2])
-
-
-@pytest.mark.parametrize("name", ["se_resnet18", "se_resnet50"])
-def test_networks_take_it_and_hooks_on_the_projection_still_hear(in_one_call, name):
-    network = senet.create_model(name, 5, se=SEConfig(reduction=4)).double()
-    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
-    projections = 3 if name == "se_resnet18" else 4
-
-    def gradients(backend):
-        model = copy.deepcopy(network)
-        with senet.use_backend(backend):
-            model(x).square().sum().backward()
-        return {key: p.grad for key, p in model.named_parameters()} | dict(model.named_buffers())
-
-    mine = gradients("native")
-    assert sum(in_one_call) == projections
-    agree(mine, gradients("reference"), 1e-8)
-    for heard_at in ("layer2.0.downsample", "layer2.0.downsample.1"):
-        in_one_call.clear()
-        heard = []
-        hook = network.get_submodule(heard_at).register_forward_hook(
-            lambda module, args, out, heard=heard: heard.append(out.mean())
-        )
-        with senet.use_backend("native"):
-            network(x)
-        hook.remove()
-        assert sum(in_one_call) == projections - 1
-        assert heard[0].abs() < 1e-6  # what a batch norm gives, not its input

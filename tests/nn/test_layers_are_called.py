@@ -1,4 +1,4 @@
-"""Gates whose FCs are no plain layers, or are listened to: they are called, as they would be in any other module."""
+"""The FCs of a gate are called, as in any other module: whatever they are changed to, and whoever listens, works."""
 
 import copy
 import subprocess
@@ -9,12 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrizations, parametrize, prune
+from torch.utils.flop_counter import FlopCounterMode
 
 import senet
 from helpers.gates import hooked, in_a_sequence, low_rank, pruned, weight_normed
 from helpers.messages import one_line
 from senet import SEConfig, SqueezeExcite
+from senet.models.resnet import BasicBlock
 
 C = 16
 
@@ -101,26 +103,51 @@ def test_their_fcs_are_called(change, x):
     torch.testing.assert_close(x * se.gate(x)[:, :, None, None], as_called(se, x))
 
 
-@pytest.mark.parametrize("backend", ["auto", "reference"])
 @pytest.mark.parametrize("change", ODD, ids=lambda change: change.__name__)
-def test_their_fcs_are_called_within_a_tail(change, backend, x):
-    se, norm = gate_of(change).eval(), nn.BatchNorm2d(C)
-    expected = torch.relu(as_called(se, nn.BatchNorm2d(C)(x)) + x)
-    with senet.use_backend(backend):
-        got = senet.ResidualTail()(x, norm, se, x)
-        torch.testing.assert_close(got, expected)
-        got.sum().backward()
+def test_their_fcs_are_called_within_a_block_and_get_gradients(change, x):
+    block = BasicBlock(C, C, 1, 2, SEConfig(reduction=2), None).eval()
+    block.se = se = gate_of(change).eval()
+    h = torch.relu(block.bn1(block.conv1(x)))
+    torch.testing.assert_close(got := block(x), torch.relu(as_called(se, block.bn2(block.conv2(h))) + x))
+    got.sum().backward()
     weights = [p for p in se.parameters() if p.device.type == "cpu"]
     assert weights
     assert all(p.grad is not None for p in weights)
 
 
-def test_pruned_gates_train_and_load(x):
-    a, b = gate_of(pruned), gate_of(pruned, seed=5)
+@pytest.mark.parametrize("change", [pruned, parametrized, low_rank, hooked], ids=lambda change: change.__name__)
+def test_one_graph_with_the_same_result(change, x):
+    se = gate_of(change).eval()
+    torch.compiler.reset()
+    torch.testing.assert_close(torch.compile(se, backend="eager", fullgraph=True)(x), as_called(se, x))
+
+
+def pruned_network(seed):
+    torch.manual_seed(seed)
+    network = senet.create_model("se_resnet8", num_classes=10)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            prune.l1_unstructured(module, "weight", 0.3)
+    return network.eval()
+
+
+def test_pruned_networks_train_and_load():
+    a, b, images = pruned_network(1), pruned_network(2), torch.randn(4, 3, 32, 32)
     for _ in range(2):
-        a(x).sum().backward()
+        a.train()(images).sum().backward()
     b.load_state_dict(a.state_dict())
-    torch.testing.assert_close(b(x), a(x), rtol=0, atol=0)
+    torch.testing.assert_close(b(images), a.eval()(images), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("change", [weight_normed_by_hooks, weight_normed, spectral_normed, parametrized])
+def test_parameters_behind_a_weight_count_at_every_call(change, x):
+    se = gate_of(change).eval()
+    before = se(x)
+    with torch.no_grad():
+        for name, p in se.named_parameters():
+            if name.startswith(("fc1", "fc2")) and "bias" not in name:
+                p.mul_(torch.linspace(1, 3, p.shape[0]).view(-1, *(1,) * (p.ndim - 1)))
+    assert not torch.allclose(se(x), before, rtol=1e-2)
 
 
 def test_adapters_learn(x):
@@ -146,6 +173,7 @@ def test_every_kind_of_listener_hears_the_fcs(x):
             hook.remove()
     y.sum().backward()
     assert heard.count("Conv2d") == 4
+    assert heard.count("ReLU") == 2
     assert {"backward", "before backward"} <= set(heard)
     heard.clear()
     for hook in own:
@@ -155,9 +183,10 @@ def test_every_kind_of_listener_hears_the_fcs(x):
 
 
 def test_half_types_are_computed_in_the_layers_own(x):
-    se = gate_of(hooked).to(torch.bfloat16)
+    se, types = gate_of(hooked).to(torch.bfloat16), []
+    se.fc1.register_forward_pre_hook(lambda layer, args: types.append(args[0].dtype))
     y = se(x.to(torch.bfloat16))
-    assert y.dtype == torch.bfloat16
+    assert y.dtype == types[0] == torch.bfloat16
     torch.testing.assert_close(y.float(), gate_of(hooked)(x), rtol=0.05, atol=0.05)
 
 
@@ -187,7 +216,7 @@ def test_layers_of_another_geometry_are_called(x):
     torch.testing.assert_close(se(x), as_called(se, x))
 
 
-def test_linear_layers_are_read(x):
+def test_linear_layers_take_the_same_weights(x):
     se, same = gate_of(lambda se: None), gate_of(lambda se: None)
     for name in ("fc1", "fc2"):
         layer = getattr(se, name)
@@ -208,6 +237,37 @@ def test_other_parameters_for_one_call(x):
     stacked = {name: torch.stack([p.detach(), other[name]]) for name, p in se.named_parameters()}
     both = torch.func.vmap(lambda weights: torch.func.functional_call(se, weights, (x,)))(stacked)
     torch.testing.assert_close(both, torch.stack([se(x), twin(x)]))
+
+
+@pytest.mark.parametrize("module", [lambda se: se, lambda se: nn.Sequential(se)], ids=["alone", "in a network"])
+def test_flops_are_counted_by_module(module, x):
+    network = module(SqueezeExcite(C, SEConfig(reduction=2)))
+    with FlopCounterMode(display=False) as counter:
+        network(x)
+    counts = counter.get_flop_counts()
+    of_layers = [sum(flops.values()) for name, flops in counts.items() if name.endswith(("fc1", "fc2"))]
+    assert of_layers == [2 * len(x) * C * C // 2] * 2
+
+
+def test_a_hook_may_offload_and_bring_back(x):
+    """As libraries do it that keep weights elsewhere between calls."""
+    se, expected = gate_of(lambda se: None), gate_of(lambda se: None)(x)
+    held = {}
+
+    def bring(layer, args):
+        layer.weight.data, layer.bias.data = held[layer]
+
+    def put_away(layer, *args):
+        held[layer] = layer.weight.data, layer.bias.data
+        layer.weight.data, layer.bias.data = (torch.empty(0) for _ in range(2))
+
+    for layer in (se.fc1, se.fc2):
+        put_away(layer)
+        layer.register_forward_pre_hook(bring)
+        layer.register_forward_hook(put_away)
+    with torch.no_grad():
+        for _ in range(2):
+            torch.testing.assert_close(se(x), expected)
 
 
 @pytest.mark.filterwarnings("ignore")  # PyTorch is about to move its quantization
