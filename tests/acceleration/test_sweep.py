@@ -312,6 +312,18 @@ def test_other_sizes_are_captured_and_swept(on):
     assert len(sweeping.tails) == 8
 
 
+class PreActivation(Block):
+    def forward(self, x):
+        y = self.conv1(self.relu(self.norm1(x)))
+        return x + self.se(self.conv2(torch.relu(self.norm2(y))))
+
+
+def test_the_gate_and_sum_of_a_pre_activation_block_are_a_tail(on):
+    torch.manual_seed(0)
+    sweeping = compare(nn.Sequential(PreActivation(), PreActivation()).double(), double())
+    assert [node.args[1] is None for node in sweeping.tails] == [False, False, True] * 2
+
+
 class Checkpointed(nn.Module):
     def __init__(self):
         super().__init__()
