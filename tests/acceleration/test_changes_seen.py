@@ -110,8 +110,25 @@ def swap_blocks(net):
 
 
 CHANGES = [
-    *(set_eps, set_padding, set_stride, set_list, set_key, set_inside, set_function, set_slope, set_no_statistics),
-    *(set_forward, set_gate_function, set_gate, set_larger_gate, set_mode_of_norm, swap_blocks),
+    *(
+        set_eps,
+        pytest.param(set_padding, marks=pytest.mark.slow, id="set_padding"),
+        set_stride,
+        set_list,
+        set_key,
+        pytest.param(set_inside, marks=pytest.mark.slow, id="set_inside"),
+        pytest.param(set_function, marks=pytest.mark.slow, id="set_function"),
+        set_slope,
+        set_no_statistics,
+    ),
+    *(
+        pytest.param(set_forward, marks=pytest.mark.slow, id="set_forward"),
+        set_gate_function,
+        set_gate,
+        pytest.param(set_larger_gate, marks=pytest.mark.slow, id="set_larger_gate"),
+        set_mode_of_norm,
+        pytest.param(swap_blocks, marks=pytest.mark.slow, id="swap_blocks"),
+    ),
 ]
 
 

@@ -152,10 +152,37 @@ def assigned_from_outside(net):
 
 WAYS = [
     assigned_from_outside,
-    *(in_place_through_data, by_copy_to_data, by_numpy, statistics_through_data),
-    *(in_place, of_one_element, through_a_view, by_copy, by_foreach, through_detach, in_inference_mode, new_data),
-    *(new_parameter, another_parameter_tied, by_initialization, by_reset, as_a_vector, loaded, loaded_by_assignment),
-    *(loaded_in_part, of_a_buffer, another_buffer, through_bfloat16),
+    *(
+        in_place_through_data,
+        by_copy_to_data,
+        pytest.param(by_numpy, marks=pytest.mark.slow, id="by_numpy"),
+        statistics_through_data,
+    ),
+    *(
+        in_place,
+        of_one_element,
+        through_a_view,
+        by_copy,
+        pytest.param(by_foreach, marks=pytest.mark.slow, id="by_foreach"),
+        pytest.param(through_detach, marks=pytest.mark.slow, id="through_detach"),
+        in_inference_mode,
+        new_data,
+    ),
+    *(
+        new_parameter,
+        another_parameter_tied,
+        by_initialization,
+        pytest.param(by_reset, marks=pytest.mark.slow, id="by_reset"),
+        pytest.param(as_a_vector, marks=pytest.mark.slow, id="as_a_vector"),
+        loaded,
+        loaded_by_assignment,
+    ),
+    *(
+        pytest.param(loaded_in_part, marks=pytest.mark.slow, id="loaded_in_part"),
+        of_a_buffer,
+        another_buffer,
+        through_bfloat16,
+    ),
 ]
 
 
