@@ -9,7 +9,6 @@ from torch import nn
 from torch.nn import functional as F
 
 import senet
-from helpers.acceleration import report_of
 from helpers.images import images, maps
 from helpers.networks import randomized
 from senet import SEConfig
