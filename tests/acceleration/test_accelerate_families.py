@@ -9,8 +9,8 @@ import torchvision
 from torch import nn
 
 import senet
-from helpers.acceleration import instances, report_of
 from helpers.accelerated import in_sweeps
+from helpers.acceleration import instances, report_of
 from helpers.images import images
 from helpers.networks import all_names, relative, settled
 from senet import SEConfig
@@ -151,7 +151,7 @@ def test_stochastic_depth_draws_the_same_numbers():
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("ecaresnet26t", "by a gate of their own"),
+        ("ecaresnet26t", "does not follow a fully connected layer"),
         ("ese_vovnet19b_dw", "its excitation is a single layer"),
     ],
 )

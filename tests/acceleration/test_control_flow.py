@@ -138,7 +138,11 @@ class ByTorch(Body):
 
 
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
-@pytest.mark.parametrize("network", [ByNumpy, ByPython, ByTorch], ids=lambda network: network.__name__)
+@pytest.mark.parametrize(
+    "network",
+    [ByNumpy, pytest.param(ByPython, marks=pytest.mark.slow, id="ByPython"), ByTorch],
+    ids=lambda network: network.__name__,
+)
 def test_each_call_draws_anew_and_the_same_numbers(network, train):
     model = network().train(train)
     fast = senet.accelerate(model)
@@ -207,7 +211,12 @@ class InAList(Body):
         return self.body(x) * len(self.seen)
 
 
-COUNTED = [Counted, CountedInABuffer, Remembered, InAList]
+COUNTED = [
+    Counted,
+    CountedInABuffer,
+    pytest.param(Remembered, marks=pytest.mark.slow, id="Remembered"),
+    pytest.param(InAList, marks=pytest.mark.slow, id="InAList"),
+]
 
 
 @pytest.mark.parametrize("network", COUNTED, ids=lambda network: network.__name__)
@@ -265,7 +274,11 @@ class Switched(Frozen):
         return self.head(self.features(x))
 
 
-@pytest.mark.parametrize("network", [Frozen, Detached, Switched], ids=lambda network: network.__name__)
+@pytest.mark.parametrize(
+    "network",
+    [Frozen, Detached, pytest.param(Switched, marks=pytest.mark.slow, id="Switched")],
+    ids=lambda network: network.__name__,
+)
 def test_parts_without_gradients(network):
     fast = assert_same_in_training(network(), image().double())
     assert {name.split(".")[0] for name, p in fast.named_parameters() if p.grad is not None} == {"head"}
@@ -343,7 +356,11 @@ def bytes_kept(net, x):
     return sum(kept.values())
 
 
-CHECKPOINTED = [Checkpointed, CheckpointedAsBefore, CheckpointedTwice]
+CHECKPOINTED = [
+    Checkpointed,
+    CheckpointedAsBefore,
+    pytest.param(CheckpointedTwice, marks=pytest.mark.slow, id="CheckpointedTwice"),
+]
 
 
 @pytest.mark.filterwarnings("ignore:.*none of the inputs have requires_grad")

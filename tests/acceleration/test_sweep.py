@@ -124,24 +124,32 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_networks_train_as_they_are(on, name):
+def test_networks_train_as_they_are(name):
     make, tails, gates = NETWORKS[name]
     torch.manual_seed(0)
-    sweeping = compare(make().double().train(), torch.randn(2, 3, 48, 48, dtype=torch.float64))
+    with senet.use_backend("reference" if native.why_not() else "native"):
+        sweeping = compare(make().double().train(), torch.randn(2, 3, 48, 48, dtype=torch.float64))
     assert len(sweeping.graphs) == 1
     assert len(sweeping.tails) == tails
     assert sum(node.args[2] is not None for node in sweeping.tails) == gates
 
 
-@pytest.mark.parametrize("norm", [nn.BatchNorm2d, lambda c: nn.GroupNorm(4, c)], ids=["batch", "group"])
+NORMS = pytest.mark.parametrize("norm", [nn.BatchNorm2d, lambda c: nn.GroupNorm(4, c)], ids=["batch", "group"])
+
+
+@NORMS
 @pytest.mark.parametrize("gated", [True, False])
-@pytest.mark.parametrize("backend", ["auto", "traced"])
-def test_a_block_is_two_tails(on, norm, gated, backend):
-    sweeping = compare(nn.Sequential(Block(norm, gated), Block(norm, gated)).double(), double(), backend)
-    assert len(sweeping.tails) == (2 if backend == "traced" else 4)
-    assert not any(node.op == "call_function" and "relu" in str(node.target) for node in sweeping.graphs[0].nodes) or (
-        backend == "traced"
-    )
+def test_a_block_is_two_tails(on, norm, gated):
+    sweeping = compare(nn.Sequential(Block(norm, gated), Block(norm, gated)).double(), double())
+    assert len(sweeping.tails) == 4
+    assert not any("relu" in str(node.target) for graph in sweeping.graphs for node in graph.nodes)
+
+
+@NORMS
+@pytest.mark.parametrize("gated", [True, False])
+def test_for_a_compiler_norm_and_relu_stay_and_the_rest_is_traced(norm, gated):
+    sweeping = compare(Block(norm, gated).double(), double(), "traced")
+    assert len(sweeping.tails) == 1
 
 
 class Late(Block):
@@ -310,6 +318,18 @@ def test_other_sizes_are_captured_and_swept(on):
     agree(*results)
     assert len(sweeping.graphs) == 2  # as captured first, then for any size
     assert len(sweeping.tails) == 8
+
+
+class PreActivation(Block):
+    def forward(self, x):
+        y = self.conv1(self.relu(self.norm1(x)))
+        return x + self.se(self.conv2(torch.relu(self.norm2(y))))
+
+
+def test_the_gate_and_sum_of_a_pre_activation_block_are_a_tail(on):
+    torch.manual_seed(0)
+    sweeping = compare(nn.Sequential(PreActivation(), PreActivation()).double(), double())
+    assert [node.args[1] is None for node in sweeping.tails] == [False, False, True] * 2
 
 
 class Checkpointed(nn.Module):

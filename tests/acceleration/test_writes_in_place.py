@@ -154,7 +154,7 @@ class LastBlock(nn.Module):
         return self.block(x)
 
 
-@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("channels_last", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("network", [OntoTheImage, ReluFirst, LastBlock, Body], ids=lambda network: network.__name__)
 def test_the_callers_image_is_written_where_the_network_writes_it(network, channels_last):
     torch.manual_seed(0)

@@ -114,6 +114,15 @@ def step(net, *inputs, calls=1):
     return results, gradients, dict(net.named_buffers())
 
 
+def assert_same_gradients(mine, expected, tolerance):
+    """The same parameters have gradients; they agree relative to the largest one: some are zero but for rounding."""
+    assert {name for name, g in mine.items() if g is None} == {name for name, g in expected.items() if g is None}
+    largest = max((g.abs().max() for g in expected.values() if g is not None), default=0)
+    for name, gradient in expected.items():
+        if gradient is not None:
+            assert (mine[name] - gradient).abs().max() <= tolerance * largest, name
+
+
 def assert_same_in_eval(model, *inputs, calls=1, dtype=torch.float32):
     """The accelerated copy of a network returns what the network returns; the copy."""
     model = model.to(dtype).eval()
@@ -132,11 +141,7 @@ def assert_same_in_training(model, *inputs, calls=1, dtype=torch.float64):
         (mine, gradients, buffers) = step(fast, *inputs, calls=calls)
     (expected, wanted, kept) = step(fresh, *inputs, calls=calls)
     assert_close(mine, expected)
-    assert {k for k, g in gradients.items() if g is None} == {k for k, g in wanted.items() if g is None}
-    largest = max((g.abs().max() for g in wanted.values() if g is not None), default=0)
-    for key, gradient in wanted.items():
-        if gradient is not None:
-            assert (gradients[key] - gradient).abs().max() <= TOLERANCES[dtype] * largest, key
+    assert_same_gradients(gradients, wanted, TOLERANCES[dtype])
     assert_close(buffers, kept)
     return fast
 

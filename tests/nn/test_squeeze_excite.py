@@ -86,9 +86,8 @@ def test_what_compilers_capture():
     kinds = []
 
     def keep(graph, inputs):
-        kinds.extend(
-            getattr(node.target, "__name__", node.target) for node in graph.graph.nodes if node.op[:4] == "call"
-        )
+        calls = [node.target for node in graph.graph.nodes if node.op.startswith("call")]
+        kinds.extend(getattr(target, "__name__", target) for target in calls)
         return graph
 
     torch.compiler.reset()

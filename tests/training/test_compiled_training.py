@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from helpers.messages import assert_said
 from senet.acceleration import use
+from senet.errors import InputError
 from senet.runs.recipe import load_recipe
 from senet.runs.settings import RunSettings
 from senet.training.interrupt import Interrupted, StopRequest
@@ -60,6 +62,18 @@ def test_a_compiled_run_that_is_broken_off_resumes_bit_for_bit(settings, quick_r
     for name in ("last", "best"):
         whole, broken = (load_weights(tmp_path / run / f"{name}.safetensors")[0] for run in ("whole", "broken"))
         assert all(torch.equal(value, broken[key]) for key, value in whole.items())
+
+
+def test_a_run_that_is_resumed_keeps_how_it_was_started(settings, quick_recipe, caplog, tmp_path):
+    """So do runs that were started before networks were compiled by default."""
+    with pytest.raises(Interrupted):
+        train(settings, quick_recipe("compile=off"), tmp_path / "run", stop=StopAfterBatches(1), loggers=False)
+    train(settings, quick_recipe(), tmp_path / "run", resume=True, loggers=False)
+    assert load_recipe(tmp_path / "run" / "recipe.yaml").compile == "off"
+    (warning,) = [record.getMessage() for record in caplog.records if "compile" in record.getMessage()]
+    assert_said(warning, "compile: off … keeps it")
+    with pytest.raises(InputError, match="another recipe"):
+        train(settings, quick_recipe("lr=1"), tmp_path / "run", resume=True, loggers=False)
 
 
 def test_a_run_that_cannot_be_compiled_goes_on_and_its_log_says_so(settings, graphs, monkeypatch, tmp_path):

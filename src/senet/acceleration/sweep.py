@@ -62,9 +62,10 @@ def training_form(module: fx.GraphModule, backend: str) -> tuple[fx.GraphModule,
 
 @dataclass
 class _Group:
-    """A norm and what follows it with no other reader between."""
+    """A norm, or a gate without one, and what follows with no other reader between."""
 
-    norm: Operation
+    x: fx.Node
+    norm: Operation | None
     nodes: list[fx.Node]
     gate: Gate | None = None
     shortcut: fx.Node | None = None
@@ -78,7 +79,7 @@ class _Group:
 
     @property
     def name(self) -> str:
-        return name_of(self.norm.node) if self.gate is None else self.gate.name
+        return name_of(self.nodes[0]) if self.gate is None else self.gate.name
 
 
 def sweep(graph: fx.Graph, backend: str) -> list[Decision]:
@@ -87,6 +88,8 @@ def sweep(graph: fx.Graph, backend: str) -> list[Decision]:
     groups = {node: group for node in graph.nodes if (group := _begin(node, backend)) is not None}
     for group in groups.values():
         _take_gate(group, order)
+    taken = {group.end for group in groups.values()}
+    groups |= {node: group for node in graph.nodes if node not in taken and (group := _begin_gate(node)) is not None}
     for node in [node for node in graph.nodes if kind_of(node) == "add"]:
         _take_sum(node, groups, order, backend)
     for group in groups.values():
@@ -115,7 +118,16 @@ def _begin(node: fx.Node, backend: str) -> _Group | None:
             return None  # PyTorch's operations are faster
         if not isinstance(found.training, bool) or not _updates_alone(found):
             return None
-    return _Group(found, [node])
+    return _Group(found.x, found, [node])
+
+
+def _begin_gate(node: fx.Node) -> _Group | None:
+    """The group of a gate that does not follow a norm, such as that of a pre-activation block."""
+    gate = gate_at(node)
+    if gate is None or gate.norm is not None or kind_of(gate.x) in ("batch_norm", "group_norm"):
+        return None
+    x, y = value_of(gate.x), value_of(node)
+    return _Group(gate.x, None, [node], gate) if x.dtype == y.dtype else None
 
 
 def _updates_alone(norm: Operation) -> bool:
@@ -149,21 +161,21 @@ def _take_sum(node: fx.Node, groups: dict[fx.Node, _Group], order: Order, backen
     ends = {group.end: group for group in groups.values()}
     pairs = [(ends[x], y) for x, y in ((found.x, found.y), (found.y, found.x)) if x in ends]
     for group, other in sorted(pairs, key=lambda pair: pair[0].gate is None):
-        if _next(group, order) is not node or not _are_alike(group.norm.x, other, node):
+        if _next(group, order) is not node or not _are_alike(group.x, other, node):
             continue
         group.nodes.append(node)
         group.shortcut = other
         projection = ends.get(other)
         alone = projection is not None and len(projection.nodes) == 1
         if projection is not None and alone and backend != "traced" and _may_join(group, projection, node, order):
-            group.shortcut, group.shortcut_norm, group.also = projection.norm.x, projection.norm, [other]
+            group.shortcut, group.shortcut_norm, group.also = projection.x, projection.norm, [other]
         return
 
 
 def _may_join(group: _Group, projection: _Group, node: fx.Node, order: Order) -> bool:
     """Whether the norm of a projection shortcut may run in the same call."""
     both = (group.norm, projection.norm)
-    if not all(norm.kind == "batch_norm" and norm.training for norm in both):
+    if not all(norm is not None and norm.kind == "batch_norm" and norm.training for norm in both):
         return False
     return _next(projection, order) is node and order.may_run_late((*group.nodes, *projection.nodes))
 
@@ -190,7 +202,9 @@ def _take_relu(group: _Group, order: Order) -> None:
 
 
 def _is_worth_it(group: _Group, backend: str) -> bool:
-    """Whether sweeps save anything: compilers fuse a norm and a ReLU themselves."""
+    """Whether sweeps save anything: compilers fuse a norm and a ReLU themselves, and a gate with what follows."""
+    if group.norm is None:
+        return group.shortcut is not None and backend != "traced"
     if group.gate is not None or group.shortcut is not None:
         return True
     return group.relu and backend != "traced"
@@ -219,7 +233,8 @@ def _arguments(group: _Group) -> tuple[Any, ...]:
     if gate is not None:
         excitation = FullyConnected(gate.w1, gate.b1, gate.w2, gate.b2, gate.gate, gate.activation)  # type: ignore[arg-type]
     other = None if group.shortcut_norm is None else _norm(group.shortcut_norm)
-    return group.norm.x, _norm(group.norm), excitation, group.shortcut, group.relu, other
+    norm = None if group.norm is None else _norm(group.norm)
+    return group.x, norm, excitation, group.shortcut, group.relu, other
 
 
 def _norm(found: Operation) -> Norm:
