@@ -100,7 +100,7 @@ def test_a_shortcut_is_not_overwritten_while_its_own_convolution_reads_it(kernel
             assert relative(fast(x), model(x)) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["resnet18", "se_resnet50"])
+@pytest.mark.parametrize("name", ["resnet18", pytest.param("se_resnet50", marks=pytest.mark.slow)])
 def test_features_that_are_returned_are_not_overwritten(name):
     torch.manual_seed(0)
     model = settled(senet.create_model(name, features_only=True))
@@ -154,7 +154,7 @@ def test_networks_of_others(make, monkeypatch):
 
 def test_bfloat16_and_contiguous_images():
     torch.manual_seed(0)
-    model = settled(senet.create_model("se_resnet50", 5), dtype=torch.float32)
+    model = settled(senet.create_model("se_resnet18", 5), dtype=torch.float32)
     x = images(64, dtype=torch.float32)
     with torch.no_grad():
         expected = model(x)

@@ -112,6 +112,7 @@ def test_no_images():
         assert called(fast, images(1, n=0)).shape == (0, 1000)
 
 
+@pytest.mark.slow
 def test_threads_have_workspaces_of_their_own():
     fast = accelerated("se_resnet50")
     inputs = [images(seed, n=1, size=48) for seed in range(4)]
@@ -125,6 +126,7 @@ def test_threads_have_workspaces_of_their_own():
     run_together(work, range(4))
 
 
+@pytest.mark.slow
 def test_few_shapes_are_kept_and_large_workspaces_are_not(monkeypatch, graphs):
     fast = accelerated("se_resnet50")
     for size in range(32, 32 + 4 * (Planned.KEPT + 3), 4):
@@ -140,6 +142,7 @@ def test_few_shapes_are_kept_and_large_workspaces_are_not(monkeypatch, graphs):
     assert list(whole.plans.values()) == [whole.ordinary]
 
 
+@pytest.mark.slow
 def test_another_number_of_threads_gets_another_plan(graphs):
     fast, x = accelerated("se_resnet50"), images(1)
     before = torch.get_num_threads()

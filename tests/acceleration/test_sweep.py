@@ -123,7 +123,7 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "timm drop")) for n in NETWORKS])
 def test_networks_train_as_they_are(name):
     make, tails, gates = NETWORKS[name]
     torch.manual_seed(0)
