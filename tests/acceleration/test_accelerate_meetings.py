@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import senet
+from helpers.accelerated import assert_same as assert_same_in_both_modes
 from helpers.acceleration import batch_sizes
 from helpers.images import maps
 from senet.acceleration.fold import ALONE
@@ -117,3 +118,26 @@ def test_networks_that_join_images_are_not_run_in_parts(network, monkeypatch):
         sizes = batch_sizes(monkeypatch)
         fast(x)
     assert all(size == 16 for size in sizes)
+
+
+class Fused(nn.Module):
+    """Sums of more than two branches, as multi-resolution networks have."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 1)
+        self.convs = nn.ModuleList(nn.Conv2d(16, 16, 1) for _ in range(5))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(16) for _ in range(5))
+
+    def branch(self, index, x):
+        return self.norms[index](self.convs[index](x))
+
+    def forward(self, x):
+        x = F.relu(self.stem(x))
+        y = self.branch(0, 0.5 * x) + x + self.branch(1, 0.25 * x)
+        z = self.branch(2, 0.5 * x) + self.branch(3, x) + 0.25 * x + y
+        return F.relu(y), F.relu(z), self.branch(4, x) + x + 0.5 * x
+
+
+def test_sums_of_more_than_two_branches():
+    assert_same_in_both_modes(Fused, maps())

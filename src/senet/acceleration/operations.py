@@ -74,6 +74,7 @@ _WRITING: dict[Any, str] = {  # these overwrite their first argument
     **dict.fromkeys((F.relu_, torch.relu_, "relu_", _aten.relu_.default), "relu"),
     **dict.fromkeys((_aten.relu6_.default,), "relu6"),
     **dict.fromkeys((F.hardtanh_, _aten.hardtanh_.default), "hardtanh"),
+    **dict.fromkeys((torch.dropout_, _aten.dropout_.default), "dropout"),
     **dict.fromkeys((_aten.silu_.default,), "silu"),
     **dict.fromkeys((_aten.hardswish_.default,), "hardswish"),
     **dict.fromkeys((_aten.hardsigmoid_.default,), "hardsigmoid"),
@@ -95,6 +96,7 @@ _SHAPE_METHODS = ("view", "reshape", "unsqueeze", "squeeze", "flatten", "expand"
 _SHAPE_FUNCTIONS = (
     *(torch.reshape, torch.unsqueeze, torch.squeeze, torch.flatten, _aten.view.default, _aten.reshape.default),
     *(_aten.unsqueeze.default, _aten.flatten.using_ints, _aten.expand.default, _aten.squeeze.dims, _aten.squeeze.dim),
+    *(_aten.expand_as.default, _aten.contiguous.default),
 )
 _DTYPE_METHODS = ("to", "float", "type_as", "half", "bfloat16", "double")
 _ENTER, _EXIT = torch.amp.autocast_mode._enter_autocast, torch.amp.autocast_mode._exit_autocast

@@ -161,7 +161,7 @@ def _take_sum(node: fx.Node, groups: dict[fx.Node, _Group], order: Order, backen
     ends = {group.end: group for group in groups.values()}
     pairs = [(ends[x], y) for x, y in ((found.x, found.y), (found.y, found.x)) if x in ends]
     for group, other in sorted(pairs, key=lambda pair: pair[0].gate is None):
-        if _next(group, order) is not node or not _are_alike(group.x, other, node):
+        if group.shortcut is not None or _next(group, order) is not node or not _are_alike(group.x, other, node):
             continue
         group.nodes.append(node)
         group.shortcut = other

@@ -6,12 +6,11 @@ identity and address. Some writes are not counted:
 - Steps of fused optimizers: they are counted here, by a hook on all optimizers.
 - Running statistics that a batch norm updates: graphs that do so are counted here, and the statistics are compared
   afterwards. Their versions must stay: the backward pass checks them.
-- Writes through ``tensor.data`` and by other libraries: on the CPU, two elements of each weight are compared, which
+- Writes through ``tensor.data`` and by other libraries: on the CPU, one element of each weight is compared, which
   notices whatever changes a whole tensor, but not a write to a few elements.
 """
 
 import functools
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -72,7 +71,7 @@ class Followed:
         self._weights = list(weights)
         self._addresses = [weight.data_ptr() for weight in weights]
         self._versions = [weight._version for weight in weights]
-        self._elements = list(itertools.chain.from_iterable(map(_elements, weights)))
+        self._elements = [element for weight in weights for element in _element(weight)]
         self._values = [element.item() for element in self._elements]
         self._statistics = [(w, w.clone()) for w in weights if not isinstance(w, nn.Parameter)]
         self._updates = _Updates.count
@@ -93,11 +92,10 @@ class Followed:
         return [element.item() for element in self._elements] == self._values
 
 
-def _elements(weight: Tensor) -> list[Any]:
-    """The first and the middle element of a tensor on the CPU, as integers that NumPy reads from its memory."""
+def _element(weight: Tensor) -> list[Any]:
+    """The middle element of a tensor on the CPU, as an integer that NumPy reads from its memory."""
     if not weight.is_cpu or not weight.numel() or weight.layout is not torch.strided:
         return []
-    flat = weight.detach().as_strided((1,), (1,), weight.storage_offset())
     middle = sum(stride * (size // 2) for stride, size in zip(weight.stride(), weight.shape, strict=True))
-    places = flat, weight.detach().as_strided((1,), (1,), weight.storage_offset() + middle)
-    return [place.view(_AS_INTEGER[weight.element_size()]).numpy() for place in places]
+    place = weight.detach().as_strided((), (), weight.storage_offset() + middle)
+    return [place.view(_AS_INTEGER[weight.element_size()]).numpy()]
