@@ -494,3 +494,18 @@ def test_weights_that_are_given_for_a_call():
             mine, expected = (torch.func.functional_call(net, weights, (image(),)) for net in (fast, model))
         assert_close(mine, expected)
         assert_close(outputs(fast, image()), outputs(model, image()))
+
+
+@pytest.mark.parametrize("where", ["shared memory", "inference mode"])
+def test_the_report_says_that_such_weights_are_not_folded(where):
+    torch.manual_seed(0)
+    with torch.inference_mode(where == "inference mode"):
+        model = senet.create_model("se_resnet8", num_classes=10).eval()
+        fast = senet.accelerate(model)  # a copy of shared weights would not be shared
+    if where == "shared memory":
+        fast.share_memory()
+    x = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        assert torch.equal(fast(x), model(x))  # the captured operations, to the bit
+    gates = [gate.name for gate in senet.find_gates(model)]
+    assert all(where in fast.acceleration.left[gate] for gate in gates)

@@ -245,6 +245,7 @@ class Inference:
             report.add(Decision(name, "inference", form, backend))
         for name, why in left.items():
             report.add(Decision(name, "inference", AS_CAPTURED, "torch", why))
+        self._report = report
         count_optimizer_steps()
         if compiler is not None:  # now, while Dynamo knows which sizes are dynamic
             followed = self._weights(tuple(example_inputs))
@@ -266,7 +267,10 @@ class Inference:
         followed = self._weights(given)
         state = self._state
         if state is None or not self._is_current(state, followed, given):
-            if why_not(followed) is not None:
+            reason = why_not(followed)
+            if reason is not None:
+                for name in self._folding.forms:
+                    self._report.add(Decision(name, "inference", AS_CAPTURED, "torch", reason))
                 return self.ordinary(*given)
             with self._making:
                 state = self._state = self._made(followed, given)
