@@ -114,7 +114,9 @@ def test_features_that_are_returned_are_not_overwritten(name):
 
 
 @pytest.mark.parametrize("placement", ["standard", "pre", "post", "identity", "3x3"])
-@pytest.mark.parametrize("gate", ["sigmoid", "tanh", "hard_sigmoid"])
+@pytest.mark.parametrize(
+    "gate", ["sigmoid", *(pytest.param(g, marks=pytest.mark.slow) for g in ("tanh", "hard_sigmoid"))]
+)
 def test_placements_and_gates(placement, gate):
     torch.manual_seed(0)
     se = SEConfig(placement=placement, gate=gate, identity_init=gate == "tanh")

@@ -94,7 +94,7 @@ def test_such_a_gate_is_left_as_it_is(change, make, x):
     assert len(fast.acceleration.inference) >= len(senet.find_gates(net)) - 1  # the others are fast all the same
 
 
-@pytest.mark.parametrize("make", MAKERS, ids=named)
+@pytest.mark.parametrize("make", [MAKERS[0], *(pytest.param(m, marks=pytest.mark.slow) for m in MAKERS[1:])], ids=named)
 @pytest.mark.parametrize("change", [*CHANGES, another_forward], ids=named)
 def test_a_gate_that_becomes_such_one_later_is_called(change, make, x):
     net = make()
@@ -160,7 +160,7 @@ def meta_fc(net):
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("when", [pytest.param("before", marks=pytest.mark.slow), "after"])
 @pytest.mark.parametrize("move", [meta_norm, meta_statistics, meta_gate, meta_fc], ids=named)
 def test_a_network_on_two_devices_gets_the_ordinary_error(move, when, training, x):
     net = zoo().train(training)

@@ -6,7 +6,7 @@ from pathlib import Path
 TESTS = Path(__file__).parents[1]
 # Of this project, where nothing public can tell.
 OURS = {
-    "_form": "helpers/acceleration.py: the modules that run in evaluation; the report names the gates alone",
+    "_said": "helpers/compilation.py: what the process has said already, so that a test hears it",
     "_SPECS": "helpers/networks.py: what a test registers is to be forgotten; there is no public way back",
     "_specs": "helpers/networks.py: as above",
 }
@@ -20,6 +20,7 @@ OURS_IN_OPS = {
 THEIRS = {
     "_fields_",
     *("_BatchNorm", "_buffers", "_forward_hooks", "_forward_pre_hooks", "_modules", "_parameters", "_version"),
+    *("_C", "_dispatch_get_all_op_names", "_dynamo", "_foreach_mul_", "_replace"),
     *("_new_shared", "_replicate_for_data_parallel", "_SIGCHLD_handler_set", "_unscaled_dash_pattern"),
 }
 
