@@ -241,8 +241,6 @@ class Inference:
         self._work, self._in_parts = work, backend == "native" and repeatable and len(self._inputs) == 1
         self._in_parts &= "micro-batches" not in without
         self._state: tuple[Followed, Callable[..., Any]] | None = None
-        for name, form in self._folding.forms.items():
-            report.add(Decision(name, "inference", form, backend))
         for name, why in left.items():
             report.add(Decision(name, "inference", AS_CAPTURED, "torch", why))
         self._report = report
@@ -295,6 +293,8 @@ class Inference:
 
     def _made(self, followed: list[Tensor], given: tuple[Any, ...]) -> tuple[Followed, Callable[..., Any]]:
         known, state = Followed(followed), self._state
+        for name, form in self._folding.forms.items():
+            self._report.add(Decision(name, "inference", form, self._backend))
         by_name = dict(zip(self._followed_names, followed, strict=True))
         same = all(getattr(self._work, name, None) is given[place] for name, place in self._bound)
         if state is not None and self._compiler is not None and same:
